@@ -1,0 +1,24 @@
+//! What the sites agree on: the replicated queue and its Raft group.
+//!
+//! This crate knows no DICOM file and no socket. [`raft`] replicates opaque commands; [`machine`] is
+//! the seam between the two halves; the rest is the queue's model: commands, outcomes, and the pure
+//! function ([`Queue`]) that turns one into the other.
+
+pub mod command;
+pub mod exam;
+pub mod ids;
+mod keys;
+pub mod machine;
+pub mod mesh;
+pub mod outcome;
+mod queue;
+pub mod raft;
+mod record;
+mod state;
+pub mod transaction;
+pub mod view;
+
+pub use command::{Command, Envelope};
+pub use outcome::{Outcome, Refusal};
+pub use queue::{OUTCOME_KEPT_MS, Queue};
+pub use view::View;

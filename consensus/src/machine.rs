@@ -1,0 +1,47 @@
+//! The seam between Raft and the model: a machine applies bytes to a transaction.
+//!
+//! The Raft half never looks inside a command, and the model never hears of terms or votes.
+
+use std::io;
+
+use maillage_host::UnixMillis;
+
+use crate::transaction::Transaction;
+
+/// A deterministic state machine. Given the same transaction content, index and command, every
+/// replica must write the same bytes and return the same outcome: no clock, no randomness, no
+/// environment, no `HashMap` order.
+pub trait Machine: Send + Sync + 'static {
+    /// Sets the time at which the leader accepts `command`, just before it is proposed. Bytes that
+    /// are no valid command are refused here, before they reach the log.
+    ///
+    /// # Errors
+    /// The reason, fit for the client.
+    fn stamp(&self, command: &[u8], now: UnixMillis) -> Result<Vec<u8>, String>;
+
+    /// Applies a committed command and returns the encoded outcome. Refusals that every replica
+    /// gives alike are outcomes, not errors.
+    ///
+    /// # Errors
+    /// [`ApplyError`] stops the node: it can no longer be a replica.
+    fn apply(&self, transaction: &mut Transaction<'_>, index: u64, command: &[u8]) -> Result<Vec<u8>, ApplyError>;
+}
+
+/// Why a committed command could not be applied. Fatal for the node.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// This version of the software does not know the command: it must not guess, nor skip it.
+    #[error("unknown command at index {index}: {detail}; this node's version is too old for the mesh")]
+    Unknown {
+        /// The command's log index.
+        index: u64,
+        /// What could not be read, without its content.
+        detail: String,
+    },
+    /// The state that the command needs is unreadable or contradicts itself.
+    #[error("state is corrupt: {0}")]
+    Corrupt(String),
+    /// The engine failed.
+    #[error("state engine: {0}")]
+    Io(#[from] io::Error),
+}

@@ -1,0 +1,136 @@
+//! The mesh's own records: itself, its sites, their sessions, join tokens, and where images are.
+
+use serde::{Deserialize, Serialize};
+
+use crate::command::{SiteDescription, StudyPart, UnixMillisField};
+use crate::ids::{Address, ExamId, Name, PeerKey, SiteId, UidText};
+use crate::record::Record;
+
+/// The mesh.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mesh {
+    /// Its random identity, asked for in every handshake.
+    pub id: Address,
+    /// Its name, for people.
+    pub name: Name,
+    /// Copies wanted of each image.
+    pub copies: u8,
+    /// When it was founded.
+    pub founded_at: UnixMillisField,
+}
+
+impl Record for Mesh {
+    const VERSION: u8 = 1;
+    const WHAT: &'static str = "mesh";
+}
+
+/// A member site.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Site {
+    /// Its number, which is also its Raft node id.
+    pub id: SiteId,
+    /// As it describes itself.
+    pub description: SiteDescription,
+    /// When it joined.
+    pub joined_at: UnixMillisField,
+    /// Sessions it has opened so far.
+    pub sessions: u64,
+    /// Whether the last of them is open.
+    pub session_open: bool,
+    /// When its session ended, while it is away.
+    pub away_since: Option<UnixMillisField>,
+}
+
+impl Record for Site {
+    const VERSION: u8 = 1;
+    const WHAT: &'static str = "site";
+}
+
+/// A join token, known by the public half of the key inside it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinToken {
+    /// The public key.
+    pub key: PeerKey,
+    /// When it was made.
+    pub created_at: UnixMillisField,
+    /// When it ends.
+    pub expires_at: UnixMillisField,
+    /// The site that joined by it.
+    pub used_by: Option<SiteId>,
+    /// Whether it was revoked.
+    pub revoked: bool,
+}
+
+impl Record for JoinToken {
+    const VERSION: u8 = 1;
+    const WHAT: &'static str = "token";
+}
+
+impl JoinToken {
+    /// Whether a site may still join by it at `now`.
+    pub fn is_valid_at(&self, now: UnixMillisField) -> bool {
+        self.used_by.is_none() && !self.revoked && now < self.expires_at
+    }
+}
+
+/// A study's images: the parts that sites received, and who holds each.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Study {
+    /// The Study Instance UID.
+    pub uid: UidText,
+    /// One part for each site that received some of it.
+    pub parts: Vec<HeldPart>,
+}
+
+impl Record for Study {
+    const VERSION: u8 = 1;
+    const WHAT: &'static str = "study";
+}
+
+/// A part of a study and its holders.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldPart {
+    /// The site that received it.
+    pub origin: SiteId,
+    /// The exam it belongs to.
+    pub exam: ExamId,
+    /// The part.
+    pub part: StudyPart,
+    /// Sites that durably hold all of it, in ascending order.
+    pub holders: Vec<SiteId>,
+}
+
+impl Study {
+    /// The fewest copies that any part has.
+    pub fn copies(&self) -> usize {
+        self.parts.iter().map(|held| held.holders.len()).min().unwrap_or(0)
+    }
+}
+
+/// How many exams are in each state, kept so that no page has to count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Counts {
+    /// Requested, images not here.
+    pub requested: u64,
+    /// In the waiting room.
+    pub waiting: u64,
+    /// Claimed.
+    pub claimed: u64,
+    /// Reported.
+    pub reported: u64,
+    /// Cancelled.
+    pub cancelled: u64,
+    /// Standing apart from any request.
+    pub unsolicited: u64,
+    /// Studies known.
+    pub studies: u64,
+    /// Studies with a part on fewer than two sites.
+    pub studies_below_two: u64,
+    /// Studies with a part on fewer sites than wanted.
+    pub studies_below_wanted: u64,
+}
+
+impl Record for Counts {
+    const VERSION: u8 = 1;
+    const WHAT: &'static str = "counts";
+}

@@ -1,0 +1,160 @@
+//! What became of a command. Every replica computes the same outcome; a refusal is one.
+
+use serde::{Deserialize, Serialize};
+
+use crate::command::UnixMillisField;
+use crate::exam::{Claim, ExamState, Unsolicited};
+use crate::ids::{ExamId, FencingToken, Name, SiteId};
+use crate::machine::ApplyError;
+use crate::record::Record;
+
+/// What became of a command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// The mesh exists.
+    Founded,
+    /// Done, with nothing to say.
+    Done,
+    /// A site joined.
+    Joined {
+        /// Its number.
+        site: SiteId,
+    },
+    /// A session is open.
+    SessionOpened {
+        /// Its number.
+        session: u64,
+    },
+    /// A session ended.
+    SessionExpired {
+        /// Claims that it freed.
+        freed: u32,
+    },
+    /// An exam exists.
+    ExamAdded {
+        /// Its number.
+        exam: ExamId,
+        /// Whether it existed before: the same accession number and patient were added already.
+        existed: bool,
+    },
+    /// A claim is granted.
+    Claimed(Grant),
+    /// No exam that fits is waiting.
+    NothingWaiting,
+    /// A report is recorded.
+    Completed {
+        /// Its number within the exam.
+        report: u32,
+    },
+    /// Images are attached to an exam.
+    StudyRecorded {
+        /// Which.
+        exam: ExamId,
+        /// Why it stands apart from any request, if it does.
+        unsolicited: Option<Unsolicited>,
+    },
+    /// Not done.
+    Refused(Refusal),
+}
+
+/// A granted claim.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    /// The exam.
+    pub exam: ExamId,
+    /// Its workitem's number.
+    pub workitem: u32,
+    /// The claim.
+    pub claim: Claim,
+}
+
+/// Who holds an exam that somebody else asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// The user.
+    pub user: Name,
+    /// The site.
+    pub site: SiteId,
+    /// The site's name.
+    pub site_name: Name,
+    /// Since when.
+    pub since: UnixMillisField,
+}
+
+/// Why a command was not done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    /// No exam has this number.
+    #[error("no such exam")]
+    NoSuchExam,
+    /// Somebody holds it.
+    #[error("already claimed by {} at {}", .0.user, .0.site_name)]
+    AlreadyClaimed(Holder),
+    /// The exam's state does not allow it.
+    #[error("the exam is {state}")]
+    WrongState {
+        /// Its state.
+        state: ExamState,
+    },
+    /// The fencing token is not the current claim's.
+    #[error("the claim with token {given} no longer holds{}", match .kept_as { Some(n) => format!("; the text is kept as draft {n}"), None => String::new() })]
+    StaleToken {
+        /// The token given.
+        given: FencingToken,
+        /// The report number under which a text was kept.
+        kept_as: Option<u32>,
+    },
+    /// The site has no open session, so no claim of it could be bound to one.
+    #[error("the site has no open session")]
+    NoSession,
+    /// The session is not the site's open one.
+    #[error("the session is not open")]
+    SessionOver,
+    /// The token was never made, or for another mesh.
+    #[error("the token is not known to this mesh")]
+    TokenUnknown,
+    /// The token is past its end.
+    #[error("the token has expired")]
+    TokenExpired,
+    /// A site joined by it already.
+    #[error("the token was used already")]
+    TokenUsed,
+    /// It was revoked.
+    #[error("the token was revoked")]
+    TokenRevoked,
+    /// Another site has this name.
+    #[error("a site of this name is a member already")]
+    NameTaken,
+    /// The proposing site is no member.
+    #[error("the site is not a member of this mesh")]
+    NotAMember,
+    /// There is a mesh already, or there is none yet.
+    #[error("{0}")]
+    MeshState(Name),
+    /// The study or part is not known.
+    #[error("no such study part")]
+    NoSuchPart,
+    /// The two exams cannot be reconciled.
+    #[error("{0}")]
+    CannotReconcile(Name),
+}
+
+impl Record for Outcome {
+    const VERSION: u8 = 1;
+    const WHAT: &'static str = "outcome";
+}
+
+impl Outcome {
+    /// The bytes that the Raft layer carries back.
+    pub fn encode(&self) -> Vec<u8> {
+        Record::encode(self)
+    }
+
+    /// Reads what [`Outcome::encode`] wrote.
+    ///
+    /// # Errors
+    /// [`ApplyError::Corrupt`] when it is none.
+    pub fn decode(bytes: &[u8]) -> Result<Self, ApplyError> {
+        Record::decode(bytes)
+    }
+}

@@ -1,0 +1,135 @@
+//! The mesh's membership: founding, join tokens, sessions.
+
+use super::{Applied, claims};
+use crate::command::{SiteDescription, UnixMillisField};
+use crate::ids::{Address, Line, Name, PeerKey, SiteId};
+use crate::mesh::{JoinToken, Mesh, Site};
+use crate::outcome::{Outcome, Refusal};
+use crate::state::State;
+
+/// The longest life of a join token: a week.
+const TOKEN_LIFETIME_MAX_MS: u64 = 7 * 24 * 3_600_000;
+
+pub(super) fn found(
+    state: &mut State<'_, '_>,
+    id: &Address,
+    name: &Name,
+    copies: u8,
+    founder: &SiteDescription,
+) -> Applied {
+    if state.mesh()?.is_some() {
+        return Ok(Refusal::MeshState(Name::fitted("the mesh is founded already")).into());
+    }
+    state.put_mesh(&Mesh { id: *id, name: name.clone(), copies: copies.max(1), founded_at: state.now });
+    add_site(state, SiteId(1), founder);
+    Ok(Outcome::Founded.into())
+}
+
+fn add_site(state: &mut State<'_, '_>, id: SiteId, description: &SiteDescription) {
+    let site = Site {
+        id,
+        description: description.clone(),
+        joined_at: state.now,
+        sessions: 0,
+        session_open: false,
+        away_since: Some(state.now),
+    };
+    state.put_site(&site);
+}
+
+pub(super) fn create_token(state: &mut State<'_, '_>, key: &PeerKey, lifetime_ms: u64) -> Applied {
+    let lifetime_ms = lifetime_ms.min(TOKEN_LIFETIME_MAX_MS);
+    let token = JoinToken {
+        key: key.clone(),
+        created_at: state.now,
+        expires_at: UnixMillisField(state.now.0.saturating_add(lifetime_ms)),
+        used_by: None,
+        revoked: false,
+    };
+    state.put_token(&token);
+    Ok(Outcome::Done.into())
+}
+
+pub(super) fn revoke_token(state: &mut State<'_, '_>, key: &PeerKey) -> Applied {
+    let Some(mut token) = state.token(key)? else {
+        return Ok(Refusal::TokenUnknown.into());
+    };
+    token.revoked = true;
+    state.put_token(&token);
+    Ok(Outcome::Done.into())
+}
+
+pub(super) fn join(state: &mut State<'_, '_>, key: &PeerKey, joiner: &SiteDescription) -> Applied {
+    let Some(mut token) = state.token(key)? else {
+        return Ok(Refusal::TokenUnknown.into());
+    };
+    if let Some(site) = token.used_by {
+        // The joiner whose first answer was lost asks again, under another command id.
+        let same = state.site(site)?.is_some_and(|member| member.description.key == joiner.key);
+        return Ok(if same { Outcome::Joined { site }.into() } else { Refusal::TokenUsed.into() });
+    }
+    if token.revoked {
+        return Ok(Refusal::TokenRevoked.into());
+    }
+    if !token.is_valid_at(state.now) {
+        return Ok(Refusal::TokenExpired.into());
+    }
+    let taken = state.sites()?.iter().any(|site| site.description.name == joiner.name);
+    if taken || state.site_of(&joiner.key)?.is_some() {
+        return Ok(Refusal::NameTaken.into());
+    }
+    let site = SiteId(state.index);
+    token.used_by = Some(site);
+    state.put_token(&token);
+    add_site(state, site, joiner);
+    Ok(Outcome::Joined { site }.into())
+}
+
+pub(super) fn describe(state: &mut State<'_, '_>, id: SiteId, description: &SiteDescription) -> Applied {
+    let Some(mut site) = state.site(id)? else {
+        return Ok(Refusal::NotAMember.into());
+    };
+    // A site cannot give itself another identity, nor another's name.
+    let others = state.sites()?;
+    let taken = others.iter().any(|other| other.id != id && other.description.name == description.name);
+    if taken || site.description.key != description.key {
+        return Ok(Refusal::NameTaken.into());
+    }
+    site.description = description.clone();
+    state.put_site(&site);
+    Ok(Outcome::Done.into())
+}
+
+pub(super) fn open_session(state: &mut State<'_, '_>, id: SiteId) -> Applied {
+    let Some(mut site) = state.site(id)? else {
+        return Ok(Refusal::NotAMember.into());
+    };
+    if !site.session_open {
+        site.sessions += 1;
+        site.session_open = true;
+        site.away_since = None;
+        state.put_site(&site);
+    }
+    Ok(Outcome::SessionOpened { session: site.sessions }.into())
+}
+
+pub(super) fn expire_session(state: &mut State<'_, '_>, id: SiteId, session: u64) -> Applied {
+    let Some(mut site) = state.site(id)? else {
+        return Ok(Refusal::NotAMember.into());
+    };
+    if !site.session_open || site.sessions != session {
+        return Ok(Refusal::SessionOver.into());
+    }
+    site.session_open = false;
+    site.away_since = Some(state.now);
+    let reason = Line::fitted(&format!("the session of {} ended", site.description.name));
+    state.put_site(&site);
+    let mut freed = 0;
+    for exam in state.claimed_at(id)? {
+        if let Some(exam) = state.exam(exam)? {
+            claims::give_back(state, &exam, &reason)?;
+            freed += 1;
+        }
+    }
+    Ok(Outcome::SessionExpired { freed }.into())
+}

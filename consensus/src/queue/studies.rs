@@ -1,0 +1,111 @@
+//! Images: which exam they belong to, and which sites hold them.
+//!
+//! Images meet their request by accession number **and** patient. Anything less certain makes an
+//! exam of its own, to be reconciled by a person: never a silent match, never a lost image.
+
+use super::{Applied, exams};
+use crate::command::StudyPart;
+use crate::exam::{Exam, ExamState, Request, Unsolicited};
+use crate::ids::{Address, SiteId, UidText};
+use crate::machine::ApplyError;
+use crate::mesh::{HeldPart, Study};
+use crate::outcome::{Outcome, Refusal};
+use crate::state::State;
+
+pub(super) fn record(state: &mut State<'_, '_>, origin: SiteId, part: &StudyPart) -> Applied {
+    let before = state.study(part.study.as_str())?;
+    let mut study = before.clone().unwrap_or_else(|| Study { uid: part.study.clone(), parts: Vec::new() });
+    let known = study.parts.iter().position(|held| held.origin == origin);
+    if let Some(held) = known.and_then(|at| study.parts.get(at))
+        && held.part.sequence >= part.sequence
+    {
+        let unsolicited = state.exam(held.exam)?.and_then(|exam| exam.unsolicited);
+        return Ok(Outcome::StudyRecorded { exam: held.exam, unsolicited }.into());
+    }
+    // A part published again keeps its exam: its patient was checked at the node, instance by
+    // instance, and a person may have reconciled it since.
+    let exam = match known.and_then(|at| study.parts.get(at)) {
+        Some(held) => state.exam(held.exam)?,
+        None => None,
+    };
+    let exam = match exam {
+        Some(exam) => exam,
+        None => match belongs_to(state, &study, &part.says)? {
+            Ok(exam) => exam,
+            Err(reason) => exams::create(state, &Request { awaits_images: true, ..part.says.clone() }, Some(reason))?,
+        },
+    };
+    let held = HeldPart { origin, exam: exam.id, part: part.clone(), holders: vec![origin] };
+    match known {
+        Some(at) => study.parts[at] = held,
+        None => study.parts.push(held),
+    }
+    state.put_study(before.as_ref(), &study)?;
+
+    let mut after = exam.clone();
+    if !after.studies.contains(&part.study) {
+        after.studies.push(part.study.clone());
+    }
+    after.images_after_report |= after.state == ExamState::Reported;
+    exams::make_ready(&mut after, state.now);
+    state.put_exam(Some(&exam), &after)?;
+    Ok(Outcome::StudyRecorded { exam: after.id, unsolicited: after.unsolicited }.into())
+}
+
+/// The exam that images which say `says` belong to, or why none.
+fn belongs_to(
+    state: &State<'_, '_>,
+    study: &Study,
+    says: &Request,
+) -> Result<Result<Exam, Unsolicited>, ApplyError> {
+    // Another site received some of this very study: same exam, if it is the same patient.
+    for held in &study.parts {
+        if let Some(exam) = state.exam(held.exam)?
+            && exam.request.patient.same_as(&says.patient)
+        {
+            return Ok(Ok(exam));
+        }
+    }
+    if says.accession.is_empty() || says.patient.id.is_empty() {
+        return Ok(Err(Unsolicited::NoIdentifiers));
+    }
+    let mut requests = state.exams_with_accession(says.accession.as_str())?;
+    requests.retain(|exam| exam.state != ExamState::Cancelled);
+    let (same, others): (Vec<_>, Vec<_>) =
+        requests.into_iter().partition(|exam| exam.request.patient.same_as(&says.patient));
+    let (mut unsolicited, mut requested): (Vec<_>, Vec<_>) =
+        same.into_iter().partition(|exam| exam.unsolicited.is_some());
+    Ok(match (requested.len(), unsolicited.len()) {
+        (1, _) => Ok(requested.remove(0)),
+        // Another study of an exam that came unasked: one exam, still to be reconciled.
+        (0, 1) => Ok(unsolicited.remove(0)),
+        (0, 0) if others.is_empty() => Err(Unsolicited::NoRequest),
+        (0, 0) => Err(Unsolicited::OtherPatient),
+        _ => Err(Unsolicited::Ambiguous),
+    })
+}
+
+pub(super) fn record_holding(
+    state: &mut State<'_, '_>,
+    site: SiteId,
+    uid: &UidText,
+    manifest: &Address,
+    holds: bool,
+) -> Applied {
+    let Some(before) = state.study(uid.as_str())? else {
+        return Ok(Refusal::NoSuchPart.into());
+    };
+    let mut study = before.clone();
+    let Some(held) = study.parts.iter_mut().find(|held| held.part.manifest == *manifest) else {
+        return Ok(Refusal::NoSuchPart.into());
+    };
+    match (held.holders.binary_search(&site), holds) {
+        (Err(at), true) => held.holders.insert(at, site),
+        (Ok(at), false) => {
+            held.holders.remove(at);
+        }
+        _ => return Ok(Outcome::Done.into()),
+    }
+    state.put_study(Some(&before), &study)?;
+    Ok(Outcome::Done.into())
+}

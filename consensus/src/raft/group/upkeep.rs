@@ -1,0 +1,112 @@
+//! The tasks that run as long as the group: the status for others, checkpoints, what was left undone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::ServerState;
+use openraft::async_runtime::WatchReceiver as _;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+
+use super::{Inner, membership};
+use crate::raft::client::quorum_age;
+use crate::raft::status::{GroupStatus, Role};
+
+/// The longest time between two publications of the status, and between two checkpoints.
+const PERIOD: Duration = Duration::from_secs(1);
+/// The shortest time between two publications: openraft reports after every step.
+const PUBLISH_MIN: Duration = Duration::from_millis(10);
+
+pub(super) fn spawn(inner: &Arc<Inner>, keepalive: Duration) -> Vec<JoinHandle<()>> {
+    let (status, state, presence) = (Arc::clone(inner), Arc::clone(inner), Arc::clone(inner));
+    vec![
+        maillage_host::spawn(async move { status.watch_raft().await }),
+        maillage_host::spawn(async move { keep_up(&state).await }),
+        maillage_host::spawn(async move { presence.keep_alive(keepalive).await }),
+    ]
+}
+
+/// Each second: a checkpoint of the state, the removal of old snapshots, the end of a joint change.
+async fn keep_up(inner: &Arc<Inner>) {
+    let mut ticks = interval(PERIOD);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = inner.stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        if let Err(error) = inner.view.checkpoint().await {
+            inner.halt.halt(format!("the state cannot be checkpointed: {error}"));
+        }
+        inner.snapshots.sweep().await;
+        membership::flatten(inner).await;
+    }
+}
+
+impl Inner {
+    async fn watch_raft(&self) {
+        let mut metrics = self.raft.metrics();
+        let mut halt = self.halt.watch();
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                changed = metrics.changed() => {
+                    if changed.is_err() {
+                        // openraft ended without being told to.
+                        self.halt.halt("raft stopped");
+                        self.publish_status();
+                        return;
+                    }
+                }
+                _ = halt.changed() => {}
+                () = sleep(PERIOD) => {}
+            }
+            self.publish_status();
+            sleep(PUBLISH_MIN).await;
+        }
+    }
+
+    pub(super) fn publish_status(&self) {
+        let metrics = self.metrics();
+        if let Err(fatal) = &metrics.running_state
+            && !self.stop.is_cancelled()
+        {
+            self.halt.halt(format!("raft stopped: {fatal}"));
+        }
+        let quorum_ack_age = quorum_age(&metrics);
+        if let Some(age) = quorum_ack_age {
+            // Remembered, so that freshness does not fall back when the leadership is lost.
+            self.contact.heard(Instant::now(), age);
+        }
+        let leads = metrics.state == ServerState::Leader;
+        let behind = |matched: Option<u64>| Some(metrics.last_log_index?.saturating_sub(matched?));
+        let others = metrics.replication.iter().flatten().filter(|(id, _)| **id != metrics.id);
+        let lag = others.map(|(id, matched)| (*id, behind(matched.as_ref().map(|id| id.index)))).collect();
+        let status = GroupStatus {
+            role: match metrics.state {
+                ServerState::Leader => Role::Leader,
+                ServerState::Candidate => Role::Candidate,
+                ServerState::Follower => Role::Follower,
+                ServerState::Learner | ServerState::Shutdown => Role::Learner,
+            },
+            term: metrics.current_term,
+            leader: metrics.current_leader,
+            last_log: metrics.last_log_index,
+            committed: metrics.local_committed.map(|id| id.index),
+            applied: metrics.last_applied.map(|id| id.index),
+            voters: metrics.membership_config.voter_ids().collect(),
+            learners: metrics.membership_config.membership().learner_ids().collect(),
+            joint: metrics.membership_config.get_joint_config().len() > 1,
+            quorum_ack_age,
+            lag: if leads { lag } else { Default::default() },
+            snapshot: metrics.snapshot.map(|id| id.index),
+            purged: metrics.purged.map(|id| id.index),
+            fatal: self.halt.reason(),
+        };
+        self.status.send_if_modified(|current| {
+            let changed = *current != status;
+            *current = status;
+            changed
+        });
+    }
+}

@@ -1,0 +1,154 @@
+//! Several groups in one process, joined by streams in memory that can be cut.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use maillage_host::{Clock, Disk, EngineHome};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep};
+
+use super::Toy;
+use crate::raft::{Duplex, Group, GroupConfig, Links, StartError, Timing};
+
+/// The network.
+#[derive(Clone, Default)]
+pub(crate) struct Mesh(Arc<Mutex<Fabric>>);
+
+#[derive(Default)]
+struct Fabric {
+    groups: BTreeMap<u64, Group>,
+    /// Nodes that reach nobody and are reached by nobody.
+    cut: BTreeSet<u64>,
+    streams: Vec<(u64, u64, AbortHandle)>,
+}
+
+/// What a node is started on.
+pub(crate) struct Site {
+    pub(crate) disk: Disk,
+    pub(crate) home: Arc<dyn EngineHome>,
+    pub(crate) snapshot_every: u64,
+    pub(crate) keep_log: u64,
+}
+
+impl Site {
+    pub(crate) fn new(disk: Disk, home: Arc<dyn EngineHome>) -> Self {
+        Self { disk, home, snapshot_every: 10_000, keep_log: 1000 }
+    }
+}
+
+impl Mesh {
+    fn fabric(&self) -> std::sync::MutexGuard<'_, Fabric> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn config(&self, node_id: u64, site: Site) -> GroupConfig {
+        GroupConfig {
+            node_id,
+            mesh_id: [9; 32],
+            epoch: 1,
+            timing: Timing {
+                heartbeat: Duration::from_millis(50),
+                election_min: Duration::from_millis(200),
+                election_max: Duration::from_millis(400),
+            },
+            keepalive: Duration::from_millis(200),
+            snapshot_every: site.snapshot_every,
+            keep_log: site.keep_log,
+            disk: site.disk,
+            home: site.home,
+            machine: Arc::new(Toy),
+            links: Arc::new(Port { mesh: self.clone(), node_id }),
+            clock: Clock::system(),
+        }
+    }
+
+    pub(crate) async fn try_start(&self, node_id: u64, site: Site) -> Result<Group, StartError> {
+        let group = Group::start(self.config(node_id, site)).await?;
+        self.fabric().groups.insert(node_id, group.clone());
+        Ok(group)
+    }
+
+    pub(crate) async fn start(&self, node_id: u64, site: Site) -> Group {
+        self.try_start(node_id, site).await.expect("the group starts")
+    }
+
+    /// Starts node 1 as founder, and the others as its voters.
+    pub(crate) async fn found(&self, sites: Vec<Site>) -> Vec<Group> {
+        let mut groups = Vec::new();
+        for (node_id, site) in (1..).zip(sites) {
+            groups.push(self.start(node_id, site).await);
+        }
+        groups[0].initialize().await.expect("the founder leads");
+        for node_id in 2..=groups.len() as u64 {
+            groups[0].add_learner(node_id).await.expect("a learner is added");
+        }
+        groups[0].set_voters((1..=groups.len() as u64).collect()).await.expect("learners become voters");
+        groups
+    }
+
+    /// Cuts a node off, or joins it again.
+    pub(crate) fn cut(&self, node_id: u64, cut: bool) {
+        let mut fabric = self.fabric();
+        if cut {
+            fabric.cut.insert(node_id);
+            fabric.streams.retain(|(from, to, stream)| {
+                let broken = *from == node_id || *to == node_id;
+                if broken {
+                    stream.abort();
+                }
+                !broken
+            });
+        } else {
+            fabric.cut.remove(&node_id);
+        }
+    }
+
+    /// A node vanishes: nobody reaches it, and its streams break.
+    pub(crate) fn forget(&self, node_id: u64) -> Option<Group> {
+        self.cut(node_id, true);
+        let mut fabric = self.fabric();
+        fabric.cut.remove(&node_id);
+        fabric.groups.remove(&node_id)
+    }
+}
+
+struct Port {
+    mesh: Mesh,
+    node_id: u64,
+}
+
+impl Links for Port {
+    fn open(&self, target: u64) -> BoxFuture<'_, io::Result<Duplex>> {
+        let opened = (|| {
+            let mut fabric = self.mesh.fabric();
+            if fabric.cut.contains(&self.node_id) || fabric.cut.contains(&target) {
+                return Err(io::ErrorKind::HostUnreachable.into());
+            }
+            let group = fabric.groups.get(&target).cloned().ok_or(io::ErrorKind::HostUnreachable)?;
+            let (near, far) = tokio::io::duplex(256 << 10);
+            let from = self.node_id;
+            let serving = maillage_host::spawn(async move { group.serve(from, duplex(far)).await });
+            fabric.streams.retain(|(_, _, stream)| !stream.is_finished());
+            fabric.streams.push((from, target, serving.abort_handle()));
+            Ok(duplex(near))
+        })();
+        Box::pin(std::future::ready(opened))
+    }
+}
+
+fn duplex(stream: tokio::io::DuplexStream) -> Duplex {
+    let (reader, writer) = tokio::io::split(stream);
+    Duplex { reader: Box::new(reader), writer: Box::new(writer) }
+}
+
+/// Waits until `condition` holds; fails the test after ten seconds.
+pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(Instant::now() < end, "not in time: {what}");
+        sleep(Duration::from_millis(10)).await;
+    }
+}

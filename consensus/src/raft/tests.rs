@@ -1,0 +1,6 @@
+//! Whole groups in one process.
+
+mod cluster;
+mod conformance;
+mod crashes;
+mod hostile;

@@ -1,0 +1,154 @@
+//! The embedded key-value engine: ordered bytes to bytes, atomic batches, consistent views.
+//!
+//! Two stores stand on it: the replicated state and the local chunk index. For both, something else
+//! is the truth (the Raft log; the pack files), so a commit is atomic but **not** synced: after a
+//! power cut the engine may be a whole number of batches behind, never torn, and what it lacks is
+//! replayed. [`Engine::persist`] is the checkpoint that lets the truth be trimmed.
+
+use std::fmt;
+use std::io;
+use std::ops::Bound;
+use std::sync::Arc;
+
+mod fjall_engine;
+mod memory;
+
+pub use fjall_engine::FjallHome;
+pub use memory::MemoryHome;
+
+/// A key and its value.
+pub type Pair = (Vec<u8>, Vec<u8>);
+
+/// Changes applied together or not at all. A later change of a key wins.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Batch(pub Vec<(Vec<u8>, Option<Vec<u8>>)>);
+
+impl Batch {
+    /// Sets `key` to `value`.
+    pub fn put(&mut self, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) {
+        self.0.push((key.into(), Some(value.into())));
+    }
+
+    /// Removes `key`.
+    pub fn remove(&mut self, key: impl Into<Vec<u8>>) {
+        self.0.push((key.into(), None));
+    }
+}
+
+/// What reads of an engine and of a frozen view share.
+pub trait Reader: Send + Sync {
+    /// The value of `key`.
+    fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>>;
+    /// Pairs in key order within the bounds, until `each` returns `false`.
+    fn scan(
+        &self,
+        from: Bound<&[u8]>,
+        to: Bound<&[u8]>,
+        each: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> io::Result<()>;
+}
+
+/// An open engine.
+pub trait Engine: Reader + 'static {
+    /// Applies a batch atomically; durable after the next [`Engine::persist`].
+    fn commit(&self, batch: Batch) -> io::Result<()>;
+    /// Makes every earlier commit durable. Blocks for an fsync.
+    fn persist(&self) -> io::Result<()>;
+    /// A consistent view of this moment, in constant time, that later commits do not change.
+    fn view(&self) -> Box<dyn Reader>;
+}
+
+/// Where one engine lives, and how its whole content is replaced.
+pub trait EngineHome: Send + Sync + 'static {
+    /// Opens the current engine, creating an empty one at first.
+    fn open(&self) -> io::Result<Arc<dyn Engine>>;
+    /// Builds a new engine with `fill`, makes it durable, then makes it the current one in one
+    /// step: a crash leaves the old whole or the new whole. Blocks. The old engine's last clone
+    /// must be dropped by the caller before long; its files go at the next [`EngineHome::open`].
+    fn replace(&self, fill: &mut dyn FnMut(&dyn Engine) -> io::Result<()>) -> io::Result<Arc<dyn Engine>>;
+}
+
+impl fmt::Debug for dyn Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Engine")
+    }
+}
+
+impl fmt::Debug for dyn EngineHome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("EngineHome")
+    }
+}
+
+/// All pairs whose key starts with `prefix`, in key order, at most `limit`.
+pub fn scan_prefix(reader: &dyn Reader, prefix: &[u8], limit: usize) -> io::Result<Vec<Pair>> {
+    let mut pairs = Vec::new();
+    if limit == 0 {
+        return Ok(pairs);
+    }
+    reader.scan(Bound::Included(prefix), Bound::Unbounded, &mut |key, value| {
+        if !key.starts_with(prefix) {
+            return false;
+        }
+        pairs.push((key.to_vec(), value.to_vec()));
+        pairs.len() < limit
+    })?;
+    Ok(pairs)
+}
+
+#[cfg(test)]
+mod tests {
+    //! One conformance suite for every engine.
+    use super::*;
+
+    fn conforms(home: &dyn EngineHome) {
+        let engine = home.open().expect("open");
+        let mut batch = Batch::default();
+        for (key, value) in [("a1", "x"), ("a2", "y"), ("b1", "z")] {
+            batch.put(key, value);
+        }
+        batch.put("a2", "yy");
+        engine.commit(batch).expect("commit");
+        let view = engine.view();
+        let mut batch = Batch::default();
+        batch.remove("a1");
+        batch.put("a3", "w");
+        engine.commit(batch).expect("commit");
+        engine.persist().expect("persist");
+
+        assert_eq!(engine.get(b"a1").expect("get"), None);
+        assert_eq!(engine.get(b"a2").expect("get").as_deref(), Some(&b"yy"[..]), "the later change wins");
+        assert_eq!(view.get(b"a1").expect("get").as_deref(), Some(&b"x"[..]), "a view does not move");
+        let keys = |reader: &dyn Reader, limit| -> Vec<Vec<u8>> {
+            scan_prefix(reader, b"a", limit).expect("scan").into_iter().map(|(key, _)| key).collect()
+        };
+        assert_eq!(keys(&*engine, 9), [b"a2".to_vec(), b"a3".to_vec()]);
+        assert_eq!(keys(&*engine, 1), [b"a2".to_vec()]);
+        assert_eq!(keys(&*view, 9), [b"a1".to_vec(), b"a2".to_vec()]);
+
+        let replaced = home.replace(&mut |fresh| {
+            let mut batch = Batch::default();
+            batch.put("n", "1");
+            fresh.commit(batch)
+        });
+        let replaced = replaced.expect("replace");
+        assert_eq!(replaced.get(b"a2").expect("get"), None, "nothing of the old content is left");
+        assert_eq!(replaced.get(b"n").expect("get").as_deref(), Some(&b"1"[..]));
+        drop((engine, view, replaced));
+        let again = home.open().expect("open again");
+        assert_eq!(again.get(b"n").expect("get").as_deref(), Some(&b"1"[..]), "the replacement is current");
+    }
+
+    #[test]
+    fn memory_conforms() {
+        conforms(&MemoryHome::default());
+    }
+
+    #[test]
+    fn fjall_conforms() {
+        let root = std::env::temp_dir().join(format!("maillage-engine-{}", std::process::id()));
+        conforms(&FjallHome::new(root.clone(), 8 << 20));
+        #[expect(clippy::disallowed_methods, reason = "a test cleans up after itself")]
+        std::fs::remove_dir_all(root).expect("clean up");
+    }
+}

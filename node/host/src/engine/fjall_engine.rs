@@ -1,0 +1,158 @@
+//! fjall, a log-structured merge tree, behind the [`Engine`] trait.
+//!
+//! Chosen by measurement over redb (24 million records, claims in batches of 30: p99 1.4 ms beside
+//! 9.2; checkpoint stall 1.8 ms beside 128). Each generation of the content is a directory of its
+//! own; the file `CURRENT` names the one that counts, so replacing all content is one rename.
+//! fjall's `clear()` and key-value separation are avoided (open bugs).
+
+#![expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "this is the seam that the lint points to")]
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::ops::Bound;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Snapshot};
+
+use super::{Batch, Engine, EngineHome, Reader};
+
+/// A directory that holds the generations of one engine.
+#[derive(Debug)]
+pub struct FjallHome {
+    root: PathBuf,
+    cache_bytes: u64,
+    /// Serialises opening and replacing: both read and write `CURRENT`.
+    turn: Mutex<()>,
+}
+
+impl FjallHome {
+    /// An engine under `root` (made when absent), with a block cache of `cache_bytes`.
+    pub fn new(root: PathBuf, cache_bytes: u64) -> Self {
+        Self { root, cache_bytes, turn: Mutex::new(()) }
+    }
+
+    fn current(&self) -> io::Result<Option<u64>> {
+        match fs::read_to_string(self.root.join("CURRENT")) {
+            Ok(text) => {
+                let generation = text.trim().parse();
+                generation.map(Some).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "CURRENT names no generation"))
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn set_current(&self, generation: u64) -> io::Result<()> {
+        let temporary = self.root.join("CURRENT.new");
+        let mut file = File::create(&temporary)?;
+        writeln!(file, "{generation}")?;
+        file.sync_all()?;
+        fs::rename(&temporary, self.root.join("CURRENT"))?;
+        File::open(&self.root)?.sync_all()
+    }
+
+    fn open_generation(&self, generation: u64) -> io::Result<FjallEngine> {
+        let database = Database::builder(self.root.join(generation.to_string()))
+            .cache_size(self.cache_bytes)
+            .worker_threads(1)
+            .open()
+            .map_err(io::Error::other)?;
+        let keyspace = database.keyspace("data", KeyspaceCreateOptions::default).map_err(io::Error::other)?;
+        Ok(FjallEngine { database, keyspace })
+    }
+}
+
+impl EngineHome for FjallHome {
+    fn open(&self) -> io::Result<Arc<dyn Engine>> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        fs::create_dir_all(&self.root)?;
+        let current = self.current()?;
+        for entry in fs::read_dir(&self.root)? {
+            let entry = entry?;
+            let generation = entry.file_name().to_str().and_then(|name| name.parse::<u64>().ok());
+            if generation.is_some() && generation != current {
+                fs::remove_dir_all(entry.path())?;
+            }
+        }
+        if let Some(generation) = current {
+            return Ok(Arc::new(self.open_generation(generation)?));
+        }
+        let engine = self.open_generation(1)?;
+        engine.persist()?;
+        self.set_current(1)?;
+        Ok(Arc::new(engine))
+    }
+
+    fn replace(&self, fill: &mut dyn FnMut(&dyn Engine) -> io::Result<()>) -> io::Result<Arc<dyn Engine>> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let generation = self.current()?.unwrap_or(0) + 1;
+        let directory = self.root.join(generation.to_string());
+        match fs::remove_dir_all(&directory) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let engine = self.open_generation(generation)?;
+        fill(&engine)?;
+        engine.persist()?;
+        self.set_current(generation)?;
+        Ok(Arc::new(engine))
+    }
+}
+
+struct FjallEngine {
+    database: Database,
+    keyspace: Keyspace,
+}
+
+impl Reader for FjallEngine {
+    fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        Ok(self.keyspace.get(key).map_err(io::Error::other)?.map(|value| value.to_vec()))
+    }
+
+    fn scan(&self, from: Bound<&[u8]>, to: Bound<&[u8]>, each: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> io::Result<()> {
+        FjallView { snapshot: self.database.snapshot(), keyspace: self.keyspace.clone() }.scan(from, to, each)
+    }
+}
+
+impl Engine for FjallEngine {
+    fn commit(&self, batch: Batch) -> io::Result<()> {
+        let mut write = self.database.batch();
+        for (key, value) in batch.0 {
+            match value {
+                Some(value) => write.insert(&self.keyspace, key, value),
+                None => write.remove(&self.keyspace, key),
+            }
+        }
+        write.commit().map_err(io::Error::other)
+    }
+
+    fn persist(&self) -> io::Result<()> {
+        self.database.persist(PersistMode::SyncAll).map_err(io::Error::other)
+    }
+
+    fn view(&self) -> Box<dyn Reader> {
+        Box::new(FjallView { snapshot: self.database.snapshot(), keyspace: self.keyspace.clone() })
+    }
+}
+
+struct FjallView {
+    snapshot: Snapshot,
+    keyspace: Keyspace,
+}
+
+impl Reader for FjallView {
+    fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        Ok(self.snapshot.get(&self.keyspace, key).map_err(io::Error::other)?.map(|value| value.to_vec()))
+    }
+
+    fn scan(&self, from: Bound<&[u8]>, to: Bound<&[u8]>, each: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> io::Result<()> {
+        for guard in self.snapshot.range::<&[u8], _>(&self.keyspace, (from, to)) {
+            let (key, value) = guard.into_inner().map_err(io::Error::other)?;
+            if !each(&key, &value) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}

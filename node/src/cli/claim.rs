@@ -1,0 +1,193 @@
+//! `maillage claim`: taking an exam, giving it back, and ending it with a report.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use hyper::Method;
+use serde_json::{Value, json};
+
+use super::{Context, Repeatable, body, exams, prompt};
+use crate::client::{ClientError, Problem};
+use crate::exit::{ExitCode, Failure};
+use crate::output::field;
+
+/// Longest report that is sent, in bytes; a report is a page or two of text.
+const REPORT_LEN_MAX: u64 = 1 << 20;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ClaimCommand {
+    /// Claim the waiting exam that is due first
+    Next {
+        /// Only exams of this modality; may be repeated
+        #[arg(long, value_name = "CODE")]
+        modality: Vec<String>,
+        #[command(flatten)]
+        reader: Reader,
+        #[command(flatten)]
+        repeatable: Repeatable,
+    },
+    /// Claim one exam
+    Take {
+        /// The exam's number
+        id: u64,
+        #[command(flatten)]
+        reader: Reader,
+        #[command(flatten)]
+        repeatable: Repeatable,
+    },
+    /// Give an exam back to the waiting room
+    Release {
+        /// The exam's number
+        id: u64,
+        /// The token that the claim gave
+        #[arg(long, value_name = "NUMBER")]
+        token: u64,
+        /// Why, for the record
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+        #[command(flatten)]
+        reader: Reader,
+        #[command(flatten)]
+        repeatable: Repeatable,
+    },
+    /// End the claim with a report
+    Complete {
+        /// The exam's number
+        id: u64,
+        /// The token that the claim gave
+        #[arg(long, value_name = "NUMBER")]
+        token: u64,
+        #[command(flatten)]
+        report: ReportArgs,
+        #[command(flatten)]
+        reader: Reader,
+        #[command(flatten)]
+        repeatable: Repeatable,
+    },
+}
+
+/// Who reads.
+#[derive(Debug, Args)]
+pub(super) struct Reader {
+    /// Your name
+    #[arg(long, env = "USER", hide_env_values = true, value_name = "NAME")]
+    user: String,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(super) struct ReportArgs {
+    /// The report's file; `-` reads standard input
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// The report itself
+    #[arg(long, value_name = "TEXT")]
+    text: Option<String>,
+}
+
+pub(super) async fn run(context: &Context, command: ClaimCommand) -> anyhow::Result<()> {
+    let client = context.client()?;
+    match command {
+        ClaimCommand::Next { modality, reader, repeatable } => {
+            let body = json!({ "user": reader.user, "modalities": modality });
+            let path = "/api/v1/claims/next";
+            let granted = client.command(Method::POST, path, Some(&body), repeatable.id()).await?;
+            context.print(&granted, grant)?;
+        }
+        ClaimCommand::Take { id, reader, repeatable } => {
+            let (path, body) = (format!("/api/v1/exams/{id}/claim"), json!({ "user": reader.user }));
+            let granted = client.command(Method::POST, &path, Some(&body), repeatable.id()).await?;
+            context.print(&granted, grant)?;
+        }
+        ClaimCommand::Release { id, token, reason, reader, repeatable } => {
+            let path = format!("/api/v1/exams/{id}/release");
+            let fields = [
+                ("token", Some(json!(token))),
+                ("reason", reason.map(Value::from)),
+                ("user", Some(json!(reader.user))),
+            ];
+            let done = client.command(Method::POST, &path, Some(&body(fields)), repeatable.id()).await?;
+            context.print(&done, |_| format!("exam {id}: released\n"))?;
+        }
+        ClaimCommand::Complete { id, token, report, reader, repeatable } => {
+            let path = format!("/api/v1/exams/{id}/report");
+            let body = json!({ "user": reader.user, "token": token, "text": report.read().await? });
+            let done = client.command(Method::POST, &path, Some(&body), repeatable.id()).await;
+            let done = done.map_err(|error| explain_stale(error, id))?;
+            context.print(&done, |_| format!("exam {id}: reported\n"))?;
+        }
+    }
+    Ok(())
+}
+
+impl ReportArgs {
+    async fn read(self) -> anyhow::Result<String> {
+        let text = match (self.text, self.report) {
+            (Some(text), _) => text,
+            (None, Some(path)) if path.as_os_str() == "-" => prompt::read_stdin("the report", REPORT_LEN_MAX).await?,
+            (None, Some(path)) => prompt::read_file(path, "the report", REPORT_LEN_MAX).await?,
+            // clap requires one of the two.
+            (None, None) => String::new(),
+        };
+        if text.trim().is_empty() {
+            return Err(Failure::new(ExitCode::Usage, "the report is empty").into());
+        }
+        Ok(text)
+    }
+}
+
+/// A reader whose claim ended must know that the text is not lost.
+fn explain_stale(error: ClientError, id: u64) -> anyhow::Error {
+    let is_stale = matches!(&error, ClientError::Refused(Problem { code, .. }) if code == "stale-token");
+    let failure = Failure::new(ExitCode::Conflict, "the claim had ended: the text is not the exam's report");
+    let hint = format!("`maillage exams show {id}` shows who has it now, and the text if it was kept as a draft");
+    if is_stale { anyhow::Error::from(error).context(failure.with_hint(hint)) } else { error.into() }
+}
+
+/// What was claimed and how to go on.
+fn grant(granted: &Value) -> String {
+    let exam = granted.get("exam").filter(|exam| exam.is_object()).unwrap_or(granted);
+    if granted.is_null() || exam.get("id").is_none_or(Value::is_null) {
+        return "nothing is waiting\n".to_owned();
+    }
+    let token = [&["token"][..], &["claim", "token"], &["exam", "claim", "token"]]
+        .into_iter()
+        .map(|path| field(granted, path))
+        .find(|token| token != "-")
+        .unwrap_or_else(|| "-".to_owned());
+    let id = field(exam, &["id"]);
+    format!(
+        "{}next         `maillage claim complete {id} --token {token} --report FILE`, \
+         or `maillage claim release {id} --token {token}`\n",
+        exams::sheet(exam)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grant_tells_how_to_go_on() {
+        let exam = json!({ "id": 7, "claim": { "user": "ann", "site": 3, "token": 99 } });
+        for granted in [json!({ "granted": true, "exam": exam, "token": 99 }), exam] {
+            let text = grant(&granted);
+            assert!(text.contains("`maillage claim complete 7 --token 99 --report FILE`"), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_empty_queue_is_no_error() {
+        for granted in [Value::Null, json!({ "granted": false, "exam": null, "token": null })] {
+            assert_eq!(grant(&granted), "nothing is waiting\n");
+        }
+    }
+
+    #[test]
+    fn a_stale_report_is_a_conflict_that_says_where_the_text_is() {
+        let problem = Problem { code: "stale-token".to_owned(), ..Problem::default() };
+        let (code, hint) = crate::exit::classify(&explain_stale(ClientError::Refused(problem), 7));
+        assert_eq!(code, ExitCode::Conflict);
+        assert!(hint.expect("a hint").contains("maillage exams show 7"));
+    }
+}

@@ -1,0 +1,97 @@
+//! `maillage health`: one answer for monitoring, by exit code.
+//!
+//! Degraded means that the next failure may hurt: no quorum is in contact, images on one site only
+//! though there are others, or damaged bytes. A node that cannot be asked is an error, not degraded.
+
+use serde_json::{Value, json};
+
+use super::{Context, status};
+use crate::exit::ExitCode;
+use crate::output::{Table, field, items, number};
+
+pub(super) async fn run(context: &Context) -> anyhow::Result<ExitCode> {
+    let status = context.client()?.get("/api/v1/status").await?;
+    let checks = checks(&status);
+    let healthy = checks.iter().all(|check| check.ok);
+    let list: Vec<Value> = checks.iter().map(|c| json!({ "name": c.name, "ok": c.ok, "detail": c.detail })).collect();
+    let value = json!({ "healthy": healthy, "checks": list, "warnings": status["warnings"] });
+    context.print(&value, |value| {
+        let mut table = Table::new(&["CHECK", "STATE", "DETAIL"]);
+        for check in &checks {
+            let state = if check.ok { "ok" } else { "DEGRADED" };
+            table.row([check.name.to_owned(), state.to_owned(), check.detail.clone()]);
+        }
+        let warnings: String = items(&value["warnings"], "").iter().map(status::warning_lines).collect();
+        table.render("") + &warnings
+    })?;
+    Ok(if healthy { ExitCode::Ok } else { ExitCode::Degraded })
+}
+
+struct Check {
+    name: &'static str,
+    ok: bool,
+    detail: String,
+}
+
+/// What cannot be read counts as degraded: silence is not health.
+fn checks(status: &Value) -> Vec<Check> {
+    let quorum = |name: &str| field(status, &["quorum", name]);
+    let (alive, needed) = (number(status, &["quorum", "alive"]), number(status, &["quorum", "needed"]));
+    let storage = |name: &str| number(status, &["storage", name]);
+    let others = items(&status["peers"], "").len() > 1;
+    vec![
+        Check {
+            name: "quorum",
+            ok: alive.zip(needed).is_some_and(|(alive, needed)| alive >= needed),
+            detail: format!("{} of {} voters answer, {} needed", quorum("alive"), quorum("voters"), quorum("needed")),
+        },
+        Check {
+            name: "copies",
+            ok: storage("under_two_sites").is_some_and(|studies| studies == 0 || !others),
+            detail: match (storage("under_two_sites"), others) {
+                (Some(_), false) => "this is the only site".to_owned(),
+                _ => format!("{} studies below two sites", field(status, &["storage", "under_two_sites"])),
+            },
+        },
+        Check {
+            name: "chunks",
+            ok: storage("bad") == Some(0),
+            detail: format!("{} damaged", field(status, &["storage", "bad"])),
+        },
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn degraded(change: impl FnOnce(&mut Value)) -> Vec<&'static str> {
+        let mut status = json!({
+            "quorum": { "voters": 3, "needed": 2, "alive": 2 },
+            "storage": { "bad": 0, "under_two_sites": 0 },
+            "peers": [{ "site": 1 }, { "site": 2 }],
+        });
+        change(&mut status);
+        checks(&status).into_iter().filter(|check| !check.ok).map(|check| check.name).collect()
+    }
+
+    #[test]
+    fn each_check_can_fail() {
+        assert!(degraded(|_| {}).is_empty());
+        assert_eq!(degraded(|status| status["quorum"]["alive"] = json!(1)), ["quorum"]);
+        assert_eq!(degraded(|status| status["storage"]["under_two_sites"] = json!(1)), ["copies"]);
+        assert_eq!(degraded(|status| status["storage"]["bad"] = json!(1)), ["chunks"]);
+        assert_eq!(degraded(|status| *status = json!({})), ["quorum", "copies", "chunks"]);
+    }
+
+    #[test]
+    fn a_lone_site_cannot_have_two_copies() {
+        assert!(
+            degraded(|status| {
+                status["storage"]["under_two_sites"] = json!(9);
+                status["peers"] = json!([{ "site": 1 }]);
+            })
+            .is_empty()
+        );
+    }
+}

@@ -1,0 +1,207 @@
+//! `maillage study`: the images, in and out.
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use hyper::Method;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Value, json};
+
+use super::{Context, age_note};
+use crate::client::{Client, ClientError, Problem, segment, with_query};
+use crate::exit::{ExitCode, Failure};
+use crate::output::{Table, bytes, field, items, number};
+
+mod download;
+mod files;
+mod import;
+mod multipart;
+
+const PATH: &str = "/api/v1/studies";
+
+#[derive(Debug, Subcommand)]
+pub(super) enum StudyCommand {
+    /// Studies that the mesh knows
+    List {
+        /// At most so many
+        #[arg(long, default_value_t = 100, value_name = "N")]
+        limit: usize,
+        /// Only those after this UID
+        #[arg(long, value_name = "UID")]
+        after: Option<String>,
+    },
+    /// One study: its parts and who holds them
+    Show {
+        /// The Study Instance UID
+        uid: String,
+    },
+    /// Take in DICOM files and folders of them
+    Import(import::ImportArgs),
+    /// Bring a study here from wherever it is, and write it as files if asked
+    Fetch {
+        /// The Study Instance UID
+        uid: String,
+        /// A folder for the files; made when it does not exist
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
+    /// Read every image of a study on this node and compare hashes
+    Verify {
+        /// The Study Instance UID
+        uid: String,
+    },
+}
+
+pub(super) async fn run(context: &Context, command: StudyCommand) -> anyhow::Result<ExitCode> {
+    let client = context.client()?;
+    match command {
+        StudyCommand::List { limit, after } => {
+            let path = with_query(PATH, &[("limit", Some(limit.to_string())), ("after", after)]);
+            let studies = client.get(&path).await?;
+            context.print(&studies, list)?;
+        }
+        StudyCommand::Show { uid } => {
+            let study = client.get(&format!("{PATH}/{}", segment(&uid))).await?;
+            context.print(&study, sheet)?;
+        }
+        StudyCommand::Import(args) => return import::run(context, &client, args).await,
+        StudyCommand::Fetch { uid, out } => fetch(context, &client, &uid, out).await?,
+        StudyCommand::Verify { uid } => return verify(context, &client, &uid).await,
+    }
+    Ok(ExitCode::Ok)
+}
+
+fn list(studies: &Value) -> String {
+    let mut table = Table::new(&["STUDY", "EXAMS", "INSTANCES", "SIZE", "COPIES", "HERE", "RECEIVED"]);
+    for study in items(studies, "studies") {
+        let column = |name: &str| field(study, &[name]);
+        table.row([
+            column("uid"),
+            column("exams"),
+            column("instances"),
+            bytes(number(study, &["bytes"])),
+            format!("{}/{}", column("copies"), column("copies_wanted")),
+            column("images_here"),
+            column("received_at"),
+        ]);
+    }
+    let more = match field(studies, &["next"]).as_str() {
+        "-" => String::new(),
+        next => format!("more: `maillage study list --after {next}`\n"),
+    };
+    table.render("no studies") + &more + &age_note(studies)
+}
+
+fn sheet(study: &Value) -> String {
+    let get = |name: &str| field(study, &[name]);
+    let mut text = format!(
+        "study      {}\nexams      {}\ninstances  {}, {}\ncopies     {} of {}, here: {}\nreceived   {}\n\n",
+        get("uid"),
+        get("exams"),
+        get("instances"),
+        bytes(number(study, &["bytes"])),
+        get("copies"),
+        get("copies_wanted"),
+        get("images_here"),
+        get("received_at"),
+    );
+    let mut table = Table::new(&["PART", "FROM", "INSTANCES", "SIZE", "EXAM", "HELD BY", "MANIFEST"]);
+    for part in items(&study["part_list"], "") {
+        let column = |name: &str| field(part, &[name]);
+        let holders = items(&part["holders"], "").iter().map(|holder| field(holder, &["site_name"]));
+        table.row([
+            column("sequence"),
+            field(part, &["origin", "site_name"]),
+            column("instances"),
+            bytes(number(part, &["bytes"])),
+            column("exam"),
+            holders.collect::<Vec<_>>().join(" "),
+            column("manifest"),
+        ]);
+    }
+    text.push_str(&table.render("no parts"));
+    text + &age_note(study)
+}
+
+async fn fetch(context: &Context, client: &Client, uid: &str, out: Option<PathBuf>) -> anyhow::Result<()> {
+    let bar = progress(context);
+    let path = format!("{PATH}/{}/fetch", segment(uid));
+    let mut lines = client.stream(Method::POST, &path, "application/x-ndjson, application/json").await?;
+    let mut done = loop {
+        let Some(line) = lines.next_line().await? else {
+            return Err(ClientError::Broken("it ended before the study was complete".to_owned()).into());
+        };
+        let Ok(value) = serde_json::from_str::<Value>(&line) else { continue };
+        if let (Some(done), Some(total)) = (number(&value, &["done"]), number(&value, &["total"])) {
+            bar.set_length(total);
+            bar.set_position(done);
+        }
+        match value.get("complete").and_then(Value::as_bool) {
+            Some(true) => break value,
+            Some(false) => return Err(incomplete(&value).into()),
+            None => {}
+        }
+    };
+    bar.finish_and_clear();
+    if let Some(folder) = out {
+        let written = download::study(client, uid, &folder, &progress(context)).await?;
+        done["out"] = json!(folder);
+        done["files"] = json!(written.files);
+        done["files_bytes"] = json!(written.bytes);
+    }
+    context.print(&done, |done| {
+        let size = bytes(number(done, &["bytes"]));
+        let mut text = format!("{} instances here, {size}\n", field(done, &["instances"]));
+        if done.get("files").is_some() {
+            text.push_str(&format!("{} files written to {}\n", field(done, &["files"]), field(done, &["out"])));
+        }
+        text
+    })?;
+    Ok(())
+}
+
+/// The problem that a stream ended with: it began well, so it could not be the answer's status.
+fn incomplete(line: &Value) -> ClientError {
+    let problem = line.get("problem").or_else(|| line.get("error")).cloned().unwrap_or(Value::Null);
+    ClientError::Refused(
+        serde_json::from_value(problem)
+            .unwrap_or_else(|_| Problem { title: "the study could not be fetched".to_owned(), ..Problem::default() }),
+    )
+}
+
+/// Not all here is degraded, wrong bytes are corruption.
+async fn verify(context: &Context, client: &Client, uid: &str) -> anyhow::Result<ExitCode> {
+    let report = client.post_long(&format!("{PATH}/{}/verify", segment(uid))).await?;
+    context.print(&report, |report| {
+        let get = |name: &str| field(report, &[name]);
+        let size = bytes(number(report, &["bytes"]));
+        let mut text = format!("{} instances in {} chunks, {size}, were read\n", get("instances"), get("chunks"));
+        for fault in ["missing", "corrupt", "contradictory"] {
+            for hash in items(&report[fault], "") {
+                text.push_str(&format!("{fault:<13} {}\n", field(hash, &[])));
+            }
+        }
+        text + if report["complete"] == json!(true) {
+            "complete: every byte is as received\n"
+        } else {
+            "NOT complete\n"
+        }
+    })?;
+    let has = |fault: &str| !items(&report[fault], "").is_empty();
+    if has("corrupt") || has("contradictory") {
+        let failure = Failure::new(ExitCode::Corrupt, "some of the study's bytes here are not what was received");
+        return Err(failure.with_hint(format!("`maillage study fetch {uid}` gets them from another site")).into());
+    }
+    Ok(if report["complete"] == json!(true) { ExitCode::Ok } else { ExitCode::Degraded })
+}
+
+/// A bar of bytes on standard error, if a person looks.
+fn progress(context: &Context) -> ProgressBar {
+    let target = if context.is_json() { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+    let bar = ProgressBar::with_draw_target(None, target);
+    let style = ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta} {msg}");
+    match style {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}

@@ -1,0 +1,87 @@
+//! The command line as a whole.
+
+use clap::CommandFactory as _;
+
+use super::*;
+
+fn parse(line: &str) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(line.split_whitespace())
+}
+
+#[test]
+fn the_command_line_is_sound() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn every_documented_command_is_accepted() {
+    for line in [
+        "maillage init",
+        "maillage init --mesh ouest -o json",
+        "maillage join TOKEN",
+        "maillage join -",
+        "maillage -c x.toml serve -v",
+        "maillage token create --lifetime 1h",
+        "maillage token list",
+        "maillage token revoke KEY --yes",
+        "maillage status --watch",
+        "maillage health -o json",
+        "maillage peers list",
+        "maillage exams list --state waiting --limit 5 --fresh",
+        "maillage exams show 3",
+        "maillage exams add --patient-id P --accession A --patient-name N --birth-date 1970-01-31 --sex F --issuer I \
+         --modality CT --description D --hospital H --physician P --priority vital --without-images",
+        "maillage exams cancel 3 --reason double",
+        "maillage exams prioritise 3 semi-urgent",
+        "maillage exams reconcile 4 --into 3",
+        "maillage claim next --modality CT --modality MR --user ann",
+        "maillage claim take 3 --user ann",
+        "maillage claim release 3 --token 9 --reason tired --user ann",
+        "maillage claim complete 3 --token 9 --report - --user ann",
+        "maillage claim complete 3 --token 9 --text Normal. --user ann",
+        "maillage study list",
+        "maillage study show 1.2.3",
+        "maillage study import a b --jobs 8",
+        "maillage study fetch 1.2.3 --out dir",
+        "maillage study verify 1.2.3",
+        "maillage chunks stats",
+        "maillage config template",
+        "maillage config check",
+        "maillage config show -o json",
+        "maillage demo --nodes 5 --slices 400 --exit --keep dir",
+        "maillage version",
+        "maillage claim take 3 --user ann --command-id 7e57d004-2b97-4e7a-b45f-5387367791cd",
+    ] {
+        parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+    }
+}
+
+#[test]
+fn what_makes_no_sense_is_a_usage_error() {
+    for line in [
+        "maillage",
+        "maillage exams show seven",
+        "maillage exams cancel 3",
+        "maillage exams add --patient-id P",
+        "maillage exams add --patient-id P --accession A --priority soon",
+        "maillage exams add --patient-id P --accession A --birth-date 31.01.1970",
+        "maillage claim complete 3 --token 9 --user ann",
+        "maillage claim complete 3 --token 9 --user ann --text a --report b",
+        "maillage study import",
+        "maillage study import a --jobs 0",
+        "maillage token create --lifetime soon",
+        "maillage claim take 3 --user ann --command-id 7",
+        "maillage status -o yaml",
+    ] {
+        let error = parse(line).err().unwrap_or_else(|| panic!("{line} was accepted"));
+        assert!(error.use_stderr(), "{line}");
+    }
+}
+
+#[test]
+fn an_old_answer_says_its_age_and_a_young_one_does_not() {
+    assert_eq!(age_note(&serde_json::json!({ "age_ms": 100 })), "");
+    assert_eq!(age_note(&serde_json::json!({})), "");
+    assert!(age_note(&serde_json::json!({ "age_ms": 12_000 })).contains("12.0 s ago"));
+    assert!(age_note(&serde_json::json!({ "age_ms": null })).contains("no quorum has confirmed"));
+}

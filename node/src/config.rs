@@ -1,0 +1,222 @@
+//! The configuration of a node: one TOML file, every value also by environment variable.
+//!
+//! Reading it is `load`, what each setting is and means is one table in `settings`, what must hold
+//! between them is `check`. There is no secret in it: the identity is a file of the data directory,
+//! and a join token is an argument. All times are whole numbers with their unit in the name.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use maillage_dicom::AeTitle;
+use serde::{Deserialize, Serialize};
+
+mod check;
+mod load;
+mod network;
+mod settings;
+
+pub(crate) use load::{ConfigError, Loaded, Sources, load};
+pub(crate) use network::Network;
+pub(crate) use settings::template;
+
+/// Everything that an operator may set, checked.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Config {
+    /// Who this node is.
+    pub(crate) node: Node,
+    /// How it meets the other sites.
+    pub(crate) mesh: Mesh,
+    /// How the sites agree.
+    pub(crate) raft: Raft,
+    /// The local API and the worklist page.
+    pub(crate) http: Http,
+    /// What receives images.
+    pub(crate) dicom: Dicom,
+    /// What keeps them.
+    pub(crate) storage: Storage,
+    /// What is logged, and how.
+    pub(crate) log: Log,
+}
+
+/// `[node]`
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Node {
+    /// The site's name.
+    pub(crate) name: String,
+    /// What fails together; copies go to distinct zones.
+    pub(crate) zone: String,
+    /// Where all state is.
+    pub(crate) data_dir: PathBuf,
+    /// This site's share of copies beside others.
+    pub(crate) weight: u16,
+}
+
+/// `[mesh]`
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Mesh {
+    /// The one UDP socket.
+    pub(crate) listen: SocketAddr,
+    /// Where others reach it. Empty when `listen` names no single address: the node then announces
+    /// the addresses of its interfaces.
+    pub(crate) announce: Vec<SocketAddr>,
+    /// Whether peers are looked for by multicast DNS.
+    pub(crate) lan_discovery: bool,
+}
+
+/// `[raft]`
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Raft {
+    /// Between two heartbeats, milliseconds.
+    pub(crate) heartbeat_ms: u64,
+    /// Least silence of the leader before an election, milliseconds.
+    pub(crate) election_min_ms: u64,
+    /// Greatest, milliseconds.
+    pub(crate) election_max_ms: u64,
+    /// Log entries between two snapshots.
+    pub(crate) snapshot_every: u64,
+    /// Log entries kept behind a snapshot.
+    pub(crate) keep_log: u64,
+    /// Silence of a site after which its claims are freed, seconds.
+    pub(crate) session_ttl_s: u64,
+}
+
+/// `[http]`
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Http {
+    /// The API and the page.
+    pub(crate) listen: SocketAddr,
+    /// Further names by which browsers may address it.
+    pub(crate) allowed_hosts: Vec<String>,
+    /// Whether every machine that reaches `listen` is trusted.
+    pub(crate) trusted_network: bool,
+}
+
+impl Http {
+    /// Every value of the `Host` header that is answered, without ports and in lower case (RFC 9110
+    /// section 7.2; IPv6 addresses in brackets): loopback, the listening address, and what is allowed.
+    pub(crate) fn hosts(&self) -> Vec<String> {
+        let mut hosts: Vec<String> = ["localhost", "127.0.0.1", "[::1]"].map(str::to_owned).to_vec();
+        if !self.listen.ip().is_unspecified() {
+            hosts.push(match self.listen.ip() {
+                IpAddr::V4(address) => address.to_string(),
+                IpAddr::V6(address) => format!("[{address}]"),
+            });
+        }
+        hosts.extend(self.allowed_hosts.iter().map(|host| host.to_ascii_lowercase()));
+        hosts.sort_unstable();
+        hosts.dedup();
+        hosts
+    }
+}
+
+/// `[dicom]`
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Dicom {
+    /// The DIMSE service.
+    pub(crate) listen: SocketAddr,
+    /// Our title.
+    pub(crate) ae_title: AeTitle,
+    /// Whether a sender must call us by it.
+    pub(crate) check_called: bool,
+    /// Who may send.
+    pub(crate) callers: Vec<Caller>,
+    /// Whether anybody may send.
+    pub(crate) any_caller: bool,
+    /// Associations open at once.
+    pub(crate) max_associations: usize,
+    /// Largest instance, MiB.
+    pub(crate) max_instance_mib: u64,
+    /// Silence after which a study is published, seconds.
+    pub(crate) quiet_seconds: u64,
+}
+
+/// One of `[[dicom.callers]]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Caller {
+    /// The calling title.
+    pub(crate) ae_title: AeTitle,
+    /// Where it calls from; anywhere when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) address: Option<Network>,
+}
+
+/// `[storage]`
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Storage {
+    /// Free space below which ingest is refused, MiB.
+    pub(crate) reserve_mib: u64,
+    /// Copies of each image in a new mesh.
+    pub(crate) copies: u8,
+    /// Time that a lost site has to come back before its copies are made anew, seconds.
+    pub(crate) placement_grace_s: u64,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Log {
+    /// How a line looks.
+    pub(crate) format: LogFormat,
+    /// What is let through, in the syntax of `tracing_subscriber::EnvFilter`.
+    pub(crate) filter: String,
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let name = settings::host_name();
+        Self {
+            node: Node { zone: name.clone(), name, data_dir: PathBuf::from("/var/lib/maillage"), weight: 100 },
+            mesh: Mesh { listen: SocketAddr::new(any, 7400), announce: Vec::new(), lan_discovery: false },
+            raft: Raft {
+                heartbeat_ms: 150,
+                election_min_ms: 750,
+                election_max_ms: 1500,
+                snapshot_every: 20_000,
+                keep_log: 5_000,
+                session_ttl_s: 30,
+            },
+            http: Http {
+                listen: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 7480),
+                allowed_hosts: Vec::new(),
+                trusted_network: false,
+            },
+            dicom: Dicom {
+                listen: SocketAddr::new(any, 11112),
+                ae_title: settings::default_ae_title(),
+                check_called: true,
+                callers: Vec::new(),
+                any_caller: false,
+                max_associations: 64,
+                max_instance_mib: 1024,
+                quiet_seconds: 5,
+            },
+            storage: Storage { reserve_mib: 1024, copies: 3, placement_grace_s: 600 },
+            log: Log { format: LogFormat::Text, filter: "info,openraft=warn,libp2p=warn".to_owned() },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_and_the_listening_address_are_always_allowed_hosts() {
+        let mut http = Config::default().http;
+        assert_eq!(http.hosts(), ["127.0.0.1", "[::1]", "localhost"]);
+        http.listen = "[2001:db8::7]:80".parse().expect("an address");
+        http.allowed_hosts = vec!["Worklist.Example".to_owned()];
+        assert_eq!(http.hosts(), ["127.0.0.1", "[2001:db8::7]", "[::1]", "localhost", "worklist.example"]);
+    }
+}

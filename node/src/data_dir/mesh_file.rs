@@ -1,0 +1,125 @@
+//! `mesh.json`: which mesh this node belongs to, and whom it last knew in it.
+//!
+//! The members are replicated state, but reaching them comes before replication: a node that
+//! restarts finds its peers from here. It is a hint for dialling, never an authority: what the mesh
+//! says replaces it. It also marks that `init` or `join` finished, so it is written last.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::DataDirError;
+
+/// The format that this version writes and the only one it reads.
+pub(crate) const MESH_FILE_FORMAT: u32 = 1;
+
+/// What `mesh.json` holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MeshFile {
+    /// [`MESH_FILE_FORMAT`].
+    pub(crate) format: u32,
+    /// The mesh's id, in hexadecimal.
+    pub(crate) mesh_id: String,
+    /// The mesh's name.
+    pub(crate) mesh_name: String,
+    /// This node's id in it.
+    pub(crate) site_id: u64,
+    /// This node's name in it.
+    pub(crate) site_name: String,
+    /// Rises when a mesh is restored or its quorum recovered; older ones are refused.
+    pub(crate) epoch: u64,
+    /// All members as last known.
+    pub(crate) members: Vec<MeshFileMember>,
+}
+
+/// A member as last known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MeshFileMember {
+    /// The libp2p peer id, in base58.
+    pub(crate) peer_id: String,
+    /// Its id in the mesh.
+    pub(crate) site_id: u64,
+    /// Its name.
+    pub(crate) name: String,
+    /// Where it was reached, or said that it can be.
+    pub(crate) addresses: Vec<SocketAddr>,
+}
+
+/// Any version of it: a newer one may have other fields.
+#[derive(Deserialize)]
+struct Versioned {
+    format: u32,
+}
+
+impl MeshFile {
+    /// Reads the text of the file at `path`.
+    ///
+    /// # Errors
+    /// [`DataDirError::Newer`], [`DataDirError::Unreadable`].
+    pub(super) fn parse(text: &str, path: &Path) -> Result<Self, DataDirError> {
+        let path = path.to_owned();
+        let unreadable =
+            |error: serde_json::Error| DataDirError::Unreadable { path: path.clone(), reason: error.to_string() };
+        let Versioned { format } = serde_json::from_str(text).map_err(unreadable)?;
+        match format {
+            MESH_FILE_FORMAT => serde_json::from_str(text).map_err(unreadable),
+            found if found > MESH_FILE_FORMAT => Err(DataDirError::Newer { path, found, known: MESH_FILE_FORMAT }),
+            _ => Err(DataDirError::Unreadable { path, reason: "it names no known format".to_owned() }),
+        }
+    }
+
+    /// The text of the file.
+    pub(super) fn to_json(&self) -> String {
+        // `Value` prints what it holds; keys are sorted, so the same content is the same text.
+        format!("{:#}\n", serde_json::json!(self))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use super::*;
+
+    #[test]
+    fn the_file_of_format_1_is_stable() {
+        let member = MeshFileMember {
+            peer_id: "12D3KooWExample".to_owned(),
+            site_id: 3,
+            name: "rennes".to_owned(),
+            addresses: vec!["192.0.2.1:7400".parse().expect("an address")],
+        };
+        let mesh = MeshFile {
+            format: MESH_FILE_FORMAT,
+            mesh_id: "ab".repeat(32),
+            mesh_name: "ouest".to_owned(),
+            site_id: 3,
+            site_name: "rennes".to_owned(),
+            epoch: 1,
+            members: vec![member],
+        };
+        expect![[r#"
+            {
+              "epoch": 1,
+              "format": 1,
+              "members": [
+                {
+                  "addresses": [
+                    "192.0.2.1:7400"
+                  ],
+                  "name": "rennes",
+                  "peer_id": "12D3KooWExample",
+                  "site_id": 3
+                }
+              ],
+              "mesh_id": "abababababababababababababababababababababababababababababababab",
+              "mesh_name": "ouest",
+              "site_id": 3,
+              "site_name": "rennes"
+            }
+        "#]]
+        .assert_eq(&mesh.to_json());
+        assert_eq!(MeshFile::parse(&mesh.to_json(), Path::new("mesh.json")).expect("read back"), mesh);
+    }
+}

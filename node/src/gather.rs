@@ -1,0 +1,176 @@
+//! Gathering: instances of a study become a study that the mesh knows.
+//!
+//! When nothing more came for a while, the study's manifest is written and proposed, with what the
+//! images say of themselves, and the queue decides to which exam they belong. More instances later
+//! make a new manifest with a higher sequence number. What a crash interrupted is found at the next
+//! start: a study whose instances here outnumber those that the mesh knows.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use maillage_consensus::Outcome;
+use maillage_consensus::command::{Command, StudyPart, UnixMillisField};
+use maillage_consensus::exam::{Patient, Priority, Request, Text8};
+use maillage_consensus::ids::{CommandId, Line, Name, UidText};
+use maillage_dicom::{Attributes, Redacted};
+use maillage_store::{Hash, Hold, Instance, StudyManifest};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::ingest::{Arrival, decode_attributes};
+use crate::node::Node;
+
+/// Between two looks at which studies have become quiet.
+const TICK: Duration = Duration::from_millis(250);
+/// Quiet enough after the sender's association ended. Some senders use an association for each image:
+/// what follows within this time still belongs to the same publication.
+const AFTER_SENDER: Duration = Duration::from_secs(1);
+/// A study that could not be published is tried again after this long.
+const RETRY: Duration = Duration::from_secs(2);
+/// Studies read from the index at once when a start looks for unpublished ones.
+const PAGE: usize = 256;
+
+/// Publishes studies that have become quiet, until `shutdown`.
+pub(crate) async fn run(node: Node, mut received: mpsc::UnboundedReceiver<Arrival>, shutdown: CancellationToken) {
+    let quiet = Duration::from_secs(node.config().dicom.quiet_seconds);
+    let mut due: HashMap<String, Instant> = HashMap::new();
+    match unpublished(&node).await {
+        Ok(studies) => due.extend(studies.into_iter().map(|study| (study, Instant::now()))),
+        Err(error) => tracing::error!(error = format!("{error:#}"), "look for unpublished studies"),
+    }
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            arrival = received.recv() => match arrival {
+                Some(Arrival::Instance { study }) => drop(due.insert(study, Instant::now() + quiet)),
+                Some(Arrival::SenderDone { study }) => if let Some(at) = due.get_mut(&study) {
+                    *at = (*at).min(Instant::now() + quiet.min(AFTER_SENDER));
+                },
+                None => return,
+            },
+            _ = tick.tick() => {
+                let now = Instant::now();
+                let ready: Vec<String> =
+                    due.iter().filter(|(_, at)| **at <= now).map(|(study, _)| study.clone()).collect();
+                for study in ready {
+                    due.remove(&study);
+                    if let Err(error) = publish(&node, &study).await {
+                        tracing::warn!(%study, error = format!("{error:#}"), "study not published yet");
+                        due.entry(study).or_insert(Instant::now() + RETRY);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Studies of which more is here than the mesh knows.
+async fn unpublished(node: &Node) -> anyhow::Result<Vec<String>> {
+    let mut found = Vec::new();
+    let mut after: Option<String> = None;
+    loop {
+        let page = node.store().studies(after.as_deref(), PAGE).await?;
+        for summary in &page {
+            let known = published(node, &summary.study_uid)?.map_or(0, |part| u64::from(part.instances));
+            if summary.seen.instances > known {
+                found.push(summary.study_uid.clone());
+            }
+        }
+        match page.last() {
+            Some(last) if page.len() == PAGE => after = Some(last.study_uid.clone()),
+            _ => return Ok(found),
+        }
+    }
+}
+
+/// This site's part of a study, as the mesh knows it.
+fn published(node: &Node, study: &str) -> anyhow::Result<Option<StudyPart>> {
+    let study = node.read(|view| view.study(study))?;
+    let held = study.and_then(|study| study.parts.into_iter().find(|held| held.origin == node.site()));
+    Ok(held.map(|held| held.part))
+}
+
+async fn publish(node: &Node, study: &str) -> anyhow::Result<()> {
+    let instances = node.store().instances(study).await?;
+    let Some(says) = what_they_say(node, &instances).await? else { return Ok(()) };
+    let known = published(node, study)?;
+    if known.as_ref().is_some_and(|part| part.instances as usize == instances.len()) {
+        return Ok(());
+    }
+    let sequence = known.map_or(1, |part| part.sequence + 1);
+    let times = instances.iter().map(|instance| instance.received_at.0);
+    let (first, last) = (times.clone().min().unwrap_or(0), times.max().unwrap_or(0));
+    let entries = instances.into_iter().map(|instance| instance.entry).collect();
+    let manifest = StudyManifest::new(study.to_owned(), node.site().0, sequence, entries);
+    let part = StudyPart {
+        study: UidText::filled(study)?,
+        manifest: [0; 32],
+        sequence,
+        instances: u32::try_from(manifest.instances.len())?,
+        bytes: manifest.total_bytes(),
+        first_received_at: UnixMillisField(first),
+        last_received_at: UnixMillisField(last),
+        says,
+    };
+    let address = node.store().put_manifest(manifest.encode()?).await?;
+    if let Hold::Incomplete { missing } = node.store().hold(address).await? {
+        anyhow::bail!("{} chunks of the study are missing here", missing.len());
+    }
+    let part = StudyPart { manifest: address.0, ..part };
+    match node.command(publication_id(node, address), Name::default(), Command::RecordStudy(part)).await? {
+        Outcome::StudyRecorded { exam, unsolicited } => {
+            tracing::info!(study, exam = exam.0, instances = manifest.instances.len(), ?unsolicited, "study published");
+            Ok(())
+        }
+        other => anyhow::bail!("record the study: {other:?}"),
+    }
+}
+
+/// The same publication is the same command, also after a restart.
+fn publication_id(node: &Node, manifest: Hash) -> CommandId {
+    let mut hasher = blake3::Hasher::new_derive_key("maillage 2026-11 study publication id");
+    hasher.update(&node.site().0.to_be_bytes());
+    hasher.update(&manifest.0);
+    let mut id = [0; 16];
+    hasher.finalize_xof().fill(&mut id);
+    CommandId(uuid::Builder::from_random_bytes(id).into_uuid())
+}
+
+async fn what_they_say(node: &Node, instances: &[Instance]) -> anyhow::Result<Option<Request>> {
+    let Some(first) = instances.first() else { return Ok(None) };
+    let manifest = node.store().instance_manifest(first.entry.manifest).await?;
+    let Some(attributes) = manifest.and_then(|manifest| decode_attributes(&manifest.attributes)) else {
+        anyhow::bail!("the first instance's attributes cannot be read");
+    };
+    Ok(Some(request_of(&attributes)))
+}
+
+/// What images say of their examination. They do not say how urgent it is: until a request does, they
+/// count as urgent, since waiting is the worse error.
+fn request_of(attributes: &Attributes) -> Request {
+    let line = |text: &Option<Redacted<String>>| Line::fitted(said(text));
+    let code = |text: &Option<Redacted<String>>| Text8::fitted(said(text));
+    Request {
+        accession: line(&attributes.accession_number),
+        patient: Patient {
+            id: line(&attributes.patient_id),
+            issuer: line(&attributes.issuer_of_patient_id),
+            name: line(&attributes.patient_name),
+            birth_date: code(&attributes.birth_date),
+            sex: code(&attributes.sex),
+        },
+        modality: code(&attributes.modality),
+        description: line(&attributes.study_description),
+        hospital: line(&attributes.institution),
+        physician: line(&attributes.referring_physician),
+        priority: Priority::Urgent,
+        awaits_images: true,
+    }
+}
+
+fn said(text: &Option<Redacted<String>>) -> &str {
+    text.as_ref().map_or("", |text| text.expose())
+}

@@ -1,0 +1,86 @@
+//! `GET /events`: server-sent events, one whenever the queue or this node's contact with the mesh
+//! changed, for pages and programs that then read what they show anew.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::sse::{Event, KeepAlive, Sse};
+use futures::stream::{self, Stream};
+use serde_json::json;
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::http::app::{App, try_place};
+use crate::http::problem::Problem;
+use crate::http::status::is_cut_off;
+use crate::node::Node;
+
+/// Changes closer together than this make one event: a page need not flicker.
+const COALESCE: Duration = Duration::from_millis(200);
+/// How often contact with the mesh is looked at: its loss changes no state.
+const CONTACT_CHECK: Duration = Duration::from_secs(1);
+/// Silence after which a comment is sent, so that each end notices that the other is gone.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// Milliseconds after which a browser that lost the stream connects again.
+const RETRY: Duration = Duration::from_millis(1000);
+
+struct Watcher {
+    node: Node,
+    changes: watch::Receiver<u64>,
+    cut_off: bool,
+    /// Whether an event is owed at once: the client has not seen the present state.
+    owed: bool,
+    last: Instant,
+    _place: OwnedSemaphorePermit,
+}
+
+/// `GET /events`: event `queue`, its id the applied index. With `Last-Event-ID`, the first event comes
+/// at once only if that is not the present one.
+pub(super) async fn events(
+    State(app): State<App>,
+    headers: HeaderMap,
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
+    let place = try_place(&app.limits.event_streams, "event streams")?;
+    let seen = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse::<u64>().ok());
+    let mut changes = app.node.changes();
+    let applied = *changes.borrow_and_update();
+    let watcher = Watcher {
+        cut_off: is_cut_off(app.node.age()),
+        node: app.node,
+        changes,
+        owed: seen != Some(applied),
+        last: Instant::now(),
+        _place: place,
+    };
+    let events = stream::unfold(watcher, async |mut watcher| {
+        let event = watcher.next().await?;
+        Some((Ok(event), watcher))
+    });
+    Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
+}
+
+impl Watcher {
+    /// The next event; `None` when the node ended.
+    async fn next(&mut self) -> Option<Event> {
+        if !std::mem::take(&mut self.owed) {
+            loop {
+                match timeout(CONTACT_CHECK, self.changes.changed()).await {
+                    Ok(changed) => {
+                        changed.ok()?;
+                        break;
+                    }
+                    Err(_) if is_cut_off(self.node.age()) != self.cut_off => break,
+                    Err(_) => {}
+                }
+            }
+            sleep(COALESCE.saturating_sub(self.last.elapsed())).await;
+        }
+        self.last = Instant::now();
+        self.cut_off = is_cut_off(self.node.age());
+        let applied = *self.changes.borrow_and_update();
+        let data = json!({ "applied": applied, "cut_off": self.cut_off });
+        Some(Event::default().id(applied.to_string()).event("queue").retry(RETRY).data(data.to_string()))
+    }
+}

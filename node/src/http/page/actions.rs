@@ -1,0 +1,193 @@
+//! The page's forms. Each is a command with the id that the form carries, so that a second press or a
+//! reload changes nothing; done, it redirects to the page, which then shows the committed state.
+
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Redirect, Response};
+use maillage_consensus::Outcome;
+use maillage_consensus::command::Command;
+use maillage_consensus::ids::{ExamId, FencingToken, Line, Name, Prose};
+use serde::Deserialize;
+
+use super::notice::{Notice, Retry};
+use super::room::Room;
+use super::texts::Language;
+use super::{html, view};
+use crate::http::app::App;
+use crate::http::body::FormBody;
+use crate::http::cookie;
+use crate::http::extract::{UrlPath, field, parse_command_id};
+use crate::http::problem::Problem;
+
+#[derive(Debug, Deserialize)]
+pub(super) struct ReaderForm {
+    reader: String,
+    lang: Option<String>,
+}
+
+/// `POST /ui/reader`: who reads at this browser.
+pub(super) async fn set_reader(headers: HeaderMap, FormBody(form): FormBody<ReaderForm>) -> Result<Response, Problem> {
+    let reader = field("reader", Name::filled(form.reader))?;
+    let language = Language::choose(form.lang.as_deref(), &headers);
+    let cookie = [(header::SET_COOKIE, cookie::set_reader(&reader))];
+    Ok((cookie, redirect(language, "reader", None)).into_response())
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct ClaimForm {
+    key: String,
+    lang: Option<String>,
+}
+
+/// `POST /ui/next`: the exam that is due first.
+pub(super) async fn next(
+    State(app): State<App>,
+    headers: HeaderMap,
+    FormBody(form): FormBody<ClaimForm>,
+) -> Result<Response, Problem> {
+    let command = Command::ClaimNext { modalities: Vec::new() };
+    act(&app, &headers, Asked { action: "/ui/next".to_owned(), command, form: form.into() }).await
+}
+
+/// `POST /ui/exams/{id}/claim`
+pub(super) async fn claim(
+    State(app): State<App>,
+    UrlPath(exam): UrlPath<ExamId>,
+    headers: HeaderMap,
+    FormBody(form): FormBody<ClaimForm>,
+) -> Result<Response, Problem> {
+    let (action, command) = (format!("/ui/exams/{exam}/claim"), Command::ClaimTake { exam });
+    act(&app, &headers, Asked { action, command, form: form.into() }).await
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct ReleaseForm {
+    key: String,
+    lang: Option<String>,
+    token: FencingToken,
+    #[serde(default)]
+    reason: String,
+}
+
+/// `POST /ui/exams/{id}/release`
+pub(super) async fn release(
+    State(app): State<App>,
+    UrlPath(exam): UrlPath<ExamId>,
+    headers: HeaderMap,
+    FormBody(form): FormBody<ReleaseForm>,
+) -> Result<Response, Problem> {
+    let reason = field("reason", Line::new(form.reason.as_str()))?;
+    let command = Command::Release { exam, token: form.token, reason };
+    let fields = vec![("token", form.token.to_string()), ("reason", form.reason)];
+    let form = Sent { key: form.key, lang: form.lang, fields, text: None };
+    act(&app, &headers, Asked { action: format!("/ui/exams/{exam}/release"), command, form }).await
+}
+
+#[derive(Deserialize)]
+pub(super) struct ReportForm {
+    key: String,
+    lang: Option<String>,
+    token: FencingToken,
+    text: String,
+}
+
+/// `POST /ui/exams/{id}/report`. Whatever goes wrong, the text comes back with the answer.
+pub(super) async fn report(
+    State(app): State<App>,
+    UrlPath(exam): UrlPath<ExamId>,
+    headers: HeaderMap,
+    FormBody(form): FormBody<ReportForm>,
+) -> Result<Response, Problem> {
+    // Forms end their lines with CR LF (HTML section 4.10.21.4); texts hold LF only.
+    let text = form.text.replace("\r\n", "\n");
+    let sent = Sent {
+        key: form.key,
+        lang: form.lang,
+        fields: vec![("token", form.token.to_string())],
+        text: Some(text.clone()),
+    };
+    let action = format!("/ui/exams/{exam}/report");
+    match field("text", Prose::filled(text)) {
+        Ok(report) => {
+            let command = Command::Complete { exam, token: form.token, report };
+            act(&app, &headers, Asked { action, command, form: sent }).await
+        }
+        Err(problem) => failed(&app, &headers, problem, action, sent).await,
+    }
+}
+
+/// What a person asked for by a form.
+struct Asked {
+    action: String,
+    command: Command,
+    form: Sent,
+}
+
+/// A form as it came.
+struct Sent {
+    key: String,
+    lang: Option<String>,
+    fields: Vec<(&'static str, String)>,
+    text: Option<String>,
+}
+
+impl From<ClaimForm> for Sent {
+    fn from(form: ClaimForm) -> Self {
+        Self { key: form.key, lang: form.lang, fields: Vec::new(), text: None }
+    }
+}
+
+async fn act(app: &App, headers: &HeaderMap, asked: Asked) -> Result<Response, Problem> {
+    let Asked { action, command, form } = asked;
+    let exam = match &command {
+        Command::Release { exam, .. } | Command::Complete { exam, .. } => Some(*exam),
+        _ => None,
+    };
+    let result = match (parse_command_id(&form.key), cookie::reader(headers)) {
+        (Ok(id), Some(reader)) => app.command(id, reader, command).await,
+        (Err(problem), _) => Err(problem),
+        (Ok(_), None) => Err(Problem::invalid("no reader's name is set")),
+    };
+    let (done, exam) = match result {
+        Ok(Outcome::Claimed(grant)) => ("claimed", Some(grant.exam)),
+        Ok(Outcome::NothingWaiting) => ("nothing", None),
+        Ok(Outcome::Completed { .. }) => ("reported", exam),
+        Ok(_) => ("released", exam),
+        Err(problem) => return failed(app, headers, problem, action, form).await,
+    };
+    // So that the page that follows shows it.
+    app.catch_up().await;
+    Ok(redirect(Language::choose(form.lang.as_deref(), headers), done, exam))
+}
+
+fn redirect(language: Language, done: &str, exam: Option<ExamId>) -> Response {
+    let lang = language.code();
+    let target = match exam {
+        Some(exam) => format!("/?lang={lang}&done={done}&exam={exam}#exam-{exam}"),
+        None => format!("/?lang={lang}&done={done}"),
+    };
+    Redirect::to(&target).into_response()
+}
+
+/// The page again, with what failed and the means to repeat it.
+async fn failed(
+    app: &App,
+    headers: &HeaderMap,
+    problem: Problem,
+    action: String,
+    form: Sent,
+) -> Result<Response, Problem> {
+    let language = Language::choose(form.lang.as_deref(), headers);
+    let mut fields = form.fields;
+    fields.push(("key", form.key));
+    let status = problem.status();
+    let retry_after = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(HeaderValue::from_static("2"));
+    let notice = Notice::failed(problem, Retry { action, fields, text: form.text, again: false });
+    let room = Room::gather(app, cookie::reader(headers)).await?;
+    let mut response = html(language, view::page(&room, language, Some(&notice)).into_string());
+    *response.status_mut() = status;
+    if let Some(seconds) = retry_after {
+        response.headers_mut().insert(header::RETRY_AFTER, seconds);
+    }
+    Ok(response)
+}

@@ -1,0 +1,234 @@
+//! Every text of the page, in French and in English, side by side.
+
+use axum::http::{HeaderMap, header};
+use maillage_consensus::exam::{ExamState, Priority, Unsolicited};
+
+use crate::http::media::MediaType;
+
+/// A language of the page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Language {
+    /// The default: the service is French.
+    French,
+    /// The other.
+    English,
+}
+
+impl Language {
+    /// The query's, else the browser's best, else French.
+    pub(super) fn choose(query: Option<&str>, headers: &HeaderMap) -> Self {
+        query.and_then(Self::from_code).unwrap_or_else(|| {
+            let accepted = headers.get(header::ACCEPT_LANGUAGE).and_then(|value| value.to_str().ok());
+            accepted.map_or(Self::French, Self::best)
+        })
+    }
+
+    /// From `fr`, `en`, and their regions.
+    pub(super) fn from_code(code: &str) -> Option<Self> {
+        match code.split('-').next()?.trim().to_ascii_lowercase().as_str() {
+            "fr" => Some(Self::French),
+            "en" => Some(Self::English),
+            _ => None,
+        }
+    }
+
+    fn best(accepted: &str) -> Self {
+        let mut best = (0, Self::French);
+        for range in accepted.split(',') {
+            let Some(language) = range.split(';').next().and_then(Self::from_code) else { continue };
+            // A language range weighs as a media range does.
+            let weight = range.split_once(';').map_or(Some(1000), |(_, weight)| {
+                MediaType::parse(&format!("language/any;{weight}")).map(|range| range.weight())
+            });
+            if let Some(weight) = weight.filter(|weight| *weight > best.0) {
+                best = (weight, language);
+            }
+        }
+        best.1
+    }
+
+    /// Its code.
+    pub(super) fn code(self) -> &'static str {
+        self.pick("fr", "en")
+    }
+
+    /// The other one.
+    pub(super) fn other(self) -> Self {
+        self.pick(Self::English, Self::French)
+    }
+
+    fn pick<T>(self, french: T, english: T) -> T {
+        match self {
+            Self::French => french,
+            Self::English => english,
+        }
+    }
+
+    /// A text.
+    pub(super) fn say(self, text: Text) -> &'static str {
+        let (french, english) = text.both();
+        self.pick(french, english)
+    }
+
+    /// A priority's name.
+    pub(super) fn priority(self, priority: Priority) -> &'static str {
+        match priority {
+            Priority::Vital => self.pick("vitale", "vital"),
+            Priority::Urgent => self.pick("urgente", "urgent"),
+            Priority::SemiUrgent => self.pick("semi-urgente", "semi-urgent"),
+            Priority::Scheduled => self.pick("programmée", "scheduled"),
+        }
+    }
+
+    /// A state's name.
+    pub(super) fn state(self, state: ExamState) -> &'static str {
+        match state {
+            ExamState::Requested => self.pick("demandé", "requested"),
+            ExamState::Waiting => self.pick("en attente", "waiting"),
+            ExamState::Claimed => self.pick("en lecture", "being read"),
+            ExamState::Reported => self.pick("compte rendu fait", "reported"),
+            ExamState::Cancelled => self.pick("annulé", "cancelled"),
+        }
+    }
+
+    /// Why images stand apart from any request.
+    pub(super) fn unsolicited(self, reason: Unsolicited) -> &'static str {
+        let french = match reason {
+            Unsolicited::NoRequest => "aucune demande n’a ce numéro et ce patient",
+            Unsolicited::OtherPatient => "la demande de ce numéro nomme un autre patient",
+            Unsolicited::Ambiguous => "plusieurs demandes correspondent",
+            Unsolicited::NoIdentifiers => "les images n’ont pas de numéro ou pas d’identifiant de patient",
+        };
+        self.pick(french, reason.as_str())
+    }
+
+    /// A site's role.
+    pub(super) fn role(self, role: &'static str) -> &'static str {
+        match role {
+            "leader" => self.pick("meneur", "leader"),
+            "voter" => self.pick("votant", "voter"),
+            "learner" => self.pick("sans vote", "learner"),
+            _ => "–",
+        }
+    }
+}
+
+macro_rules! texts {
+    ($($name:ident: $french:literal, $english:literal;)*) => {
+        /// A text of the page.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(super) enum Text {
+            $(#[doc = $english] $name,)*
+        }
+
+        impl Text {
+            fn both(self) -> (&'static str, &'static str) {
+                match self {
+                    $(Self::$name => ($french, $english),)*
+                }
+            }
+        }
+    };
+}
+
+texts! {
+    Title: "Salle d’attente", "Waiting room";
+    SkipToRoom: "Aller à la salle d’attente", "Skip to the waiting room";
+    ReadingSite: "Centre", "Site";
+    ReaderPrompt: "Votre nom", "Your name";
+    ReaderSet: "Valider", "Set";
+    ReaderNeeded: "Indiquez votre nom pour prendre un examen.", "Give your name to take an exam.";
+    Next: "Examen suivant", "Next exam";
+    Claim: "Prendre", "Claim";
+    Release: "Rendre", "Release";
+    ReleaseReason: "Raison (facultative)", "Reason (optional)";
+    Report: "Compte rendu", "Report";
+    ReportSend: "Signer le compte rendu", "Sign the report";
+    Retry: "Réessayer", "Try again";
+    WhatYouTyped: "Votre texte", "Your text";
+    Back: "Retour à la salle d’attente", "Back to the waiting room";
+    WaitingExams: "Examens en attente", "Exams waiting";
+    NothingWaits: "Aucun examen n’attend.", "No exam is waiting.";
+    NotShown: "autres examens ne sont pas affichés", "more exams are not shown";
+    ReadingExams: "En lecture et récents", "Being read and recent";
+    NobodyReads: "Personne ne lit pour l’instant.", "Nobody is reading at the moment.";
+    Priority: "Priorité", "Priority";
+    TimeLeft: "Temps restant", "Time left";
+    State: "État", "State";
+    Patient: "Patient", "Patient";
+    Modality: "Modalité", "Modality";
+    Description: "Examen", "Exam";
+    Hospital: "Hôpital", "Hospital";
+    Received: "Reçu", "Received";
+    Images: "Images", "Images";
+    ImagesHere: "ici", "here";
+    ImagesElsewhere: "ailleurs", "elsewhere";
+    ImagesNone: "aucune", "none";
+    CopiesOf: "copies", "copies";
+    ReaderColumn: "Lecteur", "Reader";
+    Since: "depuis", "since";
+    Actions: "Actions", "Actions";
+    Late: "retard", "late";
+    Unsolicited: "À rapprocher", "To reconcile";
+    ImagesAfterReport: "images arrivées après le compte rendu", "images came after the report";
+    Mesh: "Maillage", "Mesh";
+    Quorum: "Quorum", "Quorum";
+    QuorumReached: "atteint", "reached";
+    QuorumLost: "non atteint", "not reached";
+    Voters: "votants joignables", "voters reached";
+    Leader: "Meneur", "Leader";
+    NoLeader: "inconnu", "unknown";
+    Site: "Site", "Site";
+    Zone: "Zone", "Zone";
+    Role: "Rôle", "Role";
+    Link: "Liaison", "Link";
+    LinkOwn: "ce site", "this site";
+    LinkUp: "relié", "connected";
+    LinkDown: "injoignable", "unreachable";
+    RoundTrip: "Aller-retour", "Round trip";
+    BelowTwo: "études sur moins de deux sites", "studies on fewer than two sites";
+    CutOffSince: "Coupé des autres sites depuis", "Cut off from the other sites since";
+    CutOffNever: "Pas encore de contact avec les autres sites", "No contact with the other sites yet";
+    CutOffMeaning: "la lecture continue, les prises et comptes rendus attendent.",
+        "reading continues, claims and reports wait.";
+    LinkLost: "Le lien avec le nœud est perdu : ce qui est affiché peut être dépassé.",
+        "The link with the node is lost: what is shown may be out of date.";
+    AsOf: "état à", "as of";
+    DoneClaimed: "Examen pris :", "Exam claimed:";
+    DoneReleased: "Examen rendu :", "Exam released:";
+    DoneReported: "Compte rendu enregistré pour l’examen", "Report recorded for exam";
+    DoneNothing: "Aucun examen n’attend.", "No exam is waiting.";
+    DoneReader: "Nom enregistré.", "Name set.";
+    FailedHeld: "Déjà pris par", "Already claimed by";
+    FailedAt: "à", "at";
+    FailedStale: "Cette prise n’est plus valable. Le texte est gardé comme brouillon n°",
+        "This claim no longer holds. The text is kept as draft no.";
+    FailedStaleNoDraft: "Cette prise n’est plus valable.", "This claim no longer holds.";
+    FailedNoQuorum: "Pas de quorum : rien n’a été changé. Réessayez dès que le contact revient.",
+        "No quorum: nothing was changed. Try again as soon as contact is back.";
+    FailedUnknown: "Résultat inconnu : réessayez, ce ne sera pas fait deux fois.",
+        "Outcome unknown: try again, it will not be done twice.";
+    FailedState: "L’état de l’examen ne le permet plus.", "The exam’s state does not allow it any more.";
+    FailedOther: "Cela n’a pas été fait :", "It was not done:";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(query: Option<&str>, accepted: &str) -> Language {
+        let headers = HeaderMap::from_iter([(header::ACCEPT_LANGUAGE, accepted.parse().expect("a header"))]);
+        Language::choose(query, &headers)
+    }
+
+    #[test]
+    fn french_comes_first_and_the_reader_decides() {
+        assert_eq!(Language::choose(None, &HeaderMap::new()), Language::French);
+        assert_eq!(chosen(None, "de, es;q=0.5"), Language::French);
+        assert_eq!(chosen(None, "en-GB,en;q=0.9,fr;q=0.8"), Language::English);
+        assert_eq!(chosen(None, "fr-FR;q=0.9, en;q=0.9"), Language::French);
+        assert_eq!(chosen(None, "fr;q=0, en;q=0.1"), Language::English);
+        assert_eq!(chosen(Some("fr"), "en"), Language::French);
+        assert_eq!(chosen(Some("xx"), "en"), Language::English);
+    }
+}

@@ -1,0 +1,440 @@
+//! Images wherever they are: listing, streaming, pulling and verifying studies.
+//!
+//! What is here is read from the store; what is not comes from the sites that hold it. Every byte is
+//! compared with its hash on the way, so a caller sees the right bytes or an error.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::{self, Stream, StreamExt as _, TryStreamExt as _};
+use maillage_consensus::View;
+use maillage_consensus::ids::SiteId;
+use maillage_consensus::machine::ApplyError;
+use maillage_consensus::mesh::{HeldPart, Study};
+use maillage_consensus::raft::Group;
+use maillage_dicom::Uid;
+use maillage_dicom::part10::{self, FileMeta};
+use maillage_store::{
+    CHUNK_BYTES_MAX, Chunk, Hash, Hold, INSTANCE_MANIFEST_BYTES_MAX, InstanceEntry, InstanceManifest, PutGroup,
+    STUDY_MANIFEST_BYTES_MAX, Store, StoreError, StudyManifest, VerifyReport,
+};
+use maillage_transport::PeerId;
+use maillage_transport::chunk::{ChunkSource, Class};
+use maillage_transport::fetch::{Fetcher, Wanted};
+use tokio::sync::mpsc;
+
+use crate::roster::Roster;
+
+/// Bytes of pulled chunks written in one group: one fsync for so many.
+const PUT_GROUP_BYTES: usize = 8 << 20;
+/// Groups being written while the next are fetched.
+const PUTS_IN_FLIGHT: usize = 2;
+/// Local chunks read ahead of a reader.
+const READ_AHEAD: usize = 4;
+
+/// Why images cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ImagesError {
+    /// No site that answers has the object.
+    #[error("no reachable site holds object {0}")]
+    Unavailable(Hash),
+    /// The study's manifests contradict each other or cannot be read.
+    #[error("the study's manifest is not valid: {0}")]
+    Manifest(String),
+    /// The study is not held here as a whole.
+    #[error("{missing} objects of the study are not here")]
+    Incomplete {
+        /// How many.
+        missing: usize,
+    },
+    /// This node's store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The replicated state cannot be read.
+    #[error(transparent)]
+    State(#[from] ApplyError),
+}
+
+/// One instance of a study, and who holds it.
+#[derive(Debug, Clone)]
+pub(crate) struct InstanceRef {
+    pub(crate) series: String,
+    pub(crate) sop_instance: String,
+    pub(crate) transfer_syntax: String,
+    /// Bytes of the data set.
+    pub(crate) bytes: u64,
+    manifest: Arc<InstanceManifest>,
+    holders: Arc<[PeerId]>,
+}
+
+/// What a fetch brought.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct FetchReport {
+    pub(crate) instances: u64,
+    pub(crate) bytes: u64,
+    /// Bytes that came from other sites.
+    pub(crate) fetched: u64,
+}
+
+/// Told how many of how many bytes are here.
+pub(crate) type Progress = mpsc::Sender<(u64, u64)>;
+
+/// The images that this node can reach. Clones share it.
+#[derive(Debug, Clone)]
+pub(crate) struct Images(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    site: SiteId,
+    store: Store,
+    group: Group,
+    roster: Roster,
+    fetcher: Fetcher,
+}
+
+impl Images {
+    pub(crate) fn new(site: SiteId, store: Store, group: Group, roster: Roster, fetcher: Fetcher) -> Self {
+        Self(Arc::new(Shared { site, store, group, roster, fetcher }))
+    }
+
+    fn known_study(&self, uid: &str) -> Result<Option<Study>, ImagesError> {
+        let frozen = self.0.group.reader().view();
+        Ok(View::new(&*frozen).study(uid)?)
+    }
+
+    fn holders(&self, held: &HeldPart) -> Arc<[PeerId]> {
+        let others = held.holders.iter().filter(|site| **site != self.0.site);
+        others.filter_map(|site| self.0.roster.peer(*site)).collect()
+    }
+
+    /// The instances of a study, of every part that the mesh knows and of what this node received and
+    /// has not published yet. `None` when nothing is known of it.
+    ///
+    /// # Errors
+    /// [`ImagesError::Unavailable`] when a manifest is on no reachable site.
+    pub(crate) async fn study(&self, uid: &str) -> Result<Option<Vec<InstanceRef>>, ImagesError> {
+        let mut found: BTreeMap<(String, String), (InstanceEntry, Arc<[PeerId]>)> = BTreeMap::new();
+        for instance in self.0.store.instances(uid).await? {
+            let key = (instance.entry.series_uid.clone(), instance.entry.sop_instance.clone());
+            found.insert(key, (instance.entry, Arc::from([])));
+        }
+        for held in self.known_study(uid)?.map(|study| study.parts).unwrap_or_default() {
+            let holders = self.holders(&held);
+            for entry in self.study_manifest(Hash(held.part.manifest), &holders, Class::Urgent).await?.instances {
+                let key = (entry.series_uid.clone(), entry.sop_instance.clone());
+                found.entry(key).or_insert((entry, Arc::clone(&holders)));
+            }
+        }
+        if found.is_empty() {
+            return Ok(None);
+        }
+        let mut by_holders: BTreeMap<Vec<PeerId>, Vec<Hash>> = BTreeMap::new();
+        for (entry, holders) in found.values() {
+            by_holders.entry(holders.to_vec()).or_default().push(entry.manifest);
+        }
+        let mut manifests = HashMap::new();
+        for (holders, hashes) in by_holders {
+            manifests.extend(self.instance_manifests(&hashes, &holders, Class::Urgent).await?);
+        }
+        let instances = found.into_values().map(|(entry, holders)| {
+            let manifest = manifests.get(&entry.manifest).ok_or(ImagesError::Unavailable(entry.manifest))?;
+            Ok(InstanceRef {
+                series: manifest.series_uid.clone(),
+                sop_instance: manifest.sop_instance.clone(),
+                transfer_syntax: manifest.transfer_syntax.clone(),
+                bytes: manifest.total_len,
+                manifest: Arc::clone(manifest),
+                holders,
+            })
+        });
+        instances.collect::<Result<Vec<_>, _>>().map(Some)
+    }
+
+    async fn study_manifest(&self, hash: Hash, holders: &[PeerId], class: Class) -> Result<StudyManifest, ImagesError> {
+        let bytes = match self.0.store.get_manifest(hash).await {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) | Err(StoreError::Corrupt(_) | StoreError::Missing(_)) => {
+                let mut got = self.fetch_objects(vec![(hash, STUDY_MANIFEST_BYTES_MAX)], holders, class).await?;
+                got.remove(&hash).ok_or(ImagesError::Unavailable(hash))?
+            }
+            Err(error) => return Err(error.into()),
+        };
+        StudyManifest::decode(&bytes).map_err(|error| ImagesError::Manifest(error.to_string()))
+    }
+
+    async fn instance_manifests(
+        &self,
+        hashes: &[Hash],
+        holders: &[PeerId],
+        class: Class,
+    ) -> Result<HashMap<Hash, Arc<InstanceManifest>>, ImagesError> {
+        let mut manifests = HashMap::with_capacity(hashes.len());
+        let mut absent = Vec::new();
+        for hash in hashes {
+            match self.0.store.instance_manifest(*hash).await {
+                Ok(Some(manifest)) => drop(manifests.insert(*hash, Arc::new(manifest))),
+                Ok(None) | Err(StoreError::Corrupt(_) | StoreError::Missing(_)) => {
+                    absent.push((*hash, INSTANCE_MANIFEST_BYTES_MAX));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        for (hash, bytes) in self.fetch_objects(absent, holders, class).await? {
+            let manifest =
+                InstanceManifest::decode(&bytes).map_err(|error| ImagesError::Manifest(error.to_string()))?;
+            manifests.insert(hash, Arc::new(manifest));
+        }
+        Ok(manifests)
+    }
+
+    /// All of `wanted` (hash and greatest length) from `holders`, each compared with its hash.
+    async fn fetch_objects(
+        &self,
+        wanted: Vec<(Hash, usize)>,
+        holders: &[PeerId],
+        class: Class,
+    ) -> Result<HashMap<Hash, Bytes>, ImagesError> {
+        let mut objects = HashMap::with_capacity(wanted.len());
+        let mut arriving = std::pin::pin!(self.fetch_stream(wanted, holders, class));
+        while let Some((hash, bytes)) = arriving.try_next().await? {
+            objects.insert(hash, bytes);
+        }
+        Ok(objects)
+    }
+
+    fn fetch_stream(
+        &self,
+        wanted: Vec<(Hash, usize)>,
+        holders: &[PeerId],
+        class: Class,
+    ) -> impl Stream<Item = Result<(Hash, Bytes), ImagesError>> + Send + use<> {
+        if wanted.is_empty() {
+            return stream::empty().left_stream();
+        }
+        let wanted =
+            wanted.into_iter().map(|(hash, len)| Wanted { hash: blake3::Hash::from_bytes(hash.0), len }).collect();
+        let arriving = self.0.fetcher.fetch(wanted, holders.to_vec(), class);
+        stream::unfold(arriving, |mut arriving| async move {
+            let item = arriving.recv().await?;
+            let item = item
+                .map(|(hash, bytes)| (Hash(*hash.as_bytes()), bytes))
+                .map_err(|error| ImagesError::Unavailable(Hash(*error.hash().as_bytes())));
+            Some((item, arriving))
+        })
+        .right_stream()
+    }
+
+    /// Bytes of the Part 10 file that [`Images::stream`] gives.
+    pub(crate) fn part10_len(&self, instance: &InstanceRef) -> u64 {
+        header(instance).len() as u64 + instance.bytes
+    }
+
+    /// One instance as a whole Part 10 file: a fresh header, then the data set exactly as received.
+    pub(crate) fn stream(
+        &self,
+        instance: &InstanceRef,
+    ) -> impl Stream<Item = Result<Bytes, ImagesError>> + Send + use<> {
+        let head = stream::once(std::future::ready(Ok(header(instance))));
+        let images = self.clone();
+        let (manifest, holders) = (Arc::clone(&instance.manifest), Arc::clone(&instance.holders));
+        let chunks: Vec<(Hash, u32)> = manifest.chunks.clone();
+        let pieces = stream::iter(chunks).map(move |(hash, len)| {
+            let (images, holders) = (images.clone(), Arc::clone(&holders));
+            async move { images.chunk(hash, len as usize, &holders).await }
+        });
+        head.chain(pieces.buffered(READ_AHEAD))
+    }
+
+    async fn chunk(&self, hash: Hash, len: usize, holders: &[PeerId]) -> Result<Bytes, ImagesError> {
+        match self.0.store.get(hash).await {
+            Ok(Some(bytes)) => return Ok(bytes),
+            Ok(None) | Err(StoreError::Corrupt(_) | StoreError::Missing(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let mut got = self.fetch_objects(vec![(hash, len)], holders, Class::Urgent).await?;
+        got.remove(&hash).ok_or(ImagesError::Unavailable(hash))
+    }
+
+    /// Brings one part of a study here as a whole, durably, and holds it.
+    ///
+    /// # Errors
+    /// [`ImagesError`]; what came so far stays and is not fetched again.
+    pub(crate) async fn pull_part(
+        &self,
+        held: &HeldPart,
+        class: Class,
+        progress: Option<&Progress>,
+    ) -> Result<FetchReport, ImagesError> {
+        let store = &self.0.store;
+        let holders = self.holders(held);
+        let address = Hash(held.part.manifest);
+        let manifest = self.study_manifest(address, &holders, class).await?;
+        let encoded = manifest.encode().map_err(|error| ImagesError::Manifest(error.to_string()))?;
+        store.put_manifest(encoded).await?;
+
+        let hashes: Vec<Hash> = manifest.instances.iter().map(|entry| entry.manifest).collect();
+        let instances = self.instance_manifests(&hashes, &holders, class).await?;
+        let mut manifests = Vec::with_capacity(instances.len());
+        for instance in instances.values() {
+            let encoded = instance.encode().map_err(|error| ImagesError::Manifest(error.to_string()))?;
+            manifests.push(Chunk::new(encoded));
+        }
+        store.put(PutGroup { manifests, ..PutGroup::default() }).await?;
+
+        let mut lengths: BTreeMap<Hash, usize> = BTreeMap::new();
+        for chunk in hashes.iter().filter_map(|hash| instances.get(hash)).flat_map(|instance| &instance.chunks) {
+            lengths.insert(chunk.0, chunk.1 as usize);
+        }
+        let all: Vec<Hash> = lengths.keys().copied().collect();
+        let absent: BTreeSet<Hash> = store.missing(&all).await?.into_iter().collect();
+        // In the order of the study, so that the first instances are whole first.
+        let mut seen = BTreeSet::new();
+        let wanted: Vec<(Hash, usize)> = hashes
+            .iter()
+            .filter_map(|hash| instances.get(hash))
+            .flat_map(|instance| &instance.chunks)
+            .filter(|chunk| absent.contains(&chunk.0) && seen.insert(chunk.0))
+            .map(|chunk| (chunk.0, chunk.1 as usize))
+            .collect();
+        let total: u64 = lengths.values().map(|len| *len as u64).sum();
+        let fetched = self.pull_chunks(wanted, &holders, class, total, progress).await?;
+        match store.hold(address).await? {
+            Hold::Held => Ok(FetchReport { instances: hashes.len() as u64, bytes: manifest.total_bytes(), fetched }),
+            Hold::Incomplete { missing } => Err(ImagesError::Incomplete { missing: missing.len() }),
+        }
+    }
+
+    /// Fetches chunks and stores them in groups, so that one fsync covers many.
+    async fn pull_chunks(
+        &self,
+        wanted: Vec<(Hash, usize)>,
+        holders: &[PeerId],
+        class: Class,
+        total: u64,
+        progress: Option<&Progress>,
+    ) -> Result<u64, ImagesError> {
+        let absent: u64 = wanted.iter().map(|(_, len)| *len as u64).sum();
+        let mut here = total.saturating_sub(absent);
+        let arriving = self.fetch_stream(wanted, holders, class);
+        // A group that the end cuts short asks once more after it.
+        let groups = in_groups(Box::pin(arriving.fuse()));
+        let store = self.0.store.clone();
+        let written = groups.map_ok(move |chunks| {
+            let store = store.clone();
+            async move {
+                let bytes: u64 = chunks.iter().map(|chunk| chunk.byte_len() as u64).sum();
+                store.put(PutGroup { chunks, ..PutGroup::default() }).await?;
+                Ok(bytes)
+            }
+        });
+        let mut written = std::pin::pin!(written.try_buffered(PUTS_IN_FLIGHT));
+        while let Some(bytes) = written.try_next().await? {
+            here += bytes;
+            if let Some(progress) = progress {
+                // A reader of the progress that is slow or gone misses a step, nothing more.
+                let _ = progress.try_send((here, total));
+            }
+        }
+        Ok(absent)
+    }
+
+    /// Brings a whole study here and tells which parts this node now holds.
+    ///
+    /// # Errors
+    /// [`ImagesError`].
+    pub(crate) async fn fetch(&self, uid: &str, progress: Progress) -> Result<Option<FetchedStudy>, ImagesError> {
+        let Some(study) = self.known_study(uid)? else { return Ok(None) };
+        let mut fetched = FetchedStudy::default();
+        for held in study.parts {
+            let report = self.pull_part(&held, Class::Urgent, Some(&progress)).await?;
+            fetched.report.instances += report.instances;
+            fetched.report.bytes += report.bytes;
+            fetched.report.fetched += report.fetched;
+            if !held.holders.contains(&self.0.site) {
+                fetched.new_holdings.push(held);
+            }
+        }
+        Ok(Some(fetched))
+    }
+
+    /// Reads and re-hashes every chunk of a study that is here. `None` when the study is not known.
+    ///
+    /// # Errors
+    /// [`ImagesError::Incomplete`] when not all of it is here.
+    pub(crate) async fn verify(&self, uid: &str) -> Result<Option<VerifyReport>, ImagesError> {
+        let Some(study) = self.known_study(uid)? else { return Ok(None) };
+        let mut sum = VerifyReport::default();
+        for held in study.parts {
+            let manifest = Hash(held.part.manifest);
+            if self.0.store.get_manifest(manifest).await?.is_none() {
+                return Err(ImagesError::Incomplete { missing: held.part.instances as usize });
+            }
+            let report = self.0.store.verify_study(manifest).await?;
+            sum.instances += report.instances;
+            sum.chunks += report.chunks;
+            sum.bytes += report.bytes;
+            sum.missing.extend(report.missing);
+            sum.corrupt.extend(report.corrupt);
+            sum.contradictory.extend(report.contradictory);
+        }
+        Ok(Some(sum))
+    }
+}
+
+/// What [`Images::fetch`] did.
+#[derive(Debug, Default)]
+pub(crate) struct FetchedStudy {
+    pub(crate) report: FetchReport,
+    /// Parts that this node holds since, and the mesh is yet to be told.
+    pub(crate) new_holdings: Vec<HeldPart>,
+}
+
+fn header(instance: &InstanceRef) -> Bytes {
+    // The UIDs were checked when the manifest was made and again when it was decoded.
+    let uid = |text: &str| Uid::parse(text).unwrap_or_else(|_| Uid::derived(text.as_bytes()));
+    part10::header(&FileMeta {
+        sop_class: uid(&instance.manifest.sop_class),
+        sop_instance: uid(&instance.manifest.sop_instance),
+        transfer_syntax: uid(&instance.manifest.transfer_syntax),
+        source_ae: None,
+    })
+}
+
+/// Chunks in groups of about [`PUT_GROUP_BYTES`], as they arrive.
+fn in_groups(
+    arriving: impl Stream<Item = Result<(Hash, Bytes), ImagesError>> + Send + Unpin,
+) -> impl Stream<Item = Result<Vec<Chunk>, ImagesError>> + Send {
+    stream::try_unfold(arriving, |mut arriving| async move {
+        let (mut group, mut bytes) = (Vec::new(), 0);
+        while bytes < PUT_GROUP_BYTES {
+            let Some((hash, chunk)) = arriving.try_next().await? else { break };
+            bytes += chunk.len();
+            group.push(Chunk::already_verified(hash, chunk));
+        }
+        Ok(if group.is_empty() { None } else { Some((group, arriving)) })
+    })
+}
+
+/// Gives members the chunks and manifests of this node's store.
+#[derive(Debug)]
+pub(crate) struct StoreSource(pub(crate) Store);
+
+impl ChunkSource for StoreSource {
+    fn read(&self, hash: blake3::Hash) -> BoxFuture<'_, io::Result<Option<Bytes>>> {
+        Box::pin(async move {
+            let hash = Hash(*hash.as_bytes());
+            match self.0.get(hash).await {
+                Ok(Some(bytes)) => Ok(Some(bytes)),
+                Ok(None) => self.0.get_manifest(hash).await.map_err(io::Error::other),
+                Err(StoreError::Corrupt(_) | StoreError::Missing(_)) => Ok(None),
+                Err(error) => Err(io::Error::other(error)),
+            }
+        })
+    }
+}
+
+/// The longest chunk is the same on the wire and on disk.
+const _: () = assert!(CHUNK_BYTES_MAX == maillage_transport::chunk::CHUNK_LEN_MAX);

@@ -1,0 +1,323 @@
+//! The ingest path: from bytes that a stranger sent to an instance that is durably ours.
+//!
+//! ```text
+//! bytes -> pre-scan -> attributes -> cut into chunks -> store (one fsync a group) -> acknowledged
+//!                                                          \-> gather: the study goes to the mesh
+//! ```
+//! Nothing is acknowledged before the store says that it is durable.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use maillage_dicom::attributes::Attributes;
+use maillage_dicom::part10::{self, PreambleKind};
+use maillage_dicom::prescan;
+use maillage_dicom::{Redacted, Rejection, Uid};
+use maillage_host::{Clock, offload};
+use maillage_store::{CutInstance, InstanceIdentity, InstanceManifest, ManifestFlags, Store, StoreError, Stored, cut};
+use tokio::sync::mpsc;
+
+use crate::metrics::Metrics;
+
+/// Studies whose patient is remembered, so that most instances need no read of the store.
+const PATIENTS_REMEMBERED: usize = 256;
+/// The version of the attributes inside an instance manifest: one byte, then postcard.
+const ATTRIBUTES_VERSION: u8 = 1;
+
+/// Where an instance comes from.
+#[derive(Debug, Clone)]
+pub(crate) enum Source {
+    /// A C-STORE by this calling AE title.
+    Dimse(String),
+    /// `study import`, or another POST to the local API.
+    Local,
+    /// STOW-RS.
+    Stow,
+}
+
+impl Source {
+    fn name(&self) -> String {
+        match self {
+            Self::Dimse(calling) => calling.clone(),
+            Self::Local => "(local)".to_owned(),
+            Self::Stow => "(stow)".to_owned(),
+        }
+    }
+
+    fn interface(&self) -> &'static str {
+        match self {
+            Self::Dimse(_) => "dimse",
+            Self::Local => "import",
+            Self::Stow => "stow",
+        }
+    }
+}
+
+/// An instance that is durable here.
+#[derive(Debug, Clone)]
+pub(crate) struct Received {
+    pub(crate) study: String,
+    pub(crate) series: String,
+    pub(crate) sop_instance: String,
+    pub(crate) sop_class: String,
+    pub(crate) outcome: ReceivedAs,
+}
+
+/// What it was to the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ReceivedAs {
+    /// Not known before.
+    New,
+    /// The same bytes were here.
+    Duplicate,
+    /// Other bytes under the same UID were here: both are kept, this one apart.
+    Conflict,
+}
+
+impl ReceivedAs {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Duplicate => "duplicate",
+            Self::Conflict => "conflict",
+        }
+    }
+}
+
+/// Why an instance was not taken.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum IngestError {
+    /// The bytes are not what they must be.
+    #[error("{0}")]
+    Rejected(#[from] Rejection),
+    /// The data set's UIDs are not those of the command or file meta.
+    #[error("the data set's SOP {0} UID is not the one announced")]
+    Mismatch(&'static str),
+    /// Another patient's instance under this study's UID.
+    #[error("the patient id is not the one of the study's other instances")]
+    OtherPatient,
+    /// It cannot be stored now.
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    /// Reading failed in a way that the bytes are not to blame for.
+    #[error("internal failure: {0}")]
+    Internal(String),
+}
+
+impl IngestError {
+    /// A short label for metrics.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::Rejected(rejection) => rejection.reason(),
+            Self::Mismatch(_) => "uid-mismatch",
+            Self::OtherPatient => "other-patient",
+            Self::Store(StoreError::Full { .. }) => "disk-full",
+            Self::Store(_) => "store",
+            Self::Internal(_) => "internal",
+        }
+    }
+}
+
+/// What the gather task is told.
+#[derive(Debug)]
+pub(crate) enum Arrival {
+    /// An instance of this study is durable.
+    Instance {
+        /// Its Study Instance UID.
+        study: String,
+    },
+    /// The association that sent this study ended: more of it is unlikely.
+    SenderDone {
+        /// Its Study Instance UID.
+        study: String,
+    },
+}
+
+/// What a sender says of the bytes, or a file's meta header.
+#[derive(Debug, Clone)]
+pub(crate) struct Announced {
+    pub(crate) sop_class: Uid,
+    pub(crate) sop_instance: Uid,
+    pub(crate) transfer_syntax: Uid,
+    pub(crate) foreign_preamble: bool,
+}
+
+/// The ingest path. Clones share it.
+#[derive(Debug, Clone)]
+pub(crate) struct Ingest(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    store: Store,
+    clock: Clock,
+    metrics: Metrics,
+    /// Told each study that received something.
+    gather: mpsc::UnboundedSender<Arrival>,
+    patients: Mutex<HashMap<String, (String, String)>>,
+}
+
+struct Prepared {
+    attributes: Attributes,
+    cut: CutInstance,
+    undecodable: bool,
+}
+
+impl Ingest {
+    /// An ingest path into `store`. The receiver of `gather` only inserts into a map, so the channel
+    /// holds no more than the studies in flight.
+    pub(crate) fn new(store: Store, clock: Clock, metrics: Metrics, gather: mpsc::UnboundedSender<Arrival>) -> Self {
+        Self(Arc::new(Shared { store, clock, metrics, gather, patients: Mutex::default() }))
+    }
+
+    /// Hints that whoever sent this study is done.
+    pub(crate) fn sender_done(&self, study: String) {
+        let _ = self.0.gather.send(Arrival::SenderDone { study });
+    }
+
+    /// Takes in one Part 10 file.
+    ///
+    /// # Errors
+    /// [`IngestError`]: nothing of the file was kept.
+    pub(crate) async fn receive_file(&self, source: Source, file: Bytes) -> Result<Received, IngestError> {
+        let file = match part10::parse(file) {
+            Ok(file) => file,
+            Err(rejection) => return Err(self.rejected(&source, rejection.into())),
+        };
+        let announced = Announced {
+            sop_class: file.meta.sop_class,
+            sop_instance: file.meta.sop_instance,
+            transfer_syntax: file.meta.transfer_syntax,
+            foreign_preamble: file.preamble == PreambleKind::Foreign,
+        };
+        self.receive(source, announced, file.dataset).await
+    }
+
+    /// Takes in one data set. When this returns, the instance is durable.
+    ///
+    /// # Errors
+    /// [`IngestError`]: nothing of the data set was kept.
+    pub(crate) async fn receive(
+        &self,
+        source: Source,
+        announced: Announced,
+        dataset: Bytes,
+    ) -> Result<Received, IngestError> {
+        let bytes = dataset.len() as u64;
+        match self.take(&source, announced, dataset).await {
+            Ok(received) => {
+                self.0.metrics.received(received.outcome.as_str(), bytes);
+                if received.outcome == ReceivedAs::Conflict {
+                    self.0.metrics.rejected(source.interface(), "uid-conflict");
+                    tracing::warn!(study = %received.study, "other bytes under a known SOP instance UID: both are kept");
+                }
+                Ok(received)
+            }
+            Err(error) => Err(self.rejected(&source, error)),
+        }
+    }
+
+    fn rejected(&self, source: &Source, error: IngestError) -> IngestError {
+        self.0.metrics.rejected(source.interface(), error.reason());
+        tracing::warn!(interface = source.interface(), reason = error.reason(), %error, "instance rejected");
+        error
+    }
+
+    async fn take(&self, source: &Source, announced: Announced, dataset: Bytes) -> Result<Received, IngestError> {
+        let shared = &*self.0;
+        let transfer_syntax = announced.transfer_syntax.clone();
+        // Hashing and scanning a large data set would hold up an async thread.
+        let prepared = offload(move || Ok(prepare(dataset, &transfer_syntax)));
+        let prepared = prepared.await.map_err(|error| IngestError::Internal(error.to_string()))??;
+        let Prepared { attributes, cut, undecodable } = prepared;
+        if attributes.sop_instance_uid != announced.sop_instance {
+            return Err(IngestError::Mismatch("instance"));
+        }
+        if attributes.sop_class_uid != announced.sop_class {
+            return Err(IngestError::Mismatch("class"));
+        }
+        self.check_patient(&attributes).await?;
+        let identity = InstanceIdentity {
+            sop_instance: attributes.sop_instance_uid.to_string(),
+            sop_class: attributes.sop_class_uid.to_string(),
+            series_uid: attributes.series_uid.to_string(),
+            study_uid: attributes.study_uid.to_string(),
+            transfer_syntax: announced.transfer_syntax.to_string(),
+        };
+        let received = Received {
+            study: identity.study_uid.clone(),
+            series: identity.series_uid.clone(),
+            sop_instance: identity.sop_instance.clone(),
+            sop_class: identity.sop_class.clone(),
+            outcome: ReceivedAs::New,
+        };
+        let flags = ManifestFlags { undecodable, foreign_preamble: announced.foreign_preamble };
+        let manifest = InstanceManifest::of(&cut, identity, encode_attributes(&attributes)?, flags);
+        let stored = shared.store.commit_instance(cut, manifest, shared.clock.now(), source.name()).await?;
+        let outcome = match stored {
+            Stored::New { .. } => ReceivedAs::New,
+            Stored::Duplicate { .. } => ReceivedAs::Duplicate,
+            Stored::Conflict { .. } => ReceivedAs::Conflict,
+        };
+        // A gather task that is gone means a node that is stopping; the study is found at its next start.
+        let _ = shared.gather.send(Arrival::Instance { study: received.study.clone() });
+        Ok(Received { outcome, ..received })
+    }
+
+    /// One study, one patient: an instance of another patient under a known study's UID is refused,
+    /// so that its sender keeps it, rather than shown under the wrong name.
+    async fn check_patient(&self, attributes: &Attributes) -> Result<(), IngestError> {
+        let study = attributes.study_uid.to_string();
+        let patient = patient_of(attributes);
+        let known = self.patients().get(&study).cloned();
+        let known = match known {
+            Some(known) => Some(known),
+            None => self.first_patient(&study).await?,
+        };
+        match known {
+            Some(known) if known != patient => Err(IngestError::OtherPatient),
+            _ => {
+                let mut patients = self.patients();
+                if patients.len() >= PATIENTS_REMEMBERED {
+                    patients.clear();
+                }
+                patients.insert(study, patient);
+                Ok(())
+            }
+        }
+    }
+
+    fn patients(&self) -> std::sync::MutexGuard<'_, HashMap<String, (String, String)>> {
+        self.0.patients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn first_patient(&self, study: &str) -> Result<Option<(String, String)>, IngestError> {
+        let Some(first) = self.0.store.instances(study).await?.into_iter().next() else { return Ok(None) };
+        let manifest = self.0.store.instance_manifest(first.entry.manifest).await?;
+        Ok(manifest.and_then(|manifest| decode_attributes(&manifest.attributes)).map(|known| patient_of(&known)))
+    }
+}
+
+fn prepare(dataset: Bytes, transfer_syntax: &Uid) -> Result<Prepared, Rejection> {
+    let scan = prescan::scan(&dataset, transfer_syntax)?;
+    let attributes = maillage_dicom::attributes::read(scan.head(&dataset), transfer_syntax)?;
+    let at = scan.cut(&dataset);
+    Ok(Prepared { attributes, cut: cut(dataset, at), undecodable: scan.undecodable.is_some() })
+}
+
+fn patient_of(attributes: &Attributes) -> (String, String) {
+    let said = |text: &Option<Redacted<String>>| text.as_ref().map(|text| text.expose().clone()).unwrap_or_default();
+    (said(&attributes.patient_id), said(&attributes.issuer_of_patient_id))
+}
+
+fn encode_attributes(attributes: &Attributes) -> Result<Vec<u8>, IngestError> {
+    postcard::to_extend(attributes, vec![ATTRIBUTES_VERSION]).map_err(|error| IngestError::Internal(error.to_string()))
+}
+
+/// The attributes inside an instance manifest; `None` when a newer version wrote them.
+pub(crate) fn decode_attributes(bytes: &[u8]) -> Option<Attributes> {
+    match bytes.split_first() {
+        Some((&ATTRIBUTES_VERSION, body)) => postcard::from_bytes(body).ok(),
+        _ => None,
+    }
+}

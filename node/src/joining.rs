@@ -1,0 +1,296 @@
+//! Joining: the new site's side and the member's.
+//!
+//! The joiner dials a member that its token names, authenticated both ways by TLS: the member by its
+//! identity in the token, the joiner by the token's key. It then shows that it also holds the node
+//! key it wants to join with, by signing the request. The member proposes; the state machine decides.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use maillage_consensus::command::{ADDRESSES_MAX, Command, SiteDescription};
+use maillage_consensus::ids::{CommandId, Name};
+use maillage_consensus::{Outcome, Refusal};
+use maillage_host::Clock;
+use maillage_transport::frame;
+use maillage_transport::{Accepted, Alpn, Endpoint, EndpointConfig, Identity, Incoming, Membership, PeerId, Socket};
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::data_dir::{DataDir, DataDirError, IdentitySecret, Locked, MESH_FILE_FORMAT, MeshFile, MeshFileMember};
+use crate::exit::{ExitCode, Failure};
+use crate::node::Node;
+use crate::roster::{key_of, peer_of};
+use crate::token::Token;
+
+/// A join request or reply is small; more is not listened to.
+const FRAME_MAX: usize = 256 * 1024;
+/// One member is given this long to answer before the next is tried.
+const MEMBER_TIMEOUT: Duration = Duration::from_secs(15);
+/// What the joiner's signature is over, before the request's own bytes.
+const SIGNED_CONTEXT: &[u8] = b"maillage-join/1";
+
+#[derive(Debug, Serialize, Deserialize)]
+struct JoinRequest {
+    mesh: [u8; 32],
+    joiner: SiteDescription,
+    /// By the joiner's node key, over the context, the token's public key and the description.
+    signature: Vec<u8>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum JoinReply {
+    Joined { site: u64, mesh_name: String, epoch: u64, members: Vec<ReplyMember> },
+    Refused { why: String },
+    Unavailable { why: String },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct ReplyMember {
+    site: u64,
+    name: String,
+    peer: Vec<u8>,
+    addresses: Vec<SocketAddr>,
+}
+
+/// What a finished join tells the sysadmin.
+#[derive(Debug)]
+pub(crate) struct JoinReport {
+    /// The mesh's name.
+    pub(crate) mesh: String,
+    /// This site's number.
+    pub(crate) site_id: u64,
+    /// This site's name.
+    pub(crate) site: String,
+    /// This node's identity.
+    pub(crate) peer_id: String,
+}
+
+/// Joins the mesh that `token` is for, and leaves a data directory ready for `serve`.
+///
+/// # Errors
+/// When the token is damaged or refused, no member answers, or the data directory is in use.
+pub(crate) async fn join(config: &Config, token: &str) -> anyhow::Result<JoinReport> {
+    let token = Token::decode(token).map_err(|e| Failure::new(ExitCode::Usage, e.to_string()))?;
+    let (directory, identity) = prepare(&config.node.data_dir)?;
+    let joiner = describe(config, &identity)?;
+    let signature = identity.sign(&signed_bytes(&token.identity().peer_id(), &joiner)?);
+    let request = JoinRequest { mesh: token.mesh, joiner, signature };
+    let (site_id, mesh_name, epoch, members) = match ask_members(&token, &request).await? {
+        JoinReply::Joined { site, mesh_name, epoch, members } => (site, mesh_name, epoch, members),
+        JoinReply::Refused { why } => {
+            directory.discard()?;
+            return Err(Failure::new(ExitCode::Refused, format!("the mesh refused this site: {why}")).into());
+        }
+        JoinReply::Unavailable { why } => {
+            let failure = Failure::new(ExitCode::NoQuorum, format!("the mesh cannot decide now: {why}"));
+            return Err(failure.with_hint("run the same command again").into());
+        }
+    };
+    directory.store_mesh(&MeshFile {
+        format: MESH_FILE_FORMAT,
+        mesh_id: data_encoding::HEXLOWER.encode(&token.mesh),
+        mesh_name: mesh_name.clone(),
+        site_id,
+        site_name: config.node.name.clone(),
+        epoch,
+        members: members.iter().filter_map(ReplyMember::to_file).collect(),
+    })?;
+    Ok(JoinReport { mesh: mesh_name, site_id, site: config.node.name.clone(), peer_id: identity.peer_id().to_string() })
+}
+
+/// A data directory with an identity, new or left by an attempt that was cut off: the mesh may have
+/// admitted that identity already, so it is kept.
+///
+/// # Errors
+/// When the directory holds anything else.
+pub(crate) fn prepare(root: &Path) -> Result<(Locked, Identity), DataDirError> {
+    let directory = DataDir::create_or_resume(root)?;
+    match directory.identity() {
+        Ok(secret) => Ok((directory, Identity::from_secret(&secret.0))),
+        Err(DataDirError::Unfinished(_)) => {
+            let identity = Identity::generate();
+            directory.store_identity(&IdentitySecret(*identity.secret()))?;
+            Ok((directory, identity))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+impl ReplyMember {
+    fn to_file(&self) -> Option<MeshFileMember> {
+        Some(MeshFileMember {
+            peer_id: PeerId::from_bytes(&self.peer).ok()?.to_string(),
+            site_id: self.site,
+            name: self.name.clone(),
+            addresses: self.addresses.clone(),
+        })
+    }
+}
+
+/// This site as its configuration describes it, with every address at which others may reach it.
+pub(crate) fn describe(config: &Config, identity: &Identity) -> anyhow::Result<SiteDescription> {
+    let mut addresses = config.mesh.announce.clone();
+    if addresses.is_empty() {
+        addresses = own_addresses(config.mesh.listen).context("list the network interfaces")?;
+    }
+    Ok(SiteDescription {
+        key: key_of(&identity.peer_id()),
+        name: Name::filled(config.node.name.as_str()).context("node.name")?,
+        zone: Name::filled(config.node.zone.as_str()).context("node.zone")?,
+        addresses,
+        weight: config.node.weight,
+    })
+}
+
+/// Where `listen` can be reached: itself, or, when it is every interface, each of their addresses.
+/// Loopback only when there is nothing else.
+fn own_addresses(listen: SocketAddr) -> std::io::Result<Vec<SocketAddr>> {
+    if !listen.ip().is_unspecified() {
+        return Ok(vec![listen]);
+    }
+    let mut addresses: Vec<IpAddr> = if_addrs::get_if_addrs()?
+        .into_iter()
+        .filter(|interface| !interface.is_link_local())
+        .map(|interface| interface.ip())
+        .filter(|ip| listen.is_ipv6() || ip.is_ipv4())
+        .collect();
+    if addresses.iter().any(|ip| !ip.is_loopback()) {
+        addresses.retain(|ip| !ip.is_loopback());
+    }
+    addresses.sort_unstable();
+    addresses.truncate(ADDRESSES_MAX);
+    Ok(addresses.into_iter().map(|ip| SocketAddr::new(ip, listen.port())).collect())
+}
+
+fn signed_bytes(token: &PeerId, joiner: &SiteDescription) -> anyhow::Result<Vec<u8>> {
+    let mut bytes = SIGNED_CONTEXT.to_vec();
+    bytes.extend_from_slice(&token.to_bytes());
+    bytes.extend_from_slice(&postcard::to_stdvec(joiner)?);
+    Ok(bytes)
+}
+
+async fn ask_members(token: &Token, request: &JoinRequest) -> anyhow::Result<JoinReply> {
+    let body = postcard::to_stdvec(request)?;
+    let mut failures = Vec::new();
+    for (peer, address) in token.members() {
+        match tokio::time::timeout(MEMBER_TIMEOUT, ask(token, peer, address, &body)).await {
+            Ok(Ok(JoinReply::Unavailable { why })) => failures.push(format!("{address}: {why}")),
+            Ok(Ok(reply)) => return Ok(reply),
+            Ok(Err(e)) => failures.push(format!("{address}: {e:#}")),
+            Err(_) => failures.push(format!("{address}: no answer within {} s", MEMBER_TIMEOUT.as_secs())),
+        }
+    }
+    bail!(
+        "no member of the mesh let this site in; nothing secret was sent\n  {}\n\
+         Is the token from this mesh, unused and not expired? Is UDP open to these addresses?",
+        failures.join("\n  ")
+    )
+}
+
+async fn ask(token: &Token, peer: PeerId, address: SocketAddr, body: &[u8]) -> anyhow::Result<JoinReply> {
+    let unspecified = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let endpoint = Endpoint::bind(EndpointConfig::new(
+        token.identity(),
+        Membership::new(Clock::system()),
+        Socket::Udp(unspecified.parse()?),
+        Clock::system(),
+    ))?;
+    let connection = endpoint.dial(peer, address, Alpn::Join).await?;
+    let (mut writer, mut reader) = connection.open_bi().await?;
+    frame::write(&mut writer, body, FRAME_MAX).await?;
+    let reply = frame::read(&mut reader, FRAME_MAX).await?.context("the member closed without an answer")?;
+    endpoint.close().await;
+    Ok(postcard::from_bytes(&reply)?)
+}
+
+/// Answers sites that hold a token, until `shutdown`.
+pub(crate) async fn serve(mut incoming: Accepted, node: Node, shutdown: CancellationToken) {
+    while let Some(Some(guest)) = shutdown.run_until_cancelled(incoming.recv()).await {
+        let node = node.clone();
+        maillage_host::spawn(async move {
+            let token = guest.peer;
+            match tokio::time::timeout(MEMBER_TIMEOUT, answer(&node, guest)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    node.metrics().rejected("join", "malformed");
+                    tracing::warn!(%token, error = format!("{error:#}"), "join request failed");
+                }
+                Err(_) => node.metrics().rejected("join", "timeout"),
+            }
+        });
+    }
+}
+
+async fn answer(node: &Node, guest: Incoming) -> anyhow::Result<()> {
+    let Incoming { peer, connection, .. } = guest;
+    let (mut writer, mut reader) = connection.accept_bi().await?;
+    let request = frame::read(&mut reader, FRAME_MAX).await?.context("no request")?;
+    let request: JoinRequest = postcard::from_bytes(&request)?;
+    let reply = decide(node, &peer, connection.remote_address().ip(), request).await?;
+    frame::write(&mut writer, &postcard::to_stdvec(&reply)?, FRAME_MAX).await?;
+    writer.finish()?;
+    // The reply is in flight until the joiner closes; closing first could drop it.
+    connection.closed().await;
+    Ok(())
+}
+
+async fn decide(node: &Node, token: &PeerId, seen_at: IpAddr, request: JoinRequest) -> anyhow::Result<JoinReply> {
+    let refused = |why: &str| Ok(JoinReply::Refused { why: why.to_owned() });
+    if request.mesh != node.mesh_id() {
+        node.metrics().rejected("join", "other-mesh");
+        return refused("the token is for another mesh");
+    }
+    let joiner_peer = peer_of(&request.joiner.key).context("joiner's identity")?;
+    let signed = signed_bytes(token, &request.joiner)?;
+    if Identity::verify(&joiner_peer, &signed, &request.signature).is_err() {
+        node.metrics().rejected("join", "signature");
+        return refused("the request is not signed by the key that wants to join");
+    }
+    let mut joiner = request.joiner;
+    // Behind a translated address a site does not know how others reach it: we see it now.
+    if let Some(port) = joiner.addresses.first().map(SocketAddr::port) {
+        let seen = SocketAddr::new(seen_at, port);
+        if !joiner.addresses.contains(&seen) && joiner.addresses.len() < ADDRESSES_MAX {
+            joiner.addresses.push(seen);
+        }
+    }
+    let command = Command::Join { token: key_of(token), joiner };
+    match node.command(CommandId::random(), Name::default(), command).await {
+        Ok(Outcome::Joined { site }) => {
+            tracing::info!(site = site.0, "site joined");
+            Ok(JoinReply::Joined {
+                site: site.0,
+                mesh_name: node.mesh_name(),
+                epoch: node.epoch(),
+                members: members(node)?,
+            })
+        }
+        Ok(Outcome::Refused(refusal)) => {
+            let reason = match refusal {
+                Refusal::TokenUsed => "token-used",
+                Refusal::TokenExpired => "token-expired",
+                Refusal::TokenRevoked => "token-revoked",
+                Refusal::TokenUnknown => "token-unknown",
+                _ => "refused",
+            };
+            node.metrics().rejected("join", reason);
+            refused(&refusal.to_string())
+        }
+        Ok(other) => bail!("unexpected outcome {other:?}"),
+        Err(error) => Ok(JoinReply::Unavailable { why: error.to_string() }),
+    }
+}
+
+fn members(node: &Node) -> anyhow::Result<Vec<ReplyMember>> {
+    let sites = node.read(|view| view.sites())?;
+    let members = sites.into_iter().map(|site| ReplyMember {
+        site: site.id.0,
+        name: site.description.name.to_string(),
+        peer: site.description.key.as_bytes().to_vec(),
+        addresses: site.description.addresses,
+    });
+    Ok(members.collect())
+}

@@ -1,0 +1,387 @@
+//! What a node counts and measures, in OpenMetrics text for Prometheus.
+//!
+//! Counters are counted where things happen; gauges are read from the state at each scrape, so that
+//! none can go stale. Names have the prefix `maillage_` and base units. No label ever carries a
+//! patient, a UID or a user, nor any text from outside: labels are `'static`, which bounds how many
+//! series there can be. The one exception is the route, which is a pattern of our own router.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use maillage_consensus::Outcome;
+use maillage_consensus::command::Command;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+/// A metrics document's media type.
+pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Upper bounds in seconds: a commit on a LAN takes about 1 ms, over a WAN tens, a change of leader
+/// seconds, and a command is given up after ten.
+const COMMAND_BUCKETS: [f64; 13] = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
+
+/// A node's metrics. Clones share them.
+#[derive(Clone)]
+pub(crate) struct Metrics(Arc<Shared>);
+
+struct Shared {
+    registry: Registry,
+    rejected: Family<Rejected, Counter>,
+    http_requests: Family<HttpRequest, Counter>,
+    instances_received: Family<ByOutcome, Counter>,
+    received_bytes: Counter,
+    claims: Family<ByOutcome, Counter>,
+    commands: Family<ByKind, Counter>,
+    command_duration: Histogram,
+    chunk_bytes_sent: Counter,
+    chunk_bytes_received: Counter,
+    fetch_faults: Family<ByReason, Counter>,
+    associations: Gauge,
+    dicom_listening: AtomicBool,
+    gauges: Gauges,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Rejected {
+    interface: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HttpRequest {
+    route: String,
+    method: &'static str,
+    status: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByOutcome {
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByKind {
+    kind: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByReason {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByState {
+    state: &'static str,
+}
+
+type Seconds = Gauge<f64, AtomicU64>;
+
+/// Set from a [`Scrape`] before each encoding.
+#[derive(Default)]
+struct Gauges {
+    raft_term: Gauge,
+    raft_is_leader: Gauge,
+    raft_committed_index: Gauge,
+    raft_applied_index: Gauge,
+    quorum_age: Seconds,
+    exams: Family<ByState, Gauge>,
+    studies_below_two_sites: Gauge,
+    studies_below_wanted_copies: Gauge,
+    peers_connected: Gauge,
+    store_bytes: Gauge,
+    store_chunks: Gauge,
+    store_bad_chunks: Gauge,
+    store_free_bytes: Gauge,
+}
+
+/// What the gauges say at a scrape. What a node could not read stays at its default.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Scrape {
+    /// Raft's term.
+    pub(crate) term: u64,
+    /// Whether this node leads.
+    pub(crate) leads: bool,
+    /// Index of the last entry known to be committed.
+    pub(crate) committed: u64,
+    /// Index of the last entry applied.
+    pub(crate) applied: u64,
+    /// Since a quorum was last heard; `None` for never.
+    pub(crate) quorum_age: Option<Duration>,
+    /// Exams by state.
+    pub(crate) exams: Vec<(&'static str, u64)>,
+    /// Studies with a part on fewer than two sites.
+    pub(crate) studies_below_two: u64,
+    /// Studies with a part on fewer sites than wanted.
+    pub(crate) studies_below_wanted: u64,
+    /// Other sites that are connected.
+    pub(crate) peers_connected: usize,
+    /// Stored bytes.
+    pub(crate) store_bytes: u64,
+    /// Stored chunks.
+    pub(crate) store_chunks: u64,
+    /// Damaged chunks that await repair.
+    pub(crate) store_bad_chunks: u64,
+    /// Free bytes of the volume.
+    pub(crate) store_free_bytes: u64,
+}
+
+impl Metrics {
+    /// A node's metrics, all at zero.
+    pub(crate) fn new() -> Self {
+        let mut registry = Registry::with_prefix("maillage");
+        let shared = Shared {
+            rejected: registered(&mut registry, "rejected", "Requests, instances and peers refused"),
+            http_requests: registered(&mut registry, "http_requests", "HTTP requests answered"),
+            instances_received: registered(&mut registry, "instances_received", "DICOM instances made durable"),
+            received_bytes: registered(&mut registry, "received_bytes", "Bytes of their data sets"),
+            claims: registered(&mut registry, "claims", "Claims asked for through this node"),
+            commands: registered(&mut registry, "commands", "Commands proposed through this node"),
+            command_duration: Histogram::new(COMMAND_BUCKETS),
+            chunk_bytes_sent: registered(&mut registry, "chunk_bytes_sent", "Chunk bytes sent to other sites"),
+            chunk_bytes_received: registered(&mut registry, "chunk_bytes_received", "Chunk bytes fetched and verified"),
+            fetch_faults: registered(
+                &mut registry,
+                "fetch_faults",
+                "Chunks that a holder refused, lacked or falsified",
+            ),
+            associations: registered(&mut registry, "dicom_associations", "DICOM associations open now"),
+            dicom_listening: AtomicBool::new(false),
+            gauges: Gauges::registered(&mut registry),
+            registry: Registry::default(),
+        };
+        registry.register_with_unit(
+            "command_duration",
+            "Time from proposal to outcome",
+            Unit::Seconds,
+            shared.command_duration.clone(),
+        );
+        Self(Arc::new(Shared { registry, ..shared }))
+    }
+
+    /// Something from outside was refused: at which interface, and a short stable reason.
+    pub(crate) fn rejected(&self, interface: &'static str, reason: &'static str) {
+        self.0.rejected.get_or_create(&Rejected { interface, reason }).inc();
+    }
+
+    /// An HTTP request was answered. `route` is a pattern of the router, never a path from outside.
+    pub(crate) fn http_request(&self, route: &str, method: &'static str, status: u16) {
+        self.0.http_requests.get_or_create(&HttpRequest { route: route.to_owned(), method, status }).inc();
+    }
+
+    /// An instance of so many bytes is durable here.
+    pub(crate) fn received(&self, outcome: &'static str, bytes: u64) {
+        self.0.instances_received.get_or_create(&ByOutcome { outcome }).inc();
+        self.0.received_bytes.inc_by(bytes);
+    }
+
+    /// A command was answered, or given up, after `took`. Claims are counted apart too.
+    pub(crate) fn command(&self, kind: &'static str, outcome: &'static str, took: Duration) {
+        self.0.commands.get_or_create(&ByKind { kind, outcome }).inc();
+        self.0.command_duration.observe(took.as_secs_f64());
+        if matches!(kind, "claim-next" | "claim-take") {
+            self.0.claims.get_or_create(&ByOutcome { outcome }).inc();
+        }
+    }
+
+    /// Chunk bytes were sent to another site.
+    pub(crate) fn chunk_bytes_sent(&self, bytes: u64) {
+        self.0.chunk_bytes_sent.inc_by(bytes);
+    }
+
+    /// Chunk bytes came from another site and were verified.
+    pub(crate) fn chunk_bytes_received(&self, bytes: u64) {
+        self.0.chunk_bytes_received.inc_by(bytes);
+    }
+
+    /// A holder refused, lacked or falsified a chunk.
+    pub(crate) fn fetch_fault(&self, reason: &'static str) {
+        self.0.fetch_faults.get_or_create(&ByReason { reason }).inc();
+    }
+
+    /// A DICOM association was opened; it is counted until the answer is dropped.
+    pub(crate) fn association(&self) -> OpenAssociation {
+        self.0.associations.inc();
+        OpenAssociation(self.0.associations.clone())
+    }
+
+    /// Whether the DICOM service takes associations, for readiness.
+    pub(crate) fn set_dicom_listening(&self, listening: bool) {
+        self.0.dicom_listening.store(listening, Ordering::Relaxed);
+    }
+
+    /// What [`Metrics::set_dicom_listening`] said last; `false` at first.
+    pub(crate) fn dicom_listening(&self) -> bool {
+        self.0.dicom_listening.load(Ordering::Relaxed)
+    }
+
+    /// All metrics as OpenMetrics text, with the gauges as `scrape` says.
+    pub(crate) fn encode(&self, scrape: &Scrape) -> String {
+        self.0.gauges.set(scrape);
+        let mut text = String::new();
+        // Writing to a string cannot fail.
+        let _ = encode(&mut text, &self.0.registry);
+        text
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Metrics")
+    }
+}
+
+/// Counts an open association until dropped.
+#[derive(Debug)]
+#[must_use = "the association counts as open until this is dropped"]
+pub(crate) struct OpenAssociation(Gauge);
+
+impl Drop for OpenAssociation {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+fn registered<M>(registry: &mut Registry, name: &str, help: &str) -> M
+where
+    M: prometheus_client::registry::Metric + Clone + Default,
+{
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
+}
+
+impl Gauges {
+    fn registered(registry: &mut Registry) -> Self {
+        let quorum_age = Seconds::default();
+        let help = "Time since a quorum was last heard, +Inf if never";
+        registry.register_with_unit("quorum_age", help, Unit::Seconds, quorum_age.clone());
+        Self {
+            quorum_age,
+            raft_term: registered(registry, "raft_term", "Raft term"),
+            raft_is_leader: registered(registry, "raft_is_leader", "1 on the leader"),
+            raft_committed_index: registered(registry, "raft_committed_index", "Last committed log index"),
+            raft_applied_index: registered(registry, "raft_applied_index", "Last applied log index"),
+            exams: registered(registry, "exams", "Exams by state"),
+            studies_below_two_sites: registered(registry, "studies_below_two_sites", "Studies on fewer than two sites"),
+            studies_below_wanted_copies: registered(
+                registry,
+                "studies_below_wanted_copies",
+                "Studies with fewer copies than wanted",
+            ),
+            peers_connected: registered(registry, "peers_connected", "Other sites connected"),
+            store_bytes: registered(registry, "store_bytes", "Bytes of stored chunks"),
+            store_chunks: registered(registry, "store_chunks", "Stored chunks"),
+            store_bad_chunks: registered(registry, "store_bad_chunks", "Damaged chunks that await repair"),
+            store_free_bytes: registered(registry, "store_free_bytes", "Free bytes of the volume"),
+        }
+    }
+
+    fn set(&self, scrape: &Scrape) {
+        for (gauge, value) in [
+            (&self.raft_term, scrape.term),
+            (&self.raft_is_leader, u64::from(scrape.leads)),
+            (&self.raft_committed_index, scrape.committed),
+            (&self.raft_applied_index, scrape.applied),
+            (&self.studies_below_two_sites, scrape.studies_below_two),
+            (&self.studies_below_wanted_copies, scrape.studies_below_wanted),
+            (&self.peers_connected, scrape.peers_connected as u64),
+            (&self.store_bytes, scrape.store_bytes),
+            (&self.store_chunks, scrape.store_chunks),
+            (&self.store_bad_chunks, scrape.store_bad_chunks),
+            (&self.store_free_bytes, scrape.store_free_bytes),
+        ] {
+            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        }
+        for &(state, count) in &scrape.exams {
+            self.exams.get_or_create(&ByState { state }).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        // Infinite rather than absent or NaN: an alert on a large age must fire when there is none.
+        self.quorum_age.set(scrape.quorum_age.map_or(f64::INFINITY, |age| age.as_secs_f64()));
+    }
+}
+
+/// A command's label.
+pub(crate) fn command_kind(command: &Command) -> &'static str {
+    match command {
+        Command::Found { .. } => "found",
+        Command::CreateToken { .. } => "create-token",
+        Command::RevokeToken { .. } => "revoke-token",
+        Command::Join { .. } => "join",
+        Command::Describe { .. } => "describe",
+        Command::OpenSession => "open-session",
+        Command::ExpireSession { .. } => "expire-session",
+        Command::AddExam(_) => "add-exam",
+        Command::ClaimNext { .. } => "claim-next",
+        Command::ClaimTake { .. } => "claim-take",
+        Command::Release { .. } => "release",
+        Command::Complete { .. } => "complete",
+        Command::RecordStudy(_) => "record-study",
+        Command::RecordHolding { .. } => "record-holding",
+        Command::Reconcile { .. } => "reconcile",
+        Command::Cancel { .. } => "cancel",
+        Command::Prioritise { .. } => "prioritise",
+    }
+}
+
+/// An outcome's label.
+pub(crate) fn outcome_label(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::Claimed(_) => "granted",
+        Outcome::NothingWaiting => "nothing-waiting",
+        Outcome::Refused(_) => "refused",
+        _ => "done",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document_is_open_metrics_with_our_prefix_and_base_units() {
+        let metrics = Metrics::new();
+        metrics.rejected("http", "cross-site");
+        metrics.http_request("/api/v1/exams/{id}", "GET", 200);
+        metrics.received("new", 1000);
+        metrics.command("claim-next", "granted", Duration::from_millis(3));
+        let open = metrics.association();
+        let scrape = Scrape { term: 7, exams: vec![("waiting", 3)], ..Scrape::default() };
+        let text = metrics.encode(&scrape);
+        for line in [
+            "maillage_rejected_total{interface=\"http\",reason=\"cross-site\"} 1",
+            "maillage_http_requests_total{route=\"/api/v1/exams/{id}\",method=\"GET\",status=\"200\"} 1",
+            "maillage_instances_received_total{outcome=\"new\"} 1",
+            "maillage_received_bytes_total 1000",
+            "maillage_claims_total{outcome=\"granted\"} 1",
+            "maillage_commands_total{kind=\"claim-next\",outcome=\"granted\"} 1",
+            "maillage_command_duration_seconds_bucket{le=\"0.005\"} 1",
+            "maillage_command_duration_seconds_bucket{le=\"0.002\"} 0",
+            "maillage_dicom_associations 1",
+            "maillage_raft_term 7",
+            "maillage_exams{state=\"waiting\"} 3",
+            "maillage_quorum_age_seconds inf",
+            "maillage_chunk_bytes_sent_total 0",
+        ] {
+            assert!(text.lines().any(|own| own == line), "{line} is missing in\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n"));
+        drop(open);
+        assert!(metrics.encode(&scrape).contains("maillage_dicom_associations 0\n"));
+        let scrape = Scrape { quorum_age: Some(Duration::from_millis(1500)), ..scrape };
+        assert!(metrics.encode(&scrape).contains("maillage_quorum_age_seconds 1.5\n"));
+    }
+}

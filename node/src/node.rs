@@ -1,0 +1,290 @@
+//! A running node: the handle by which every interface reaches the queue, the images and the mesh.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use maillage_consensus::command::{Command, Envelope, UnixMillisField};
+use maillage_consensus::ids::{CommandId, Name, SiteId};
+use maillage_consensus::machine::ApplyError;
+use maillage_consensus::mesh::Site;
+use maillage_consensus::raft::{Group, GroupStatus, ProposeError, ReadError};
+use maillage_consensus::{Outcome, View};
+use maillage_host::Clock;
+use maillage_store::Store;
+use maillage_transport::{Endpoint, Identity};
+use tokio::sync::watch;
+
+use crate::config::Config;
+use crate::data_dir::{DataDirError, Locked, MeshFile, MeshFileMember};
+use crate::images::Images;
+use crate::ingest::Ingest;
+use crate::metrics::Metrics;
+use crate::presence::{PeerState, Presence};
+use crate::roster::{Roster, key_of, peer_of};
+use crate::token::Token;
+
+/// A command is retried for so long, over changes of leader, before its outcome is called unknown.
+/// A mesh without a quorum is told earlier, by Raft.
+const COMMAND_DEADLINE: Duration = Duration::from_secs(10);
+/// The site that founded the mesh. No command has this index, so no other site has this number.
+pub(crate) const FOUNDER: SiteId = SiteId(1);
+/// A linearizable read waits no longer than a person would.
+const READ_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Why a command has no outcome.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum CommandError {
+    /// It was not proposed: no quorum can be reached.
+    #[error("{0}")]
+    NoQuorum(String),
+    /// It may yet take effect: repeat it under the same command id to learn its outcome.
+    #[error("{0}")]
+    Unknown(String),
+    /// This node stopped being a replica.
+    #[error("{0}")]
+    Halted(String),
+    /// It is no valid command.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+/// The parts of a running node.
+pub(crate) struct Parts {
+    pub(crate) config: Config,
+    pub(crate) directory: Arc<Locked>,
+    pub(crate) identity: Identity,
+    pub(crate) mesh: MeshFile,
+    pub(crate) mesh_id: [u8; 32],
+    pub(crate) clock: Clock,
+    pub(crate) group: Group,
+    pub(crate) store: Store,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) roster: Roster,
+    pub(crate) presence: Presence,
+    pub(crate) images: Images,
+    pub(crate) ingest: Ingest,
+    pub(crate) metrics: Metrics,
+}
+
+/// A running node. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Node(Arc<Parts>);
+
+impl Node {
+    /// The node made of `parts`.
+    pub(crate) fn new(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.0.config
+    }
+
+    pub(crate) fn identity(&self) -> &Identity {
+        &self.0.identity
+    }
+
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.0.clock
+    }
+
+    pub(crate) fn group(&self) -> &Group {
+        &self.0.group
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        &self.0.endpoint
+    }
+
+    pub(crate) fn roster(&self) -> &Roster {
+        &self.0.roster
+    }
+
+    pub(crate) fn images(&self) -> &Images {
+        &self.0.images
+    }
+
+    pub(crate) fn ingest(&self) -> &Ingest {
+        &self.0.ingest
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    /// This site's number.
+    pub(crate) fn site(&self) -> SiteId {
+        SiteId(self.0.mesh.site_id)
+    }
+
+    /// The mesh's identity.
+    pub(crate) fn mesh_id(&self) -> [u8; 32] {
+        self.0.mesh_id
+    }
+
+    /// The mesh's name.
+    pub(crate) fn mesh_name(&self) -> String {
+        self.0.mesh.mesh_name.clone()
+    }
+
+    /// The mesh's epoch.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.0.mesh.epoch
+    }
+
+    /// Proposes a command and waits for its outcome: committed by a quorum and applied.
+    ///
+    /// # Errors
+    /// [`CommandError`]; only [`CommandError::Unknown`] leaves open whether it took effect.
+    pub(crate) async fn command(&self, id: CommandId, user: Name, command: Command) -> Result<Outcome, CommandError> {
+        let bytes = self.envelope(id, user, command).encode();
+        let proposed = self.group().propose(Bytes::from(bytes), COMMAND_DEADLINE).await;
+        self.outcome(proposed.map(|committed| committed.outcome))
+    }
+
+    /// As [`Node::command`], for the leader's own: not proposed once this node leads no more in `term`.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub(crate) async fn command_in_term(&self, term: u64, command: Command) -> Result<Outcome, CommandError> {
+        let bytes = self.envelope(CommandId::random(), Name::default(), command).encode();
+        let proposed = self.group().propose_in_term(term, Bytes::from(bytes), COMMAND_DEADLINE).await;
+        self.outcome(proposed.map(|committed| committed.outcome))
+    }
+
+    fn envelope(&self, id: CommandId, user: Name, command: Command) -> Envelope {
+        Envelope { id, at: UnixMillisField::default(), site: self.site(), user, command }
+    }
+
+    fn outcome(&self, proposed: Result<Bytes, ProposeError>) -> Result<Outcome, CommandError> {
+        let outcome = proposed.map_err(|error| {
+            let text = error.to_string();
+            match error {
+                ProposeError::NoQuorum | ProposeError::NotLeader | ProposeError::Busy => CommandError::NoQuorum(text),
+                ProposeError::Unknown => CommandError::Unknown(text),
+                ProposeError::Invalid(_) | ProposeError::TooLarge(_) => CommandError::Invalid(text),
+                ProposeError::Halted(_) => CommandError::Halted(text),
+            }
+        })?;
+        Outcome::decode(&outcome).map_err(|error| CommandError::Unknown(error.to_string()))
+    }
+
+    /// Reads a consistent local view of the replicated state, as old as [`Node::age`] says.
+    ///
+    /// # Errors
+    /// [`ApplyError`] when the state cannot be read.
+    pub(crate) fn read<T>(&self, read: impl FnOnce(&View<'_>) -> Result<T, ApplyError>) -> Result<T, ApplyError> {
+        let frozen = self.group().reader().view();
+        read(&View::new(&*frozen))
+    }
+
+    /// Returns once this node's state holds every command committed before the call.
+    ///
+    /// # Errors
+    /// [`CommandError::NoQuorum`] when that cannot be known in time.
+    pub(crate) async fn linearize(&self) -> Result<(), CommandError> {
+        match self.group().linearize(READ_DEADLINE).await {
+            Ok(_) => Ok(()),
+            Err(error @ ReadError::Halted(_)) => Err(CommandError::Halted(error.to_string())),
+            Err(error) => Err(CommandError::NoQuorum(error.to_string())),
+        }
+    }
+
+    /// Time since a quorum last confirmed what this node reads; `None` if never since it started.
+    pub(crate) fn age(&self) -> Option<Duration> {
+        self.group().freshness().age
+    }
+
+    /// Told the applied index at every change of the replicated state.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.group().changes()
+    }
+
+    /// Raft as this node sees it.
+    pub(crate) fn group_status(&self) -> GroupStatus {
+        self.group().watch().borrow().clone()
+    }
+
+    /// The other sites as presence shows them.
+    pub(crate) fn peers(&self) -> Vec<PeerState> {
+        self.0.presence.peers(&self.0.roster)
+    }
+
+    /// Makes a join token that is valid for `lifetime`, once.
+    ///
+    /// # Errors
+    /// [`CommandError`]: the mesh must know the token before anybody can use it.
+    pub(crate) async fn create_token(
+        &self,
+        id: CommandId,
+        user: Name,
+        lifetime: Duration,
+    ) -> Result<NewToken, CommandError> {
+        let key = Identity::generate();
+        let lifetime_ms = u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX);
+        let command = Command::CreateToken { key: key_of(&key.peer_id()), lifetime_ms };
+        if let Outcome::Refused(refusal) = self.command(id, user, command).await? {
+            return Err(CommandError::Invalid(refusal.to_string()));
+        }
+        let (mut sites, token) = self
+            .read(|view| Ok((view.sites()?, view.tokens()?)))
+            .map_err(|error| CommandError::Unknown(error.to_string()))?;
+        let public = key_of(&key.peer_id());
+        let expires_at = token.iter().find(|token| token.key == public).map_or(0, |token| token.expires_at.0);
+        // This node first: it is the one that the sysadmin knows to be up.
+        sites.sort_by_key(|site| site.id != self.site());
+        let members =
+            sites.iter().filter_map(|site| Some((peer_of(&site.description.key)?, site.description.addresses.clone())));
+        let members: Vec<_> = members.collect();
+        let text = Token::new(self.mesh_id(), &key, &members).encode();
+        Ok(NewToken { text, key: key.peer_id().to_string(), expires_at: UnixMillisField(expires_at) })
+    }
+
+    /// Where the command line reaches this node.
+    ///
+    /// # Errors
+    /// When the path is too long for a socket.
+    pub(crate) fn control_socket(&self) -> Result<std::path::PathBuf, DataDirError> {
+        self.0.directory.control_socket()
+    }
+
+    /// Remembers the members for the next start.
+    ///
+    /// # Errors
+    /// When `mesh.json` cannot be written.
+    pub(crate) async fn save_members(&self, sites: &[Site]) -> anyhow::Result<()> {
+        let members = sites.iter().filter_map(|site| {
+            Some(MeshFileMember {
+                peer_id: peer_of(&site.description.key)?.to_string(),
+                site_id: site.id.0,
+                name: site.description.name.to_string(),
+                addresses: site.description.addresses.clone(),
+            })
+        });
+        let mesh = MeshFile { members: members.collect(), ..self.0.mesh.clone() };
+        let directory = Arc::clone(&self.0.directory);
+        maillage_host::offload(move || directory.store_mesh(&mesh).map_err(std::io::Error::other)).await?;
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node").field("site", &self.site()).finish_non_exhaustive()
+    }
+}
+
+/// A join token just made.
+pub(crate) struct NewToken {
+    /// The secret text to carry to the new site.
+    pub(crate) text: String,
+    /// Its public name, for listing and revoking.
+    pub(crate) key: String,
+    /// When it ends.
+    pub(crate) expires_at: UnixMillisField,
+}

@@ -1,0 +1,94 @@
+//! Who is who: the replicated sites as the transport, Raft and a restart need them.
+//!
+//! Fed from replicated state at every change; saved to `mesh.json`, so that a node that restarts
+//! finds its peers before Raft tells it anything.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use maillage_consensus::command::UnixMillisField;
+use maillage_consensus::ids::{PeerKey, SiteId};
+use maillage_consensus::mesh::{JoinToken, Site};
+use maillage_host::UnixMillis;
+use maillage_transport::{Membership, PeerId};
+
+use crate::data_dir::MeshFileMember;
+
+/// How long the holder of an expired or used token is still answered, so that it learns why it is
+/// refused. It can join no more: the state machine decides that.
+const EXPLAIN_FOR_MS: u64 = 24 * 3_600_000;
+
+/// Site numbers and peer identities, both ways. Clones share one table.
+#[derive(Debug, Clone)]
+pub(crate) struct Roster {
+    own: SiteId,
+    membership: Membership,
+    table: Arc<RwLock<Table>>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    peers: BTreeMap<SiteId, PeerId>,
+    sites: BTreeMap<PeerId, SiteId>,
+}
+
+impl Roster {
+    /// A roster of the members remembered at the last stop.
+    pub(crate) fn remembered(own: SiteId, membership: Membership, members: &[MeshFileMember]) -> Self {
+        let roster = Self { own, membership, table: Arc::default() };
+        let known = members.iter().filter_map(|member| {
+            let peer = member.peer_id.parse().ok()?;
+            Some((SiteId(member.site_id), peer, member.addresses.clone()))
+        });
+        roster.replace(known.collect());
+        roster
+    }
+
+    /// Takes over the replicated sites and tokens.
+    pub(crate) fn update(&self, sites: &[Site], tokens: &[JoinToken]) {
+        let known = sites
+            .iter()
+            .filter_map(|site| Some((site.id, peer_of(&site.description.key)?, site.description.addresses.clone())));
+        self.replace(known.collect());
+        let guests = tokens.iter().filter_map(|token| {
+            let UnixMillisField(ends) = token.expires_at;
+            Some((peer_of(&token.key)?, UnixMillis(ends.saturating_add(EXPLAIN_FOR_MS))))
+        });
+        self.membership.set_guests(guests.collect());
+    }
+
+    fn replace(&self, known: Vec<(SiteId, PeerId, Vec<std::net::SocketAddr>)>) {
+        let mut table = Table::default();
+        let mut members = BTreeMap::new();
+        for (site, peer, addresses) in known {
+            table.peers.insert(site, peer);
+            table.sites.insert(peer, site);
+            if site != self.own {
+                members.insert(peer, addresses);
+            }
+        }
+        *self.table.write().unwrap_or_else(PoisonError::into_inner) = table;
+        self.membership.set_members(members);
+    }
+
+    /// The identity of a site's node.
+    pub(crate) fn peer(&self, site: SiteId) -> Option<PeerId> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner).peers.get(&site).copied()
+    }
+
+    /// The site whose node has this identity.
+    pub(crate) fn site(&self, peer: &PeerId) -> Option<SiteId> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner).sites.get(peer).copied()
+    }
+}
+
+/// The transport's identity from the replicated bytes.
+pub(crate) fn peer_of(key: &PeerKey) -> Option<PeerId> {
+    PeerId::from_bytes(key.as_bytes()).ok()
+}
+
+/// The replicated bytes of a transport identity.
+pub(crate) fn key_of(peer: &PeerId) -> PeerKey {
+    #[expect(clippy::expect_used, reason = "an ed25519 peer id has 38 bytes, and only such are made here")]
+    PeerKey::new(peer.to_bytes()).expect("a peer id fits")
+}

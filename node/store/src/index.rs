@@ -1,0 +1,200 @@
+//! The index: where each chunk lies and what the library lists, in the embedded engine.
+//!
+//! Nothing here is the truth. Each batch also records up to which offset of which pack the index is
+//! complete, so that after a crash exactly what it lacks is replayed, however far it fell behind.
+//! All calls block for the engine and belong inside `offload`.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Bound;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use maillage_host::engine::scan_prefix;
+use maillage_host::{Batch, Engine, EngineHome};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::hash::Hash;
+use crate::pack::{PackFiles, PackId};
+
+pub(crate) mod key;
+mod rows;
+
+pub(crate) use rows::{ChunkRow, HeldRow, InstanceRow, PackRow, StudyRow};
+
+/// Rises when keys or rows change; an index of another version is made anew from the packs.
+const FORMAT: &[u8] = &[1];
+
+/// An open index.
+#[derive(Debug)]
+pub(crate) struct Index {
+    engine: Arc<dyn Engine>,
+    /// Held over read-check-write of a chunk's row, which readers (quarantine) and the writer do.
+    turn: Mutex<()>,
+}
+
+/// Reads that see their own writes, and the batch of those writes.
+pub(crate) struct Txn<'a> {
+    engine: &'a dyn Engine,
+    changes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+}
+
+impl Index {
+    /// Opens the index, which may be empty: new, or all its batches behind. `InvalidData` when it is
+    /// of another format or damaged.
+    pub(crate) fn open(home: &dyn EngineHome) -> io::Result<Self> {
+        let engine = home.open()?;
+        let format = engine.get(key::FORMAT)?;
+        let is_empty = format.is_none() && scan_prefix(&*engine, &[], 1)?.is_empty();
+        let index = Self { engine, turn: Mutex::default() };
+        if is_empty {
+            index.mark_format()?;
+        } else if format.as_deref() != Some(FORMAT) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the index has another format"));
+        }
+        index.pack_rows()?;
+        Ok(index)
+    }
+
+    /// An empty index in place of whatever there is.
+    pub(crate) fn rebuild(home: &dyn EngineHome) -> io::Result<Self> {
+        let index = Self { engine: home.replace(&mut |_| Ok(()))?, turn: Mutex::default() };
+        index.mark_format()?;
+        Ok(index)
+    }
+
+    fn mark_format(&self) -> io::Result<()> {
+        let mut batch = Batch::default();
+        batch.put(key::FORMAT, FORMAT);
+        self.engine.commit(batch)
+    }
+
+    pub(crate) fn txn(&self) -> Txn<'_> {
+        Txn { engine: &*self.engine, changes: BTreeMap::new() }
+    }
+
+    /// Applies the changes of a transaction at once. Durable after [`Index::persist`].
+    pub(crate) fn commit(&self, batch: Batch) -> io::Result<()> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.engine.commit(batch)
+    }
+
+    pub(crate) fn persist(&self) -> io::Result<()> {
+        self.engine.persist()
+    }
+
+    /// Marks the chunk bad unless its row has moved on from `seen`. Whether it was marked now.
+    pub(crate) fn mark_bad(&self, hash: Hash, seen: &ChunkRow) -> io::Result<bool> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut txn = self.txn();
+        if seen.bad || txn.chunk(hash)?.as_ref() != Some(seen) {
+            return Ok(false);
+        }
+        txn.put(key::chunk(hash), &ChunkRow { bad: true, ..*seen })?;
+        txn.put_empty(key::bad(hash));
+        self.engine.commit(txn.into_batch())?;
+        Ok(true)
+    }
+
+    pub(crate) fn pack_rows(&self) -> io::Result<BTreeMap<PackId, PackRow>> {
+        let mut rows = BTreeMap::new();
+        for row in self.rows::<PackRow>(key::PACK, None, usize::MAX)? {
+            rows.insert(row.id, row);
+        }
+        Ok(rows)
+    }
+
+    /// Addresses of quarantined chunks and manifests.
+    pub(crate) fn bad(&self, limit: usize) -> io::Result<Vec<Hash>> {
+        let pairs = scan_prefix(&*self.engine, key::BAD, limit)?;
+        Ok(pairs.iter().filter_map(|(key, _)| key[key::BAD.len()..].try_into().ok().map(Hash)).collect())
+    }
+
+    /// Rows whose key begins with `prefix` and is greater than `after`, in key order.
+    pub(crate) fn rows<T: DeserializeOwned>(
+        &self,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> io::Result<Vec<T>> {
+        let mut rows = Vec::new();
+        let mut failed = None;
+        let from = after.map_or(Bound::Included(prefix), Bound::Excluded);
+        self.engine.scan(from, Bound::Unbounded, &mut |key, value| {
+            if !key.starts_with(prefix) || rows.len() >= limit {
+                return false;
+            }
+            match decode(value) {
+                Ok(row) => rows.push(row),
+                Err(error) => failed = Some(error),
+            }
+            failed.is_none()
+        })?;
+        failed.map_or(Ok(rows), Err)
+    }
+}
+
+impl Txn<'_> {
+    pub(crate) fn get<T: DeserializeOwned>(&self, key: &[u8]) -> io::Result<Option<T>> {
+        match self.changes.get(key) {
+            Some(changed) => changed.as_deref().map(decode).transpose(),
+            None => self.engine.get(key)?.as_deref().map(decode).transpose(),
+        }
+    }
+
+    pub(crate) fn put<T: Serialize>(&mut self, key: Vec<u8>, row: &T) -> io::Result<()> {
+        let row = postcard::to_stdvec(row).map_err(io::Error::other)?;
+        self.changes.insert(key, Some(row));
+        Ok(())
+    }
+
+    fn put_empty(&mut self, key: Vec<u8>) {
+        self.changes.insert(key, Some(Vec::new()));
+    }
+
+    pub(crate) fn remove(&mut self, key: Vec<u8>) {
+        self.changes.insert(key, None);
+    }
+
+    pub(crate) fn chunk(&self, hash: Hash) -> io::Result<Option<ChunkRow>> {
+        self.get(&key::chunk(hash))
+    }
+
+    /// Whether the chunk is here and, as far as is known, whole.
+    pub(crate) fn is_live(&self, files: &PackFiles, hash: Hash) -> io::Result<bool> {
+        Ok(self.chunk(hash)?.is_some_and(|row| row.is_live(files)))
+    }
+
+    /// Lists a chunk or manifest at a new place. `Listed` says what it replaces.
+    pub(crate) fn list(&mut self, hash: Hash, row: &ChunkRow) -> io::Result<Listed> {
+        let before = self.chunk(hash)?;
+        self.put(key::chunk(hash), row)?;
+        Ok(match before {
+            None => Listed::New,
+            Some(ChunkRow { bad: false, .. }) => Listed::Moved,
+            Some(_) => {
+                self.remove(key::bad(hash));
+                Listed::Repaired
+            }
+        })
+    }
+
+    pub(crate) fn into_batch(self) -> Batch {
+        Batch(self.changes.into_iter().collect())
+    }
+}
+
+/// What listing a chunk did to its row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Listed {
+    New,
+    /// It lay in a place that is no longer read.
+    Moved,
+    /// It was quarantined.
+    Repaired,
+}
+
+fn decode<T: DeserializeOwned>(row: &[u8]) -> io::Result<T> {
+    postcard::from_bytes(row)
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "a row of the index does not decode"))
+}

@@ -1,0 +1,43 @@
+//! The images of a node: chunks, manifests, and the pack files that hold them durably.
+//!
+//! Everything is addressed by its BLAKE3 hash and verified by it at every read; nothing is
+//! acknowledged before the fsync behind it. The packs are the truth; the index (in an embedded
+//! engine that may lag behind them after a crash) is completed from them when a store opens. This
+//! crate knows no network, no queue and no DICOM: a data set is bytes with one offset to cut at.
+//!
+//! ```text
+//! put ─ queue (bounded in bytes) ─ writer task ─ pack file ─ fsync ─ index batch ─ acknowledgement
+//! get ─ index ─ pack file ─ BLAKE3 ─ bytes, or quarantine and an event
+//! ```
+
+mod chunk;
+mod config;
+mod cut;
+mod error;
+mod event;
+mod hash;
+mod index;
+mod library;
+mod manifest;
+mod pack;
+mod recovery;
+mod replay;
+mod store;
+mod verify;
+mod writer;
+
+pub use chunk::{CHUNK_BYTES_MAX, Chunk, WrongHash};
+pub use config::StoreConfig;
+pub use cut::{CutInstance, cut};
+pub use error::{OpenError, Refusal, StoreError};
+pub use event::StoreEvent;
+pub use hash::{Hash, HashParseError};
+pub use library::{Conflict, HeldStudy, Instance, InstanceCommit, Stored, StudySeen, StudySummary};
+pub use manifest::{
+    INSTANCE_MANIFEST_BYTES_MAX, InstanceEntry, InstanceIdentity, InstanceManifest, ManifestError, ManifestFlags,
+    STUDY_MANIFEST_BYTES_MAX, StudyManifest,
+};
+pub use pack::PackId;
+pub use recovery::{Damage, Recovery, TornTail};
+pub use store::{PutGroup, Stats, Store};
+pub use verify::{Hold, VerifyReport};

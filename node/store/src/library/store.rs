@@ -1,0 +1,174 @@
+//! The library's side of the [`Store`] handle.
+
+use bytes::Bytes;
+use maillage_host::{UnixMillis, offload};
+
+use super::{Conflict, HeldStudy, Instance, InstanceCommit, Stored, StudySeen, StudySummary, check_manifest, rules};
+use crate::chunk::Chunk;
+use crate::cut::CutInstance;
+use crate::error::{Refusal, StoreError};
+use crate::hash::Hash;
+use crate::index::{HeldRow, InstanceRow, StudyRow, key};
+use crate::manifest::{InstanceEntry, InstanceManifest, StudyManifest};
+use crate::store::Store;
+use crate::writer::{Closing, Content};
+
+/// Rows of one page of a list, however many were asked for: bounds memory and blocking.
+const PAGE_ROWS_MAX: usize = 1000;
+
+impl Store {
+    /// Takes an instance in: chunks, manifest and commit in one durable group. Returns after the
+    /// fsync behind it, or, for a duplicate, behind the first.
+    ///
+    /// # Errors
+    /// As [`Store::put`]; `Refused` when the manifest breaks its rules or is not of this cut.
+    pub async fn commit_instance(
+        &self,
+        cut: CutInstance,
+        manifest: InstanceManifest,
+        received_at: UnixMillis,
+        source: String,
+    ) -> Result<Stored, StoreError> {
+        if !manifest.describes(&cut) {
+            return Err(Refusal::ManifestMismatch.into());
+        }
+        let encoded = Chunk::new(manifest.encode().map_err(Refusal::Manifest)?);
+        let commit = InstanceCommit::of_encoded(&manifest, encoded.hash(), received_at, source)?;
+        let address = commit.manifest;
+        let CutInstance { head: mut chunks, pixels, .. } = cut;
+        chunks.extend(pixels);
+        let closing = Some(Closing::Instance(commit));
+        let stored = self.submit(Content { chunks, manifests: vec![encoded], closing }).await?;
+        Ok(stored.unwrap_or(Stored::New { manifest: address }))
+    }
+
+    /// Instances of a study in the library, by series, then SOP instance. Conflicts are not among them.
+    ///
+    /// # Errors
+    /// `Index`.
+    pub async fn instances(&self, study_uid: &str) -> Result<Vec<Instance>, StoreError> {
+        let prefix = key::instances(study_uid);
+        let rows = self.index(move |index| index.rows::<InstanceRow>(&prefix, None, usize::MAX)).await?;
+        Ok(rows.into_iter().map(|row| row.commit.into()).collect())
+    }
+
+    /// The instance that a SOP instance UID stands for.
+    ///
+    /// # Errors
+    /// `Index`.
+    pub async fn instance(&self, sop_instance: &str) -> Result<Option<Instance>, StoreError> {
+        let sop_instance = sop_instance.to_owned();
+        let row = self.index(move |index| rules::first(&index.txn(), &sop_instance)).await?;
+        Ok(row.map(|row| row.commit.into()))
+    }
+
+    /// Studies in order of their UID, behind `after`, at most `limit` and at most 1,000.
+    ///
+    /// # Errors
+    /// `Index`.
+    pub async fn studies(&self, after: Option<&str>, limit: usize) -> Result<Vec<StudySummary>, StoreError> {
+        let after = after.map(key::study);
+        let ask = move |index: &crate::index::Index| {
+            index.rows::<StudyRow>(key::STUDY, after.as_deref(), limit.min(PAGE_ROWS_MAX))
+        };
+        let rows = self.index(ask).await?;
+        Ok(rows.into_iter().map(|row| StudySummary { seen: (&row).into(), study_uid: row.study_uid }).collect())
+    }
+
+    /// How much of a study is here; `None` when nothing is.
+    ///
+    /// # Errors
+    /// `Index`.
+    pub async fn study_seen(&self, study_uid: &str) -> Result<Option<StudySeen>, StoreError> {
+        let key = key::study(study_uid);
+        let row: Option<StudyRow> = self.index(move |index| index.txn().get(&key)).await?;
+        Ok(row.as_ref().map(StudySeen::from))
+    }
+
+    /// Second data sets under a SOP instance UID that was taken, at most `limit` and at most 1,000.
+    ///
+    /// # Errors
+    /// `Index`.
+    pub async fn conflicts(&self, limit: usize) -> Result<Vec<Conflict>, StoreError> {
+        self.index(move |index| {
+            let txn = index.txn();
+            let rows = index.rows::<InstanceRow>(key::CONFLICT, None, limit.min(PAGE_ROWS_MAX))?;
+            let conflict = |row: InstanceRow| {
+                let first = rules::first(&txn, &row.commit.sop_instance)?.map(|first| first.commit.manifest);
+                Ok(Conflict { second: row.commit.into(), first })
+            };
+            rows.into_iter().map(conflict).collect()
+        })
+        .await
+    }
+
+    /// Stores an encoded manifest of either kind; returns its address.
+    ///
+    /// # Errors
+    /// As [`Store::put`]; `Refused` when the bytes are no manifest.
+    pub async fn put_manifest(&self, bytes: Bytes) -> Result<Hash, StoreError> {
+        let checked = offload(move || Ok(check_manifest(&bytes).map(|()| Chunk::new(bytes)))).await;
+        let chunk = checked.map_err(|error| StoreError::Read(error.into()))?.map_err(Refusal::Manifest)?;
+        let hash = chunk.hash();
+        self.submit(Content { manifests: vec![chunk], ..Content::default() }).await?;
+        Ok(hash)
+    }
+
+    /// The bytes of a manifest, verified.
+    ///
+    /// # Errors
+    /// As [`Store::get`].
+    pub async fn get_manifest(&self, hash: Hash) -> Result<Option<Bytes>, StoreError> {
+        self.get(hash).await
+    }
+
+    /// An instance's manifest, verified and decoded.
+    ///
+    /// # Errors
+    /// As [`Store::get`]; `Manifest` when the bytes are right and no instance manifest.
+    pub async fn instance_manifest(&self, hash: Hash) -> Result<Option<InstanceManifest>, StoreError> {
+        let bytes = self.get(hash).await?;
+        Ok(bytes.map(|bytes| InstanceManifest::decode(&bytes)).transpose()?)
+    }
+
+    /// A study's manifest, verified and decoded.
+    ///
+    /// # Errors
+    /// As [`Store::get`]; `Manifest` when the bytes are right and no study manifest.
+    pub async fn study_manifest(&self, hash: Hash) -> Result<Option<StudyManifest>, StoreError> {
+        let bytes = self.get(hash).await?;
+        Ok(bytes.map(|bytes| StudyManifest::decode(&bytes)).transpose()?)
+    }
+
+    /// Study manifests that this node holds completely, as far as is known without reading all.
+    ///
+    /// # Errors
+    /// `Index`.
+    pub async fn held(&self) -> Result<Vec<HeldStudy>, StoreError> {
+        let rows = self.held_rows().await?;
+        let files = &self.shared.files;
+        let whole = rows.into_iter().filter(|row| row.packs.iter().all(|pack| files.is_readable(*pack, 0)));
+        Ok(whole
+            .map(|row| HeldStudy { manifest: row.manifest, study_uid: row.study_uid, since: UnixMillis(row.since) })
+            .collect())
+    }
+
+    pub(crate) async fn held_rows(&self) -> Result<Vec<HeldRow>, StoreError> {
+        self.index(|index| index.rows::<HeldRow>(key::HELD, None, usize::MAX)).await
+    }
+}
+
+impl From<InstanceCommit> for Instance {
+    fn from(commit: InstanceCommit) -> Self {
+        let InstanceCommit { study_uid, series_uid, sop_instance, manifest, dataset_hash, bytes, received_at, source } =
+            commit;
+        let entry = InstanceEntry { sop_instance, series_uid, manifest, bytes, dataset_hash };
+        Self { entry, study_uid, received_at: UnixMillis(received_at), source }
+    }
+}
+
+impl From<&StudyRow> for StudySeen {
+    fn from(row: &StudyRow) -> Self {
+        Self { instances: row.instances, bytes: row.bytes, last_received_at: UnixMillis(row.last_received_at) }
+    }
+}

@@ -1,0 +1,255 @@
+//! The manifest of one instance: its identity, its chunks, and what was read from its head.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::{ManifestError, check_uid, decode, encode};
+use crate::chunk::{CHUNK_BYTES_MAX, Chunk};
+use crate::cut::CutInstance;
+use crate::hash::Hash;
+
+/// The largest encoded instance manifest: 1 MiB, so that it travels as a chunk does. That is room for
+/// 25,000 chunks (24 GiB) beside the attributes.
+pub const INSTANCE_MANIFEST_BYTES_MAX: usize = CHUNK_BYTES_MAX;
+
+const KIND: u8 = b'I';
+
+/// What one DICOM instance is and of which chunks its data set consists.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceManifest {
+    /// SOP Instance UID.
+    pub sop_instance: String,
+    /// SOP Class UID.
+    pub sop_class: String,
+    /// Series Instance UID.
+    pub series_uid: String,
+    /// Study Instance UID.
+    pub study_uid: String,
+    /// Transfer Syntax UID in which the data set came and is kept.
+    pub transfer_syntax: String,
+    /// BLAKE3 of the whole data set.
+    pub dataset_hash: Hash,
+    /// Bytes of the data set.
+    pub total_len: u64,
+    /// Bytes before PixelData; a chunk begins there.
+    pub head_len: u64,
+    /// Address and length in bytes of each chunk, in order.
+    pub chunks: Vec<(Hash, u32)>,
+    /// The node's own encoding of the DICOM attributes; opaque here.
+    #[serde(with = "serde_bytes")]
+    pub attributes: Vec<u8>,
+    /// What was remarkable at reception.
+    pub flags: ManifestFlags,
+}
+
+/// What was remarkable about an instance when it was received.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestFlags {
+    /// The pixels do not fit their own description; kept as received, never shown as an image.
+    pub undecodable: bool,
+    /// The file's preamble was neither zero nor TIFF; it was not kept.
+    pub foreign_preamble: bool,
+}
+
+/// The UIDs that a manifest is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstanceIdentity {
+    /// SOP Instance UID.
+    pub sop_instance: String,
+    /// SOP Class UID.
+    pub sop_class: String,
+    /// Series Instance UID.
+    pub series_uid: String,
+    /// Study Instance UID.
+    pub study_uid: String,
+    /// Transfer Syntax UID.
+    pub transfer_syntax: String,
+}
+
+impl InstanceManifest {
+    /// The manifest of a cut data set.
+    pub fn of(cut: &CutInstance, identity: InstanceIdentity, attributes: Vec<u8>, flags: ManifestFlags) -> Self {
+        let InstanceIdentity { sop_instance, sop_class, series_uid, study_uid, transfer_syntax } = identity;
+        Self {
+            sop_instance,
+            sop_class,
+            series_uid,
+            study_uid,
+            transfer_syntax,
+            dataset_hash: cut.dataset_hash,
+            total_len: cut.total_len(),
+            head_len: cut.head_len(),
+            chunks: cut.chunks().map(entry).collect(),
+            attributes,
+            flags,
+        }
+    }
+
+    /// Checks the limits and that the lengths add up.
+    ///
+    /// # Errors
+    /// [`ManifestError::Invalid`] with the broken rule.
+    pub fn validate(&self) -> Result<(), ManifestError> {
+        check_uid(&self.sop_instance, "the SOP instance UID is not a UID")?;
+        check_uid(&self.sop_class, "the SOP class UID is not a UID")?;
+        check_uid(&self.series_uid, "the series UID is not a UID")?;
+        check_uid(&self.study_uid, "the study UID is not a UID")?;
+        check_uid(&self.transfer_syntax, "the transfer syntax UID is not a UID")?;
+        let mut at = 0_u64;
+        let mut head_ends = self.head_len == 0;
+        for &(_, len) in &self.chunks {
+            if len == 0 || len as usize > CHUNK_BYTES_MAX {
+                return Err(ManifestError::Invalid("a chunk has between 1 and 1048576 bytes"));
+            }
+            at += u64::from(len);
+            head_ends |= at == self.head_len;
+        }
+        if at != self.total_len {
+            return Err(ManifestError::Invalid("the chunks do not add up to the data set"));
+        }
+        if !head_ends {
+            return Err(ManifestError::Invalid("the head does not end with a chunk"));
+        }
+        Ok(())
+    }
+
+    /// The canonical bytes; their BLAKE3 is the address.
+    ///
+    /// # Errors
+    /// As [`InstanceManifest::validate`], or `TooLarge`.
+    pub fn encode(&self) -> Result<Bytes, ManifestError> {
+        self.validate()?;
+        encode(KIND, self, INSTANCE_MANIFEST_BYTES_MAX).map(Bytes::from)
+    }
+
+    /// Reads what a peer or a disk gave. Never panics, never allocates beyond the bytes' own size.
+    ///
+    /// # Errors
+    /// See [`ManifestError`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, ManifestError> {
+        let manifest: Self = decode(KIND, bytes, INSTANCE_MANIFEST_BYTES_MAX)?;
+        manifest.validate()?;
+        Ok(manifest)
+    }
+
+    /// Whether the manifest says of `cut` exactly what it is.
+    pub fn describes(&self, cut: &CutInstance) -> bool {
+        self.dataset_hash == cut.dataset_hash
+            && self.total_len == cut.total_len()
+            && self.head_len == cut.head_len()
+            && self.chunks.iter().copied().eq(cut.chunks().map(entry))
+    }
+}
+
+fn entry(chunk: &Chunk) -> (Hash, u32) {
+    (chunk.hash(), u32::try_from(chunk.byte_len()).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::{any, prop};
+    use proptest::{prop_assert, prop_assert_eq, proptest};
+
+    use super::*;
+    use crate::cut::cut;
+
+    fn sample() -> InstanceManifest {
+        let identity = InstanceIdentity {
+            sop_instance: "1.2.3.4".into(),
+            sop_class: "1.2.840.10008.5.1.4.1.1.2".into(),
+            series_uid: "1.2.3".into(),
+            study_uid: "1.2".into(),
+            transfer_syntax: "1.2.840.10008.1.2.1".into(),
+        };
+        let cut = cut(Bytes::from_static(b"headpixels"), 4);
+        InstanceManifest::of(
+            &cut,
+            identity,
+            vec![1, 2, 3],
+            ManifestFlags { undecodable: true, foreign_preamble: false },
+        )
+    }
+
+    #[test]
+    fn the_encoding_of_version_1_does_not_change() {
+        let encoded = sample().encode().expect("encode");
+        let hex: String = encoded.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, include_str!("golden/instance-v1.hex").trim());
+        assert_eq!(InstanceManifest::decode(&encoded), Ok(sample()));
+    }
+
+    #[test]
+    fn rules_are_enforced_when_decoding() {
+        type Break = fn(&mut InstanceManifest);
+        let broken: [(Break, &str); 6] = [
+            (|m| m.sop_instance = "../../x".into(), "SOP instance"),
+            (|m| m.study_uid = "1".repeat(65), "study"),
+            (|m| m.series_uid = "1\0".into(), "series"),
+            (|m| m.total_len += 1, "add up"),
+            (|m| m.head_len = 5, "head"),
+            (|m| m.chunks[0].1 = 0, "between"),
+        ];
+        for (break_it, what) in broken {
+            let mut manifest = sample();
+            break_it(&mut manifest);
+            assert!(manifest.encode().is_err());
+            let bytes = encode(KIND, &manifest, INSTANCE_MANIFEST_BYTES_MAX).expect("encode unchecked");
+            let error = InstanceManifest::decode(&bytes).expect_err("refused");
+            assert!(error.to_string().contains(what), "{error} names {what}");
+        }
+    }
+
+    #[test]
+    fn another_version_kind_or_a_longer_spelling_is_refused() {
+        let good = sample().encode().expect("encode");
+        let mut other = good.to_vec();
+        other[0] = 2;
+        assert_eq!(InstanceManifest::decode(&other), Err(ManifestError::Version(2)));
+        other[0] = 1;
+        other[1] = b'S';
+        assert_eq!(InstanceManifest::decode(&other), Err(ManifestError::Kind));
+        // The length of the first string, 7, spelt in two bytes.
+        let mut long = vec![1, KIND, 0x87, 0x00];
+        long.extend_from_slice(&good[3..]);
+        assert_eq!(InstanceManifest::decode(&long), Err(ManifestError::NotCanonical));
+        let mut trailing = good.to_vec();
+        trailing.push(0);
+        assert_eq!(InstanceManifest::decode(&trailing), Err(ManifestError::NotCanonical));
+        assert_eq!(InstanceManifest::decode(&vec![1; (1 << 20) + 1]), Err(ManifestError::TooLarge));
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_encoded_decodes_to_the_same(
+            uid in "[0-9.]{1,64}",
+            data in prop::collection::vec(any::<u8>(), 0..9_000),
+            at in 0_usize..9_000,
+            attributes in prop::collection::vec(any::<u8>(), 0..300),
+            undecodable: bool,
+            foreign_preamble: bool,
+        ) {
+            let cut = cut(Bytes::from(data), at);
+            let identity = InstanceIdentity {
+                sop_instance: uid.clone(), sop_class: uid.clone(), series_uid: uid.clone(), study_uid: uid.clone(), transfer_syntax: uid,
+            };
+            let manifest = InstanceManifest::of(&cut, identity, attributes, ManifestFlags { undecodable, foreign_preamble });
+            prop_assert!(manifest.describes(&cut));
+            prop_assert_eq!(InstanceManifest::decode(&manifest.encode().expect("encode")), Ok(manifest));
+        }
+
+        #[test]
+        fn hostile_bytes_never_panic_and_what_decodes_is_canonical(
+            noise in prop::collection::vec(any::<u8>(), 0..300),
+            at in 0_usize..300,
+            value: u8,
+        ) {
+            let _ = InstanceManifest::decode(&noise);
+            let mut bytes = sample().encode().expect("encode").to_vec();
+            let at = at % bytes.len();
+            bytes[at] = value;
+            if let Ok(manifest) = InstanceManifest::decode(&bytes) {
+                prop_assert_eq!(&manifest.encode().expect("encode again")[..], &bytes[..]);
+            }
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! What opening a store found and did.
+
+use crate::pack::PackId;
+
+/// The account of one opening, for the log and for whoever repairs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// The index was unusable and made anew from the packs.
+    pub index_rebuilt: bool,
+    /// Records that the index lacked.
+    pub records_replayed: u64,
+    /// What a crash left half-written behind the last pack's records; nothing of it was ever
+    /// acknowledged.
+    pub torn: Option<TornTail>,
+    /// Damage in bytes that had been durable. What lay there must come from other nodes.
+    pub damage: Vec<Damage>,
+    /// Packs that the index knows and the directory lacks.
+    pub missing: Vec<PackId>,
+}
+
+/// A tail that was cut off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TornTail {
+    /// The pack, the last.
+    pub pack: PackId,
+    /// Where it was cut, in bytes.
+    pub offset: u64,
+    /// Bytes cut off.
+    pub bytes: u64,
+}
+
+/// A damaged stretch of a pack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Damage {
+    /// The pack.
+    pub pack: PackId,
+    /// Where the stretch begins, in bytes.
+    pub offset: u64,
+    /// Its length in bytes; 0 when the pack ends too early and what followed is unknown.
+    pub bytes: u64,
+}

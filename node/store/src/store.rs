@@ -1,0 +1,329 @@
+//! The handle of a store: opening it, putting, getting, and what is here.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::stream::{self, Stream, StreamExt as _};
+use maillage_host::{Clock, Disk, EngineHome, offload, spawn};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
+
+use crate::chunk::{CHUNK_BYTES_MAX, Chunk};
+use crate::config::StoreConfig;
+use crate::error::{OpenError, Refusal, StoreError};
+use crate::event::StoreEvent;
+use crate::hash::Hash;
+use crate::index::{ChunkRow, Index};
+use crate::library::{InstanceCommit, Stored};
+use crate::manifest::{InstanceManifest, STUDY_MANIFEST_BYTES_MAX};
+use crate::pack::PackFiles;
+use crate::recovery::Recovery;
+use crate::replay::{Replayed, replay};
+use crate::writer::{Closing, Content, Put, Request, Shared, Writer};
+
+/// Requests that may wait for the writer; their bytes are bounded by the configuration.
+const QUEUE_LEN: usize = 1024;
+/// Events kept for a receiver that lags; what they announce stays visible in the store.
+const EVENTS_KEPT: usize = 256;
+/// Unit of the queue's budget: a semaphore counts in 32 bits, and bytes may exceed that.
+const PERMIT_BYTES: u64 = 1024;
+/// Chunks read ahead of a stream's consumer, so that reading and verifying overlap sending.
+const READ_AHEAD: usize = 4;
+/// How often, and how far apart, an index is tried before it is made anew.
+const INDEX_ATTEMPTS: u32 = 5;
+const INDEX_ATTEMPT_INTERVAL: Duration = Duration::from_millis(200);
+/// The medium could not be read (EIO, the same number on every Unix).
+const EIO: i32 = 5;
+
+/// A node's store. Cheap to clone; the writer ends after the last clone, or at [`Store::close`].
+#[derive(Debug, Clone)]
+pub struct Store {
+    pub(crate) shared: Arc<Shared>,
+    queue: mpsc::Sender<Request>,
+    /// Bytes that may wait for the writer, in units of [`PERMIT_BYTES`].
+    budget: Arc<Semaphore>,
+    recovery: Arc<Recovery>,
+}
+
+/// What is put together: after a crash the commit is there only if all before it is.
+#[derive(Debug, Clone, Default)]
+pub struct PutGroup {
+    /// Pieces of data sets.
+    pub chunks: Vec<Chunk>,
+    /// Encoded manifests.
+    pub manifests: Vec<Chunk>,
+    /// Lists an instance whose manifest is in the group or stored already.
+    pub commit: Option<InstanceCommit>,
+}
+
+/// The size of a store.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Chunks and manifests in readable packs, bad ones included.
+    pub chunks: u64,
+    /// Bytes of their payloads.
+    pub bytes: u64,
+    /// Pack files.
+    pub packs: u64,
+    /// Bytes free on the volume.
+    pub free: u64,
+    /// Bytes of the volume.
+    pub total: u64,
+    /// Quarantined chunks and manifests.
+    pub bad: u64,
+    /// Whether writing ended after an error.
+    pub is_failed: bool,
+}
+
+impl Store {
+    /// Opens the store under `prefix` (`""` for the root of `disk`), completing the index from the
+    /// packs. One process at a time: the data directory's lock is the node's.
+    ///
+    /// # Errors
+    /// See [`OpenError`]. Damage is no error: it is reported by [`Store::recovery`].
+    pub async fn open(
+        disk: Disk,
+        prefix: &str,
+        home: Arc<dyn EngineHome>,
+        clock: Clock,
+        config: StoreConfig,
+    ) -> Result<Self, OpenError> {
+        let directory = if prefix.is_empty() { "packs".to_owned() } else { format!("{prefix}/packs") };
+        disk.create_dir(&directory).await.map_err(OpenError::Directory)?;
+        let (index, index_rebuilt) = open_index(home).await.map_err(OpenError::Index)?;
+        let (index, files) = (Arc::new(index), Arc::new(PackFiles::new(disk, directory, config.open_files)));
+        let Replayed { mut recovery, tail, next_number } = replay(&files, &index).await?;
+        recovery.index_rebuilt = index_rebuilt;
+        log(&recovery);
+        let units = usize::try_from(config.queue_bytes.div_ceil(PERMIT_BYTES)).unwrap_or(usize::MAX);
+        let budget = Arc::new(Semaphore::new(units.clamp(1, u32::MAX as usize).min(Semaphore::MAX_PERMITS)));
+        let (events, _) = broadcast::channel(EVENTS_KEPT);
+        let shared = Arc::new(Shared { files, index, config, clock, events, is_failed: AtomicBool::new(false) });
+        let (queue, requests) = mpsc::channel(QUEUE_LEN);
+        Writer::start(Arc::clone(&shared), tail, next_number, requests);
+        Ok(Self { shared, queue, budget, recovery: Arc::new(recovery) })
+    }
+
+    /// What opening found and did.
+    pub fn recovery(&self) -> &Recovery {
+        &self.recovery
+    }
+
+    /// Events from now on. At most 256 are kept for a receiver that lags.
+    pub fn events(&self) -> broadcast::Receiver<StoreEvent> {
+        self.shared.events.subscribe()
+    }
+
+    /// Finishes what is queued, makes the index durable and takes nothing more; reads go on.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`] when it was closed before, `Index` when only the index was not persisted.
+    pub async fn close(&self) -> Result<(), StoreError> {
+        let (reply, closed) = oneshot::channel();
+        self.queue.send(Request::Close(reply)).await.map_err(|_| StoreError::Closed)?;
+        closed.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Puts a group; returns when all of it is durable. What is stored already costs nothing; a
+    /// quarantined chunk is written anew. Waits while too many bytes wait before it.
+    ///
+    /// # Errors
+    /// `Failed`, `Full`, `Closed` or `Refused`; nothing of the group counts as put then.
+    pub async fn put(&self, group: PutGroup) -> Result<(), StoreError> {
+        let PutGroup { chunks, manifests, commit } = group;
+        self.submit(Content { chunks, manifests, closing: commit.map(Closing::Instance) }).await.map(drop)
+    }
+
+    /// The bytes of a chunk or manifest, verified. `None` when it was never here.
+    ///
+    /// # Errors
+    /// `Corrupt` when it is damaged: it is then quarantined and an event sent. `Index` or `Read` when
+    /// the machine failed otherwise.
+    pub async fn get(&self, hash: Hash) -> Result<Option<Bytes>, StoreError> {
+        let Some(row) = self.index(move |index| index.txn().chunk(hash)).await? else { return Ok(None) };
+        if row.bad {
+            return Err(StoreError::Corrupt(hash));
+        }
+        if !row.is_readable(&self.shared.files) {
+            return Err(self.quarantine(hash, row).await);
+        }
+        let read = self.shared.files.read(row.pack, row.payload_offset(), row.len as usize).await;
+        let bytes = match read {
+            Ok(bytes) => bytes,
+            Err(error) if is_damage(&error) => return Err(self.quarantine(hash, row).await),
+            Err(error) => return Err(StoreError::Read(Arc::new(error))),
+        };
+        let verified = offload(move || Ok(Chunk::checked(hash, bytes))).await;
+        match verified.map_err(|error| StoreError::Read(Arc::new(error)))? {
+            Ok(chunk) => Ok(Some(chunk.into_bytes())),
+            Err(_) => Err(self.quarantine(hash, row).await),
+        }
+    }
+
+    /// Whether a chunk or manifest is here and not known to be damaged.
+    ///
+    /// # Errors
+    /// `Index`.
+    pub async fn has(&self, hash: Hash) -> Result<bool, StoreError> {
+        self.has_all(&[hash]).await
+    }
+
+    /// Whether all of them are here.
+    ///
+    /// # Errors
+    /// `Index`.
+    pub async fn has_all(&self, hashes: &[Hash]) -> Result<bool, StoreError> {
+        Ok(self.missing(hashes).await?.is_empty())
+    }
+
+    /// Those that are not here or are known to be damaged, in the order given.
+    ///
+    /// # Errors
+    /// `Index`.
+    pub async fn missing(&self, hashes: &[Hash]) -> Result<Vec<Hash>, StoreError> {
+        let (files, hashes) = (Arc::clone(&self.shared.files), hashes.to_vec());
+        self.index(move |index| {
+            let txn = index.txn();
+            let mut missing = Vec::new();
+            for hash in hashes {
+                if !txn.is_live(&files, hash)? {
+                    missing.push(hash);
+                }
+            }
+            Ok(missing)
+        })
+        .await
+    }
+
+    /// Quarantined chunks and manifests, at most `limit`: what the node should fetch again.
+    ///
+    /// # Errors
+    /// `Index`.
+    pub async fn bad_chunks(&self, limit: usize) -> Result<Vec<Hash>, StoreError> {
+        self.index(move |index| index.bad(limit)).await
+    }
+
+    /// The size of the store.
+    ///
+    /// # Errors
+    /// `Index` or `Space`.
+    pub async fn stats(&self) -> Result<Stats, StoreError> {
+        let files = Arc::clone(&self.shared.files);
+        let space = files.disk().space().await.map_err(|error| StoreError::Space(Arc::new(error)))?;
+        let is_failed = self.shared.is_failed.load(Ordering::Relaxed);
+        self.index(move |index| {
+            let mut stats = Stats { packs: files.count(), free: space.free, total: space.total, ..Stats::default() };
+            for row in index.pack_rows()?.into_values().filter(|row| files.is_readable(row.id, 0)) {
+                stats.chunks += row.chunks;
+                stats.bytes += row.bytes;
+            }
+            stats.bad = index.bad(usize::MAX)?.len() as u64;
+            Ok(Stats { is_failed, ..stats })
+        })
+        .await
+    }
+
+    /// The data set of an instance, chunk by chunk, each verified. All chunks must be local: the
+    /// first that is not ends the stream with `Missing` or `Corrupt`.
+    pub fn read_instance(
+        &self,
+        manifest: &InstanceManifest,
+    ) -> impl Stream<Item = Result<Bytes, StoreError>> + Send + use<> {
+        let store = self.clone();
+        let mut ended = false;
+        stream::iter(manifest.chunks.clone())
+            .map(move |(hash, len)| {
+                let store = store.clone();
+                async move {
+                    let bytes = store.get(hash).await?.ok_or(StoreError::Missing(hash))?;
+                    // A manifest that lies about a length would shift every offset behind it.
+                    if bytes.len() == len as usize { Ok(bytes) } else { Err(StoreError::Corrupt(hash)) }
+                }
+            })
+            .buffered(READ_AHEAD)
+            .take_while(move |chunk| {
+                let goes_on = !ended;
+                ended = chunk.is_err();
+                futures::future::ready(goes_on)
+            })
+    }
+
+    /// Queues a put and waits until it is durable.
+    pub(crate) async fn submit(&self, content: Content) -> Result<Option<Stored>, StoreError> {
+        check(&content)?;
+        let units = content.byte_len().div_ceil(PERMIT_BYTES).max(1);
+        let all = self.shared.config.queue_bytes.div_ceil(PERMIT_BYTES).max(1);
+        let units = u32::try_from(units.min(all)).unwrap_or(u32::MAX);
+        let permit = Arc::clone(&self.budget).acquire_many_owned(units).await.map_err(|_| StoreError::Closed)?;
+        let (reply, outcome) = oneshot::channel();
+        self.queue
+            .send(Request::Put(Box::new(Put { content, reply, permit })))
+            .await
+            .map_err(|_| StoreError::Closed)?;
+        outcome.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Asks the index away from the async threads.
+    pub(crate) async fn index<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(&Index) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let index = Arc::clone(&self.shared.index);
+        offload(move || ask(&index)).await.map_err(|error| StoreError::Index(Arc::new(error)))
+    }
+
+    /// Takes a damaged chunk out of service. Returns the error for who asked.
+    async fn quarantine(&self, hash: Hash, seen: ChunkRow) -> StoreError {
+        match self.index(move |index| index.mark_bad(hash, &seen)).await {
+            Ok(true) => {
+                tracing::warn!(chunk = %hash.fmt_short(), pack = %seen.pack, "damaged, taken out of service");
+                self.shared.emit(StoreEvent::Quarantined(hash));
+                let store = self.clone();
+                drop(spawn(store.release_holds_on(hash, seen.pack)));
+            }
+            Ok(false) => {}
+            Err(error) => return error,
+        }
+        StoreError::Corrupt(hash)
+    }
+}
+
+/// Opens the index; makes it anew only when it stays unusable, for it may be held a moment longer by
+/// what is just ending.
+async fn open_index(home: Arc<dyn EngineHome>) -> io::Result<(Index, bool)> {
+    for _ in 0..INDEX_ATTEMPTS {
+        let tried = Arc::clone(&home);
+        match offload(move || Index::open(&*tried)).await {
+            Ok(index) => return Ok((index, false)),
+            Err(error) => tracing::warn!(%error, "the index can't be used"),
+        }
+        tokio::time::sleep(INDEX_ATTEMPT_INTERVAL).await;
+    }
+    tracing::warn!("the index is made anew from the packs");
+    offload(move || Index::rebuild(&*home)).await.map(|index| (index, true))
+}
+
+/// Damage of the medium or the file, beside failures of the machine (descriptors, memory).
+fn is_damage(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) || error.raw_os_error() == Some(EIO)
+}
+
+fn check(content: &Content) -> Result<(), Refusal> {
+    let fits = |pieces: &[Chunk], limit| pieces.iter().all(|piece| (1..=limit).contains(&piece.byte_len()));
+    let fit = fits(&content.chunks, CHUNK_BYTES_MAX) && fits(&content.manifests, STUDY_MANIFEST_BYTES_MAX);
+    if fit { Ok(()) } else { Err(Refusal::ChunkSize) }
+}
+
+fn log(recovery: &Recovery) {
+    if let Some(torn) = recovery.torn {
+        tracing::info!(pack = %torn.pack, torn.offset, torn.bytes, "cut off what a crash left half-written");
+    }
+    for damage in &recovery.damage {
+        tracing::error!(pack = %damage.pack, damage.offset, damage.bytes, "damage in durable bytes");
+    }
+    for pack in &recovery.missing {
+        tracing::error!(%pack, "a pack is missing");
+    }
+}

@@ -1,0 +1,152 @@
+//! Planning a group: what of it is new, where it will lie, and what the index will say. Pure apart
+//! from reading the index; the caller writes the parts, then commits the batch.
+
+use std::io;
+
+use bytes::Bytes;
+use maillage_host::Batch;
+
+use super::group::{Closing, Content};
+use crate::error::Refusal;
+use crate::hash::Hash;
+use crate::index::{ChunkRow, Index, Listed, PackRow, Txn, key};
+use crate::library::{Stored, apply_commit, apply_hold, classify, record};
+use crate::pack::{HEADER_BYTES, Kind, PackFiles, PackId, RecordHeader};
+
+/// Where a group will be written.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Target {
+    /// `complete` is the offset at which the group begins, and up to which all is synced.
+    pub(crate) row: PackRow,
+}
+
+impl Target {
+    /// For plans that are only asked whether they would write anything.
+    pub(crate) const NOWHERE: Self = Self {
+        row: PackRow {
+            id: PackId { number: 0, generation: 0 },
+            day: 0,
+            salt: [0; 8],
+            complete: HEADER_BYTES,
+            sealed: false,
+            chunks: 0,
+            bytes: 0,
+        },
+    };
+}
+
+/// A group that is ready to be written.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// Headers and payloads, to be written one after another.
+    pub(crate) parts: Vec<Bytes>,
+    /// The pack's row after the group.
+    pub(crate) row: PackRow,
+    /// What the index will be told.
+    pub(crate) batch: Batch,
+    /// One for each content, in order.
+    pub(crate) outcomes: Vec<Result<Option<Stored>, Refusal>>,
+    /// Quarantined chunks that are written anew.
+    pub(crate) repaired: Vec<Hash>,
+}
+
+pub(crate) fn plan(index: &Index, files: &PackFiles, contents: &[Content], target: Target) -> io::Result<Plan> {
+    let mut planner = Planner {
+        files,
+        txn: index.txn(),
+        row: target.row,
+        begin: target.row.complete,
+        parts: Vec::new(),
+        repaired: Vec::new(),
+    };
+    let outcomes = contents.iter().map(|content| planner.add(content)).collect::<io::Result<Vec<_>>>()?;
+    let Planner { mut txn, row, parts, repaired, .. } = planner;
+    txn.put(key::pack(row.id), &row)?;
+    Ok(Plan { parts, row, batch: txn.into_batch(), outcomes, repaired })
+}
+
+struct Planner<'a> {
+    files: &'a PackFiles,
+    txn: Txn<'a>,
+    row: PackRow,
+    begin: u64,
+    parts: Vec<Bytes>,
+    repaired: Vec<Hash>,
+}
+
+impl Planner<'_> {
+    fn add(&mut self, content: &Content) -> io::Result<Result<Option<Stored>, Refusal>> {
+        let mut stored = None;
+        if let Some(Closing::Instance(commit)) = &content.closing {
+            let classified = classify(&self.txn, self.files, commit)?;
+            stored = Some(classified.stored);
+            let mut has_all = classified.known;
+            for chunk in &content.chunks {
+                has_all = has_all && self.is_here(chunk.hash())?;
+            }
+            if has_all {
+                return Ok(Ok(stored));
+            }
+            if let Some(Stored::Duplicate { manifest }) = &mut stored {
+                // Something of it was lost: it is listed anew, under the manifest that came.
+                *manifest = commit.manifest;
+            }
+        }
+        let chunks = content.chunks.iter().map(|chunk| (Kind::Chunk, chunk));
+        let manifests = content.manifests.iter().map(|chunk| (Kind::Manifest, chunk));
+        for (kind, piece) in chunks.chain(manifests) {
+            if !self.is_here(piece.hash())? {
+                self.add_piece(kind, piece.hash(), piece.bytes())?;
+            }
+        }
+        match &content.closing {
+            None => {}
+            Some(Closing::Instance(commit)) => {
+                if !self.is_here(commit.manifest)? {
+                    return Ok(Err(Refusal::ManifestAbsent));
+                }
+                let payload = record::encode(commit).map_err(io::Error::other)?;
+                self.append(Kind::InstanceCommit, Hash::of(&payload), payload.into())?;
+                apply_commit(&mut self.txn, commit, self.row.id)?;
+            }
+            Some(Closing::Hold(hold)) => {
+                let payload = record::encode(hold).map_err(io::Error::other)?;
+                self.append(Kind::Hold, Hash::of(&payload), payload.into())?;
+                apply_hold(&mut self.txn, hold)?;
+            }
+        }
+        Ok(Ok(stored))
+    }
+
+    /// Whether the piece is stored, or planned within this group.
+    fn is_here(&self, hash: Hash) -> io::Result<bool> {
+        let Some(row) = self.txn.chunk(hash)? else { return Ok(false) };
+        let planned = row.pack == self.row.id && row.offset >= self.begin;
+        Ok(!row.bad && (planned || row.is_readable(self.files)))
+    }
+
+    fn add_piece(&mut self, kind: Kind, hash: Hash, bytes: &Bytes) -> io::Result<()> {
+        let offset = self.append(kind, hash, bytes.clone())?;
+        let len = u32::try_from(bytes.len()).map_err(io::Error::other)?;
+        match self.txn.list(hash, &ChunkRow { pack: self.row.id, offset, len, bad: false })? {
+            Listed::New => {
+                self.row.chunks += 1;
+                self.row.bytes += u64::from(len);
+            }
+            Listed::Moved => {}
+            Listed::Repaired => self.repaired.push(hash),
+        }
+        Ok(())
+    }
+
+    /// Plans a record behind what is planned; returns where it will lie.
+    fn append(&mut self, kind: Kind, hash: Hash, payload: Bytes) -> io::Result<u64> {
+        let offset = self.row.complete;
+        let len = u32::try_from(payload.len()).map_err(io::Error::other)?;
+        let header = RecordHeader { kind, synced_before: self.begin, hash, len };
+        self.parts.push(Bytes::copy_from_slice(&header.encode(self.row.salt, offset)));
+        self.parts.push(payload);
+        self.row.complete += header.record_len();
+        Ok(offset)
+    }
+}

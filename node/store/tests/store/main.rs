@@ -1,0 +1,10 @@
+//! The store against crashes, damage, full disks and crowds, by its public interface.
+
+mod crash;
+mod damage;
+mod disk_full;
+mod faulty_disk;
+mod fixture;
+mod library;
+mod throughput;
+mod writing;

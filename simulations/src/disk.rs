@@ -1,0 +1,345 @@
+//! The simulated disks: what `maillage_host::Disk` stands on in the simulator.
+//!
+//! Writes land in a page cache; only a sync makes them durable, and only a directory's sync makes a
+//! name durable. What a crash leaves of the rest is drawn (see `volume`). Latencies, a full disk, a
+//! failing fsync and a power cut in the middle of a write are faults that can be set per slot.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use maillage_host::Disk;
+use maillage_host::disk::{DiskBackend, FileBackend, IoFuture, Space};
+
+mod volume;
+
+pub(crate) use volume::Ending;
+use volume::{Change, Volume};
+
+use crate::mutant::Mutant;
+use crate::rng::Rng;
+use crate::world::{Owner, World, lock};
+
+/// ENOSPC and EIO, the same numbers on every Unix.
+const ENOSPC: i32 = 28;
+const EIO: i32 = 5;
+/// The bytes of a volume without faults.
+const CAPACITY: u64 = 1 << 34;
+/// How long a lying disk keeps what it called durable in its cache.
+const LIE_LASTS: Duration = Duration::from_secs(5);
+
+/// What is wrong with a disk now.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DiskFaults {
+    /// Latencies are multiplied by it.
+    pub(crate) slowness: u32,
+    /// Bytes beyond what is used that can still be written.
+    pub(crate) room: Option<u64>,
+    /// Probability that an fsync fails.
+    pub(crate) sync_fails: f64,
+    /// Probability that a write is the node's last act.
+    pub(crate) dies_writing: f64,
+}
+
+impl Default for DiskFaults {
+    fn default() -> Self {
+        Self { slowness: 1, room: None, sync_fails: 0.0, dies_writing: 0.0 }
+    }
+}
+
+struct Drive {
+    volume: Volume,
+    faults: DiskFaults,
+    rng: Rng,
+}
+
+/// The disks of all slots; they outlive the incarnations.
+pub(crate) struct Disks {
+    world: Arc<World>,
+    seed: u64,
+    mutant: Option<Mutant>,
+    drives: Mutex<BTreeMap<u32, Drive>>,
+}
+
+impl Disks {
+    pub(crate) fn new(world: Arc<World>, seed: u64, mutant: Option<Mutant>) -> Arc<Self> {
+        Arc::new(Self { world, seed, mutant, drives: Mutex::new(BTreeMap::new()) })
+    }
+
+    /// The disk as one incarnation sees it.
+    pub(crate) fn disk(self: &Arc<Self>, owner: Owner) -> Disk {
+        Disk::from_backend(Arc::new(SimDisk { disks: Arc::clone(self), owner }))
+    }
+
+    fn with<T>(&self, slot: u32, act: impl FnOnce(&mut Drive) -> T) -> T {
+        let mut drives = lock(&self.drives);
+        let drive = drives.entry(slot).or_insert_with(|| Drive {
+            volume: Volume::default(),
+            faults: DiskFaults::default(),
+            rng: Rng::stream(self.seed, &format!("disk {slot}")),
+        });
+        act(drive)
+    }
+
+    pub(crate) fn set_faults(&self, slot: u32, change: impl FnOnce(&mut DiskFaults)) {
+        self.with(slot, |drive| change(&mut drive.faults));
+    }
+
+    /// Whether something is wrong with the disk that an honest node may stumble over at its start.
+    pub(crate) fn is_faulty(&self, slot: u32) -> bool {
+        self.with(slot, |drive| drive.faults.room.is_some() || drive.faults.sync_fails > 0.0)
+    }
+
+    /// What is left when the node's life ends.
+    pub(crate) fn end(&self, slot: u32, ending: Ending) {
+        let told = self.with(slot, |drive| drive.volume.end(ending, &mut drive.rng));
+        self.world.event(slot, format_args!("disk after {ending:?}: {told:?}"));
+        if told.torn > 0 {
+            self.world.sometimes("an unsynced write was torn");
+        }
+        if told.names_lost > 0 {
+            self.world.sometimes("an unsynced name was lost");
+        }
+        if told.lost > 0 {
+            self.world.sometimes("an unsynced write was lost");
+        }
+    }
+
+    /// Dead incarnations change nothing.
+    fn guard(&self, owner: Owner) -> io::Result<()> {
+        if self.world.is_alive(owner) { Ok(()) } else { Err(io::Error::other("this node is dead")) }
+    }
+
+    async fn wait(&self, owner: Owner, micros_max: u64) -> io::Result<()> {
+        let wait = self.with(owner.slot, |drive| {
+            let micros = drive.rng.between(micros_max / 4, micros_max);
+            Duration::from_micros(micros) * drive.faults.slowness
+        });
+        tokio::time::sleep(wait).await;
+        self.guard(owner)
+    }
+
+    /// Whether this disk lies about the durability of `path`, whose last write had `len` bytes.
+    fn lies(&self, path: &str, len: usize) -> bool {
+        /// A log write with a mark and a vote alone: 17 and 26 bytes.
+        const VOTE_WRITE: usize = 17 + 26;
+        match self.mutant {
+            Some(Mutant::LogFsyncLies) => path.starts_with("raft/log/"),
+            Some(Mutant::VoteFsyncLies) => path.starts_with("raft/log/") && len == VOTE_WRITE,
+            Some(Mutant::PackFsyncLies) => path.contains("packs/"),
+            _ => false,
+        }
+    }
+}
+
+struct SimDisk {
+    disks: Arc<Disks>,
+    owner: Owner,
+}
+
+impl SimDisk {
+    fn change<T>(&self, act: impl FnOnce(&mut Volume) -> io::Result<T>) -> io::Result<T> {
+        self.disks.guard(self.owner)?;
+        self.disks.with(self.owner.slot, |drive| act(&mut drive.volume))
+    }
+}
+
+impl DiskBackend for SimDisk {
+    fn open(&self, path: &str, create: bool) -> IoFuture<'_, Arc<dyn FileBackend>> {
+        let path = path.to_owned();
+        Box::pin(async move {
+            let inode = self.change(|volume| volume.open(&path, create))?;
+            let file = SimFile { disks: Arc::clone(&self.disks), owner: self.owner, inode, path };
+            Ok(Arc::new(file) as Arc<dyn FileBackend>)
+        })
+    }
+
+    fn rename(&self, from: &str, to: &str) -> IoFuture<'_, ()> {
+        let result = self.change(|volume| volume.rename(from, to));
+        Box::pin(std::future::ready(result))
+    }
+
+    fn remove(&self, path: &str) -> IoFuture<'_, ()> {
+        let result = self.change(|volume| {
+            volume.remove(path);
+            Ok(())
+        });
+        Box::pin(std::future::ready(result))
+    }
+
+    fn remove_dir(&self, path: &str) -> IoFuture<'_, ()> {
+        let result = self.change(|volume| {
+            volume.remove_dir(path);
+            Ok(())
+        });
+        Box::pin(std::future::ready(result))
+    }
+
+    fn create_dir(&self, path: &str) -> IoFuture<'_, ()> {
+        let path = path.to_owned();
+        Box::pin(async move {
+            self.disks.wait(self.owner, 1_000).await?;
+            self.change(|volume| {
+                volume.create_dir(&path);
+                Ok(())
+            })
+        })
+    }
+
+    fn sync_dir(&self, path: &str) -> IoFuture<'_, ()> {
+        let path = path.to_owned();
+        Box::pin(async move {
+            let upto = self.change(|volume| Ok(volume.directory_ops()))?;
+            self.disks.wait(self.owner, 2_000).await?;
+            if self.disks.mutant != Some(Mutant::DirectorySyncDropped) {
+                self.change(|volume| {
+                    volume.sync_dir(&path, upto);
+                    Ok(())
+                })?;
+            }
+            self.disks.world.event(self.owner.slot, format_args!("sync_dir {path}"));
+            Ok(())
+        })
+    }
+
+    fn list(&self, path: &str) -> IoFuture<'_, Vec<String>> {
+        let result = self.change(|volume| Ok(volume.list(path)));
+        Box::pin(std::future::ready(result))
+    }
+
+    fn space(&self) -> IoFuture<'_, Space> {
+        let space = self.disks.with(self.owner.slot, |drive| {
+            let free = drive.faults.room.unwrap_or_else(|| CAPACITY.saturating_sub(drive.volume.used()));
+            Space { free, total: CAPACITY }
+        });
+        Box::pin(std::future::ready(Ok(space)))
+    }
+
+    fn root(&self) -> Option<&Path> {
+        None
+    }
+}
+
+struct SimFile {
+    disks: Arc<Disks>,
+    owner: Owner,
+    inode: u64,
+    path: String,
+}
+
+/// What the drive makes of a write.
+enum Fate {
+    Done,
+    Full,
+    Dies,
+}
+
+impl SimFile {
+    fn write(&self, offset: u64, bytes: Bytes) -> io::Result<Fate> {
+        self.disks.guard(self.owner)?;
+        let at = usize::try_from(offset).map_err(io::Error::other)?;
+        let now = self.disks.world.now();
+        self.disks.with(self.owner.slot, |drive| {
+            let grows = drive.volume.growth(self.inode, at + bytes.len());
+            if let Some(room) = &mut drive.faults.room {
+                if grows > *room {
+                    return Ok(Fate::Full);
+                }
+                *room -= grows;
+            }
+            drive.volume.change(self.inode, Change::Write { at, bytes }, now);
+            Ok(if drive.rng.chance(drive.faults.dies_writing) { Fate::Dies } else { Fate::Done })
+        })
+    }
+
+    async fn sync(&self, last_write: usize) -> io::Result<()> {
+        self.disks.guard(self.owner)?;
+        let slot = self.owner.slot;
+        // What an fsync covers is fixed when it is called.
+        let upto = self.disks.with(slot, |drive| drive.volume.changes());
+        self.disks.wait(self.owner, 4_000).await?;
+        let now = self.disks.world.now();
+        if self.disks.lies(&self.path, last_write) {
+            self.disks.with(slot, |drive| {
+                drive.volume.write_back(self.inode, now.saturating_sub(LIE_LASTS));
+            });
+            return Ok(());
+        }
+        let failed = self.disks.with(slot, |drive| {
+            let fails = drive.rng.chance(drive.faults.sync_fails);
+            if fails {
+                drive.volume.fail_sync(self.inode, upto, &mut drive.rng);
+            } else {
+                drive.volume.sync(self.inode, upto);
+            }
+            fails
+        });
+        let what = if failed { "sync failed" } else { "sync" };
+        self.disks.world.event(slot, format_args!("{what} {}", self.path));
+        if failed {
+            self.disks.world.sometimes("an fsync failed");
+            return Err(io::Error::from_raw_os_error(EIO));
+        }
+        Ok(())
+    }
+}
+
+impl FileBackend for SimFile {
+    fn read_at(&self, offset: u64, len: usize) -> IoFuture<'_, Bytes> {
+        Box::pin(async move {
+            self.disks.guard(self.owner)?;
+            let slowness = self.disks.with(self.owner.slot, |drive| drive.faults.slowness);
+            if slowness > 1 {
+                self.disks.wait(self.owner, 100).await?;
+            }
+            let at = usize::try_from(offset).map_err(io::Error::other)?;
+            Ok(self.disks.with(self.owner.slot, |drive| drive.volume.read(self.inode, at, len)))
+        })
+    }
+
+    fn write_at(&self, offset: u64, parts: Vec<Bytes>, sync: bool) -> IoFuture<'_, ()> {
+        Box::pin(async move {
+            let bytes = match parts.as_slice() {
+                [only] => only.clone(),
+                several => several.iter().flatten().copied().collect::<BytesMut>().freeze(),
+            };
+            let len = bytes.len();
+            match self.write(offset, bytes)? {
+                Fate::Done => {}
+                Fate::Full => {
+                    self.disks.world.sometimes("a write met a full disk");
+                    self.disks.world.event(self.owner.slot, format_args!("no room for {}", self.path));
+                    return Err(io::Error::from_raw_os_error(ENOSPC));
+                }
+                Fate::Dies => {
+                    self.disks.world.request_crash(self.owner.slot, "inside a write");
+                    return std::future::pending().await;
+                }
+            }
+            if sync { self.sync(len).await } else { Ok(()) }
+        })
+    }
+
+    fn sync(&self) -> IoFuture<'_, ()> {
+        Box::pin(self.sync(usize::MAX))
+    }
+
+    fn set_len(&self, len: u64) -> IoFuture<'_, ()> {
+        Box::pin(async move {
+            self.disks.guard(self.owner)?;
+            let len = usize::try_from(len).map_err(io::Error::other)?;
+            let now = self.disks.world.now();
+            self.disks.with(self.owner.slot, |drive| drive.volume.change(self.inode, Change::Length(len), now));
+            Ok(())
+        })
+    }
+
+    fn len(&self) -> IoFuture<'_, u64> {
+        let result = self.disks.guard(self.owner);
+        let len = self.disks.with(self.owner.slot, |drive| drive.volume.len(self.inode));
+        Box::pin(std::future::ready(result.map(|()| len)))
+    }
+}

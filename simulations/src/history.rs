@@ -1,0 +1,180 @@
+//! What clients asked and were told, exam by exam: the only witness that the black-box invariants
+//! hear.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+use crate::wgl::Operation;
+use crate::world::{World, lock};
+
+/// A claim, named by the command that asked for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Claimed {
+    pub(crate) command: u128,
+    pub(crate) user: u32,
+    pub(crate) site: u64,
+    /// Known only from the grant.
+    pub(crate) session: Option<u64>,
+}
+
+/// What somebody who asked for an exam was told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Told {
+    Granted { token: u64 },
+    /// Somebody else has it.
+    Held { user: u32, site: u64 },
+    /// It is reported.
+    Over,
+}
+
+/// What a linearizable read showed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shown {
+    Waiting,
+    Claimed { command: u128, user: u32, site: u64 },
+    Reported,
+}
+
+/// One operation on one exam, with its answer if it came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Act {
+    Claim { by: Claimed, told: Option<Told> },
+    Release { claim: u128, token: u64, done: Option<bool> },
+    Complete { claim: u128, token: u64, done: Option<bool> },
+    Read(Shown),
+    /// The leader ended a site's session.
+    Expire { site: u64, session: u64 },
+}
+
+struct Record {
+    exam: Option<u64>,
+    operation: Operation<Act>,
+}
+
+#[derive(Default)]
+struct Records {
+    moment: u64,
+    records: BTreeMap<u64, Record>,
+    exams: Vec<u64>,
+}
+
+/// See the module.
+pub(crate) struct History {
+    world: Arc<World>,
+    records: Mutex<Records>,
+}
+
+impl History {
+    pub(crate) fn new(world: Arc<World>) -> Self {
+        Self { world, records: Mutex::default() }
+    }
+
+    /// An exam that was acknowledged.
+    pub(crate) fn exam_added(&self, exam: u64) {
+        let mut records = lock(&self.records);
+        if !records.exams.contains(&exam) {
+            records.exams.push(exam);
+        }
+    }
+
+    /// Exams acknowledged so far, oldest first.
+    pub(crate) fn exams(&self) -> Vec<u64> {
+        lock(&self.records).exams.clone()
+    }
+
+    /// An operation begins. `exam` is not known while the mesh is to choose it.
+    pub(crate) fn call(&self, exam: Option<u64>, act: Act) -> u64 {
+        let mut records = lock(&self.records);
+        records.moment += 1;
+        let call = records.moment;
+        records.records.insert(call, Record { exam, operation: Operation { call, answer: None, act } });
+        call
+    }
+
+    /// It was answered.
+    pub(crate) fn answer(&self, call: u64, exam: u64, act: Act) {
+        let mut records = lock(&self.records);
+        records.moment += 1;
+        let moment = records.moment;
+        if let Some(record) = records.records.get_mut(&call) {
+            record.exam = Some(exam);
+            record.operation.answer = Some(moment);
+            record.operation.act = act;
+        }
+        drop(records);
+        self.world.event(0, format_args!("exam {exam}: {act:?}"));
+    }
+
+    /// It certainly had no effect.
+    pub(crate) fn never(&self, call: u64) {
+        lock(&self.records).records.remove(&call);
+    }
+
+    /// A leader begins to end a session.
+    pub(crate) fn expiry(&self, site: u64, session: u64) -> u64 {
+        self.call(None, Act::Expire { site, session })
+    }
+
+    pub(crate) fn expired(&self, call: u64) {
+        let mut records = lock(&self.records);
+        records.moment += 1;
+        let moment = records.moment;
+        if let Some(record) = records.records.get_mut(&call) {
+            record.operation.answer = Some(moment);
+        }
+    }
+
+    /// Every operation, in the order of calls.
+    pub(crate) fn all(&self) -> Vec<(Option<u64>, Operation<Act>)> {
+        let records = lock(&self.records);
+        records.records.values().map(|record| (record.exam, record.operation.clone())).collect()
+    }
+
+    /// The operations that may have touched each exam.
+    pub(crate) fn by_exam(&self) -> BTreeMap<u64, Vec<Operation<Act>>> {
+        let all = self.all();
+        let mut exams: BTreeMap<u64, Vec<Operation<Act>>> = BTreeMap::new();
+        for (exam, operation) in &all {
+            if let Some(exam) = exam {
+                exams.entry(*exam).or_default().push(operation.clone());
+            }
+        }
+        for history in exams.values_mut() {
+            let (users, sites) = involved(history);
+            let anywhere = all.iter().filter(|(exam, _)| exam.is_none()).map(|(_, operation)| operation);
+            history.extend(
+                anywhere
+                    .filter(|operation| match operation.act {
+                        // Where a claim of an unknown exam went shows by its user.
+                        Act::Claim { by, .. } => users.contains(&by.user),
+                        Act::Expire { site, .. } => sites.contains(&site),
+                        _ => false,
+                    })
+                    .cloned(),
+            );
+        }
+        exams
+    }
+}
+
+/// Users that hold or may hold the exam, and the sites at which claims of it may have ended.
+fn involved(history: &[Operation<Act>]) -> (BTreeSet<u32>, BTreeSet<u64>) {
+    let (mut users, mut sites) = (BTreeSet::new(), BTreeSet::new());
+    for operation in history {
+        match operation.act {
+            Act::Claim { by, told: None | Some(Told::Granted { .. }) } => {
+                sites.insert(by.site);
+            }
+            Act::Claim { told: Some(Told::Held { user, site }), .. } => {
+                users.insert(user);
+                sites.insert(site);
+            }
+            Act::Read(Shown::Claimed { user, site, .. }) => {
+                users.insert(user);
+                sites.insert(site);
+            }
+            _ => {}
+        }
+    }
+    (users, sites)
+}

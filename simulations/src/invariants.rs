@@ -1,0 +1,32 @@
+//! The invariants of the mesh, one a file, named as the design names them.
+
+use std::sync::Arc;
+
+pub(crate) mod claims;
+pub(crate) mod finality;
+pub(crate) mod instances;
+pub(crate) mod liveness;
+pub(crate) mod promises;
+pub(crate) mod replicas;
+pub(crate) mod tokens;
+
+use crate::world::World;
+
+/// The checks that watch a run continuously.
+pub(crate) struct Watch {
+    pub(crate) promises: promises::Promises,
+    pub(crate) replicas: replicas::Replicas,
+    pub(crate) instances: instances::Instances,
+    pub(crate) finality: finality::Finality,
+}
+
+impl Watch {
+    pub(crate) fn new(world: Arc<World>, seed: u64) -> Self {
+        Self {
+            promises: promises::Promises::new(Arc::clone(&world)),
+            replicas: replicas::Replicas::new(Arc::clone(&world)),
+            instances: instances::Instances::new(Arc::clone(&world), seed),
+            finality: finality::Finality::new(world, seed),
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! I9: after the faults end, everything finishes within a bound.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use maillage_consensus::View;
+use maillage_consensus::exam::ExamState;
+
+use crate::cluster::{Cluster, Running};
+
+/// From the last fault to the last report. It covers a session's end, an election, and the reading of
+/// what waited.
+const FINISH: Duration = Duration::from_secs(240);
+/// From then on until all replicas are where the first is.
+const CONVERGE: Duration = Duration::from_secs(60);
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Waits until every exam is reported; a violation when that takes too long.
+pub(crate) async fn everything_is_read(cluster: &Arc<Cluster>) -> Duration {
+    let start = cluster.world.now();
+    loop {
+        let left = cluster.all_running().iter().map(unread).collect::<Option<Vec<_>>>();
+        let most = left.as_ref().and_then(|left| left.iter().max().copied());
+        let took = cluster.world.now() - start;
+        if most == Some(0) {
+            return took;
+        }
+        if took > FINISH {
+            let nodes: Vec<String> = cluster.all_running().iter().map(describe).collect();
+            let detail = format!("{FINISH:?} after the faults ended, {most:?} exams are unread; {}", nodes.join("; "));
+            cluster.world.violation("I9", detail);
+            return took;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn unread(running: &Running) -> Option<u64> {
+    let engine = running.group.reader();
+    let counts = View::new(&*engine).counts().ok()?;
+    Some(counts.requested + counts.waiting + counts.claimed)
+}
+
+fn describe(running: &Running) -> String {
+    let status = running.group.watch().borrow().clone();
+    let engine = running.group.reader();
+    let claimed = View::new(&*engine).exams(None, Some(ExamState::Claimed), 3).unwrap_or_default();
+    let held: Vec<String> =
+        claimed.iter().filter_map(|exam| exam.claim.as_ref().map(|claim| format!("{} by site {}", exam.id, claim.site))).collect();
+    format!(
+        "slot {}: {:?} of term {} applied {:?} of {:?}, unread {:?}, held {held:?}",
+        running.owner.slot,
+        status.role,
+        status.term,
+        status.applied,
+        status.last_log,
+        unread(running),
+    )
+}
+
+/// Waits until all replicas that are up have applied the same and hold equal states.
+pub(crate) async fn replicas_converge(cluster: &Arc<Cluster>, wanted: usize) {
+    let start = cluster.world.now();
+    loop {
+        let states: Vec<_> =
+            cluster.all_running().iter().map(|running| cluster.watch.replicas.compare(running)).collect();
+        if states.len() == wanted && states.windows(2).all(|pair| pair[0] == pair[1]) {
+            return;
+        }
+        if cluster.world.now() - start > CONVERGE {
+            let nodes: Vec<String> = cluster.all_running().iter().map(describe).collect();
+            let detail = format!("replicas differ {CONVERGE:?} after the last work: {}", nodes.join("; "));
+            cluster.world.violation("I9", detail);
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}

@@ -1,0 +1,161 @@
+//! Deliberate faults at the seams: each breaks one promise, and an invariant must see it.
+//!
+//! Nothing of the production code is changed: a mutant is a disk that lies, a wire that forges, a
+//! machine wrapped around the real one, a duty not done.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex};
+
+use clap::ValueEnum;
+use maillage_consensus::command::{Command, Envelope};
+use maillage_consensus::ids::{CommandId, ExamId, FencingToken};
+use maillage_consensus::machine::{ApplyError, Machine};
+use maillage_consensus::transaction::Transaction;
+use maillage_consensus::{Outcome, Queue};
+use maillage_host::UnixMillis;
+
+use crate::world::lock;
+
+/// One way of breaking the mesh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Mutant {
+    /// The log is acknowledged before it is durable.
+    LogFsyncLies,
+    /// A vote is answered before it is durable.
+    VoteFsyncLies,
+    /// An instance is acknowledged before it is durable.
+    PackFsyncLies,
+    /// New names are never made durable.
+    DirectorySyncDropped,
+    /// Every vote is granted on the wire, whatever the voter answered.
+    VotesForged,
+    /// A follower's refusal of entries that don't fit its log becomes an acknowledgement.
+    RefusalsForged,
+    /// Any claim's holder is believed, whatever its fencing token.
+    FencingRemoved,
+    /// A repeated command runs again.
+    RepeatsRun,
+    /// Replicas apply a command differently.
+    ApplyDiffers,
+    /// Linearizable reads are answered from local state.
+    ReadsStale,
+    /// A dead site's session never ends.
+    SessionsNeverEnd,
+    /// A claim is answered, then its exam is claimed again for somebody else.
+    DoubleGrant,
+}
+
+impl Mutant {
+    /// The name on the command line.
+    pub fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+
+    /// What it must break, and within how many seeds that is seen (measured, with a margin).
+    pub fn expected(self) -> (&'static [&'static str], u64) {
+        match self {
+            Self::LogFsyncLies => (&["I12", "I1", "I2", "I3", "I4", "I7", "startup"], 5),
+            Self::VoteFsyncLies => (&["I12", "I7", "I3", "startup"], 20),
+            Self::PackFsyncLies => (&["I3"], 5),
+            Self::DirectorySyncDropped => (&["I3", "I12", "startup"], 5),
+            Self::VotesForged => (&["I12", "I7", "I1", "I2", "I3", "I4", "panic"], 20),
+            Self::RefusalsForged => (&["I12", "I7", "I1", "I3", "I4", "I9", "panic"], 20),
+            Self::FencingRemoved => (&["I1", "I2", "I4"], 10),
+            Self::RepeatsRun => (&["I1", "I2", "I4"], 10),
+            Self::ApplyDiffers => (&["I7"], 2),
+            Self::ReadsStale => (&["I1", "I4"], 20),
+            Self::SessionsNeverEnd => (&["I9"], 5),
+            Self::DoubleGrant => (&["I1", "I2", "I7"], 5),
+        }
+    }
+
+    /// The machine that a node of `slot` runs.
+    pub(crate) fn machine(of: Option<Self>, slot: u32) -> Arc<dyn Machine> {
+        match of {
+            Some(
+                mutant @ (Self::FencingRemoved | Self::RepeatsRun | Self::ApplyDiffers | Self::DoubleGrant),
+            ) => Arc::new(Mutated { mutant, slot, grants: Mutex::default() }),
+            _ => Arc::new(Queue),
+        }
+    }
+
+    /// A frame as it travels, changed if the mutant forges such frames. Tags as in the mesh's wire
+    /// format, version 1: 130 refuses entries, 129 acknowledges, 132 answers a vote.
+    pub(crate) fn forge(self, bytes: &[u8]) -> Option<Vec<u8>> {
+        /// Length, tag, and a vote of 17 bytes before the flag that grants.
+        const GRANTED_AT: usize = 4 + 1 + 17;
+        const LOG_ID: usize = 24;
+        let tag = *bytes.get(4)?;
+        match (self, tag) {
+            (Self::VotesForged, 132) if bytes.get(GRANTED_AT) == Some(&0) => {
+                let mut forged = bytes.to_vec();
+                *forged.get_mut(GRANTED_AT)? = 1;
+                Some(forged)
+            }
+            (Self::RefusalsForged, 130) if bytes.len() == 4 + 1 + LOG_ID => {
+                let mut forged = Vec::with_capacity(bytes.len() + 1);
+                forged.extend_from_slice(&26_u32.to_le_bytes());
+                forged.extend_from_slice(&[129, 1]);
+                forged.extend_from_slice(bytes.get(5..)?);
+                Some(forged)
+            }
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Mutant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name())
+    }
+}
+
+/// The real machine, with commands or outcomes changed on the way.
+struct Mutated {
+    mutant: Mutant,
+    slot: u32,
+    /// The newest token granted for each exam, as far as this life saw.
+    grants: Mutex<BTreeMap<ExamId, FencingToken>>,
+}
+
+impl Mutated {
+    fn change(&self, index: u64, envelope: &mut Envelope) {
+        match (self.mutant, &mut envelope.command) {
+            (Mutant::RepeatsRun, _) => envelope.id = CommandId(uuid::Uuid::from_u128(u128::from(index))),
+            (Mutant::FencingRemoved, Command::Release { exam, token, .. } | Command::Complete { exam, token, .. }) => {
+                if let Some(newest) = lock(&self.grants).get(exam) {
+                    *token = *newest;
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Machine for Mutated {
+    fn stamp(&self, command: &[u8], now: UnixMillis) -> Result<Vec<u8>, String> {
+        Queue.stamp(command, now)
+    }
+
+    fn apply(&self, transaction: &mut Transaction<'_>, index: u64, command: &[u8]) -> Result<Vec<u8>, ApplyError> {
+        let Ok(mut envelope) = Envelope::decode(command) else { return Queue.apply(transaction, index, command) };
+        self.change(index, &mut envelope);
+        let outcome = Queue.apply(transaction, index, &envelope.encode())?;
+        if self.mutant == Mutant::ApplyDiffers && index.is_multiple_of(16) {
+            transaction.put([0xff], self.slot.to_be_bytes());
+        }
+        if let Ok(Outcome::Claimed(grant)) = Outcome::decode(&outcome) {
+            if self.mutant == Mutant::DoubleGrant && index.is_multiple_of(8) {
+                // Given back behind its holder's back, by a command of nobody.
+                let id = CommandId(uuid::Uuid::from_u128(u128::from(index)));
+                let reason = maillage_consensus::ids::Line::default();
+                let command = Command::Release { exam: grant.exam, token: grant.claim.token, reason };
+                let release = Envelope { id, at: envelope.at, site: envelope.site, user: envelope.user, command };
+                Queue.apply(transaction, index, &release.encode())?;
+            }
+            lock(&self.grants).insert(grant.exam, grant.claim.token);
+        }
+        Ok(outcome)
+    }
+}

@@ -1,0 +1,200 @@
+//! What goes wrong: one fault after another, of the kinds that the seed drew, some overlapping.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::cluster::Cluster;
+use crate::disk::Ending;
+use crate::plan::Fault;
+use crate::rng::Rng;
+
+/// Probability that a write is a node's last act, while writes may be.
+const DIES_WRITING: f64 = 0.002;
+
+/// Does harm until `until`, then waits for what it began to end.
+pub(crate) async fn run(cluster: Arc<Cluster>, until: Duration) {
+    let mut rng = Rng::stream(cluster.plan.seed, "nemesis");
+    let faults = cluster.plan.faults.clone();
+    cluster.world.event(0, format_args!("faults {faults:?}"));
+    if faults.contains(&Fault::CrashWriting) {
+        let dies_writing = DIES_WRITING * (0.2 + rng.fraction());
+        for slot in cluster.slots() {
+            cluster.disks.set_faults(slot, |faults| faults.dies_writing = dies_writing);
+        }
+    }
+    let mut under_way = Vec::new();
+    let mut number = 0_u64;
+    loop {
+        tokio::time::sleep(rng.around(cluster.plan.fault_every)).await;
+        if cluster.world.now() >= until || faults.is_empty() {
+            break;
+        }
+        let Some(fault) = rng.pick(&faults).copied() else { break };
+        number += 1;
+        // A stream of its own for each: one left out changes no other.
+        let mut own = Rng::stream(cluster.plan.seed, &format!("fault {number}"));
+        let slot = u32::try_from(own.between(1, u64::from(cluster.plan.sites))).unwrap_or(1);
+        let lasts = own.around(Duration::from_secs(4)) + Duration::from_millis(100);
+        cluster.world.event(slot, format_args!("fault {number} {fault:?} for {lasts:?}"));
+        let harm = Harm { cluster: Arc::clone(&cluster), slot, lasts, rng: own };
+        under_way.push(maillage_host::spawn(harm.run(fault)));
+    }
+    for harm in under_way {
+        // One that panicked is a violation already.
+        let _ = harm.await;
+    }
+    for slot in cluster.slots() {
+        cluster.disks.set_faults(slot, |faults| *faults = Default::default());
+        cluster.world.resume(slot);
+    }
+    cluster.fabric.heal();
+}
+
+struct Harm {
+    cluster: Arc<Cluster>,
+    slot: u32,
+    lasts: Duration,
+    rng: Rng,
+}
+
+impl Harm {
+    async fn run(mut self, fault: Fault) {
+        match fault {
+            Fault::Crash => self.crash(vec![self.slot], Ending::PowerCut).await,
+            Fault::Kill => self.crash(vec![self.slot], Ending::Killed).await,
+            Fault::CrashLeader => {
+                let leader = self.cluster.leader().unwrap_or(self.slot);
+                // Sometimes it is back before anybody noticed.
+                self.lasts = if self.rng.chance(0.5) { Duration::ZERO } else { self.lasts };
+                self.crash(vec![leader], Ending::PowerCut).await;
+            }
+            Fault::CrashMany => {
+                let mut slots: Vec<u32> = self.cluster.slots().collect();
+                self.rng.shuffle(&mut slots);
+                let count = if self.rng.chance(0.3) { slots.len() } else { 1 + self.rng.index(slots.len()) };
+                slots.truncate(count);
+                if count == usize::try_from(self.cluster.plan.sites).unwrap_or(0) {
+                    self.cluster.world.sometimes("all nodes lost power at once");
+                }
+                self.crash(slots, Ending::PowerCut).await;
+            }
+            // Set for the whole run, by the probability of each write.
+            Fault::CrashWriting => {}
+            Fault::Pause => {
+                self.cluster.world.pause(self.slot);
+                tokio::time::sleep(self.lasts).await;
+                self.cluster.world.resume(self.slot);
+            }
+            Fault::DiskFull | Fault::FsyncFails | Fault::SlowDisk => self.disk(fault).await,
+            Fault::ClockJump => self.jump_clock(12 * 3_600_000),
+            Fault::ClockLeap => self.jump_clock(5 * 24 * 3_600_000),
+            Fault::Breaks => {
+                for _ in 0..self.rng.between(1, 6) {
+                    let (a, b) = (self.any_slot(), self.any_slot());
+                    self.cluster.fabric.break_connection(a, b);
+                    let wait = self.rng.millis(0, 300);
+                    tokio::time::sleep(wait).await;
+                }
+            }
+            _ => self.network(fault).await,
+        }
+    }
+
+    fn any_slot(&mut self) -> u32 {
+        u32::try_from(self.rng.between(1, u64::from(self.cluster.plan.sites))).unwrap_or(1)
+    }
+
+    async fn crash(&self, slots: Vec<u32>, ending: Ending) {
+        for slot in &slots {
+            self.cluster.hold_down(*slot);
+            self.cluster.stop(*slot, ending, "by a fault");
+        }
+        tokio::time::sleep(self.lasts).await;
+        for slot in slots {
+            self.cluster.let_up(slot);
+        }
+    }
+
+    async fn disk(&mut self, fault: Fault) {
+        let (disks, slot) = (&self.cluster.disks, self.slot);
+        match fault {
+            Fault::DiskFull => {
+                let room = self.rng.below(100_000);
+                disks.set_faults(slot, |faults| faults.room = Some(room));
+                tokio::time::sleep(self.lasts).await;
+                disks.set_faults(slot, |faults| faults.room = None);
+            }
+            Fault::FsyncFails => {
+                let probability = 0.02 + self.rng.fraction() * 0.3;
+                disks.set_faults(slot, |faults| faults.sync_fails = probability);
+                tokio::time::sleep(self.lasts).await;
+                disks.set_faults(slot, |faults| faults.sync_fails = 0.0);
+            }
+            _ => {
+                let slowness = [20, 100, 500][self.rng.index(3)];
+                disks.set_faults(slot, |faults| faults.slowness = slowness);
+                tokio::time::sleep(self.lasts).await;
+                disks.set_faults(slot, |faults| faults.slowness = 1);
+            }
+        }
+    }
+
+    fn jump_clock(&mut self, most_ms: u64) {
+        let ahead = i64::try_from(self.rng.below(2 * most_ms)).unwrap_or(0);
+        let ahead = ahead - i64::try_from(most_ms).unwrap_or(0);
+        self.cluster.world.set_clock_ahead(self.slot, ahead);
+    }
+
+    async fn network(&mut self, fault: Fault) {
+        let everywhere = |slot: u32, cluster: &Cluster| -> Vec<(u32, u32)> {
+            cluster.slots().filter(|other| *other != slot).flat_map(|other| [(slot, other), (other, slot)]).collect()
+        };
+        let ways = match fault {
+            Fault::Partition | Fault::OneWay => self.halves(fault == Fault::Partition),
+            Fault::IsolateLeader => everywhere(self.cluster.leader().unwrap_or(self.slot), &self.cluster),
+            Fault::Flapping => return self.flap(everywhere(self.slot, &self.cluster)).await,
+            Fault::LatencySpike => return self.spike().await,
+            // Cuts and stalls of single links, in one direction each.
+            _ => (0..self.rng.between(1, 6)).map(|_| (self.any_slot(), self.any_slot())).collect(),
+        };
+        let lasts = if fault == Fault::Stalls { self.rng.millis(50, 2_500) } else { self.lasts };
+        self.cut(&ways, lasts).await;
+    }
+
+    async fn cut(&self, ways: &[(u32, u32)], lasts: Duration) {
+        ways.iter().for_each(|(from, to)| self.cluster.fabric.cut(*from, *to));
+        tokio::time::sleep(lasts).await;
+        ways.iter().for_each(|(from, to)| self.cluster.fabric.mend(*from, *to));
+    }
+
+    fn halves(&mut self, both_ways: bool) -> Vec<(u32, u32)> {
+        let mut slots: Vec<u32> = self.cluster.slots().collect();
+        self.rng.shuffle(&mut slots);
+        let at = 1 + self.rng.index(slots.len().saturating_sub(1).max(1));
+        let (left, right) = slots.split_at(at.min(slots.len()));
+        let mut ways = Vec::new();
+        for (a, b) in left.iter().flat_map(|a| right.iter().map(move |b| (*a, *b))) {
+            ways.push((a, b));
+            if both_ways {
+                ways.push((b, a));
+            }
+        }
+        ways
+    }
+
+    async fn flap(&mut self, ways: Vec<(u32, u32)>) {
+        for _ in 0..self.rng.between(2, 8) {
+            let (down, up) = (self.rng.millis(50, 1_500), self.rng.millis(50, 1_000));
+            self.cut(&ways, down).await;
+            tokio::time::sleep(up).await;
+        }
+    }
+
+    async fn spike(&mut self) {
+        let extra = self.rng.millis(20, 800);
+        let ways: Vec<(u32, u32)> = (0..self.rng.between(1, 10)).map(|_| (self.any_slot(), self.any_slot())).collect();
+        ways.iter().for_each(|(from, to)| self.cluster.fabric.set_extra_latency(*from, *to, extra));
+        tokio::time::sleep(self.lasts).await;
+        ways.iter().for_each(|(from, to)| self.cluster.fabric.set_extra_latency(*from, *to, Duration::ZERO));
+    }
+}

@@ -1,0 +1,228 @@
+//! What a run is: its settings, and what the seed draws from them.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use maillage_consensus::raft::Timing;
+
+use crate::mutant::Mutant;
+use crate::rng::Rng;
+
+/// One kind of fault that the nemesis knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Fault {
+    /// The machine of one node loses power.
+    Crash,
+    /// Several, or all, at once.
+    CrashMany,
+    /// The process of one node is killed; its machine goes on.
+    Kill,
+    /// The leader loses power.
+    CrashLeader,
+    /// Power is lost in the middle of a write.
+    CrashWriting,
+    /// A node's process is stopped for a while and goes on (SIGSTOP).
+    Pause,
+    /// A disk is full for a while.
+    DiskFull,
+    /// An fsync fails.
+    FsyncFails,
+    /// A disk is slow.
+    SlowDisk,
+    /// The sites fall into two halves.
+    Partition,
+    /// One half does not hear the other.
+    OneWay,
+    /// Some single links are cut.
+    PartialCut,
+    /// One site comes and goes.
+    Flapping,
+    /// The leader is cut off.
+    IsolateLeader,
+    /// Latencies rise.
+    LatencySpike,
+    /// Connections break.
+    Breaks,
+    /// Links stall for less than it takes to break them.
+    Stalls,
+    /// Wall clocks jump by up to half a day.
+    ClockJump,
+    /// Wall clocks jump by days. Not in the swarm: the mesh forgets outcomes after a day of its clock.
+    ClockLeap,
+}
+
+/// The faults of a swarm: every kind that must not matter.
+const SWARM: [Fault; 18] = [
+    Fault::Crash,
+    Fault::CrashMany,
+    Fault::Kill,
+    Fault::CrashLeader,
+    Fault::CrashWriting,
+    Fault::Pause,
+    Fault::DiskFull,
+    Fault::FsyncFails,
+    Fault::SlowDisk,
+    Fault::Partition,
+    Fault::OneWay,
+    Fault::PartialCut,
+    Fault::Flapping,
+    Fault::IsolateLeader,
+    Fault::LatencySpike,
+    Fault::Breaks,
+    Fault::Stalls,
+    Fault::ClockJump,
+];
+
+/// Which faults a run has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Faults {
+    /// A random mixture, drawn from the seed.
+    Swarm,
+    /// These; none when empty.
+    These(Vec<Fault>),
+}
+
+impl std::str::FromStr for Faults {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "swarm" => Ok(Self::Swarm),
+            "none" => Ok(Self::These(Vec::new())),
+            list => list.split(',').map(|name| Fault::from_str(name, false)).collect::<Result<_, _>>().map(Self::These),
+        }
+    }
+}
+
+impl std::fmt::Display for Faults {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Swarm => f.write_str("swarm"),
+            Self::These(faults) if faults.is_empty() => f.write_str("none"),
+            Self::These(faults) => {
+                let names: Vec<String> = faults
+                    .iter()
+                    .filter_map(|fault| fault.to_possible_value().map(|value| value.get_name().to_owned()))
+                    .collect();
+                f.write_str(&names.join(","))
+            }
+        }
+    }
+}
+
+/// What is asked of a run.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Everything random comes from it.
+    pub seed: u64,
+    /// Simulated minutes with faults; building the mesh before and healing after come on top.
+    pub minutes: u64,
+    /// Sites, each with one node. At most 64.
+    pub sites: u32,
+    /// The faults.
+    pub faults: Faults,
+    /// A deliberate fault at a seam.
+    pub mutant: Option<Mutant>,
+    /// Where the events go, besides their hash.
+    pub trace: Option<PathBuf>,
+}
+
+impl Settings {
+    /// The arguments of `simulate run` that repeat this run.
+    pub fn arguments(&self) -> Vec<String> {
+        let Self { seed, minutes, sites, faults, mutant, .. } = self;
+        let mut arguments = vec![
+            "run".to_owned(),
+            format!("--seed={seed}"),
+            format!("--minutes={minutes}"),
+            format!("--sites={sites}"),
+            format!("--faults={faults}"),
+        ];
+        arguments.extend(mutant.map(|mutant| format!("--mutant={mutant}")));
+        arguments
+    }
+}
+
+/// What the seed draws.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    pub(crate) seed: u64,
+    pub(crate) sites: u32,
+    pub(crate) duration: Duration,
+    pub(crate) faults: Vec<Fault>,
+    pub(crate) mutant: Option<Mutant>,
+    pub(crate) timing: Timing,
+    /// One-way latency between two sites, milliseconds, at most.
+    pub(crate) latency_ms_max: u64,
+    pub(crate) snapshot_every: u64,
+    pub(crate) keep_log: u64,
+    pub(crate) session_ttl: Duration,
+    /// Mean time between two faults.
+    pub(crate) fault_every: Duration,
+    pub(crate) shake: f64,
+    pub(crate) readers_per_site: u32,
+    /// Mean time between two exams at one site.
+    pub(crate) exam_every: Duration,
+    /// Mean time between two instances at one site.
+    pub(crate) instance_every: Duration,
+    pub(crate) reading: Duration,
+    /// Whether one site stays away after the faults end.
+    pub(crate) one_stays_away: bool,
+}
+
+impl Plan {
+    pub(crate) fn draw(settings: &Settings) -> Self {
+        let mut rng = Rng::stream(settings.seed, "plan");
+        let lan = rng.chance(0.3);
+        let faults = match &settings.faults {
+            Faults::These(faults) => faults.clone(),
+            Faults::Swarm => {
+                let share = [0.2, 0.4, 0.7][rng.index(3)];
+                SWARM.into_iter().filter(|_| rng.chance(share)).collect()
+            }
+        };
+        Self {
+            seed: settings.seed,
+            sites: settings.sites.clamp(1, 64),
+            duration: Duration::from_secs(settings.minutes * 60),
+            mutant: settings.mutant,
+            timing: if lan { Timing::LAN } else { Timing::WAN },
+            latency_ms_max: if lan { 3 } else { rng.between(5, 25) },
+            snapshot_every: rng.between(40, 600),
+            keep_log: rng.between(0, 100),
+            session_ttl: Duration::from_secs(rng.between(10, 30)),
+            fault_every: Duration::from_millis(rng.between(1_500, 8_000)),
+            shake: if rng.chance(0.3) { 0.02 } else { 0.0 },
+            readers_per_site: u32::try_from(rng.between(1, 3)).unwrap_or(1),
+            exam_every: Duration::from_millis(rng.between(2_000, 8_000)),
+            instance_every: Duration::from_millis(rng.between(1_000, 5_000)),
+            reading: Duration::from_millis(rng.between(500, 6_000)),
+            one_stays_away: !faults.is_empty() && settings.sites >= 3 && rng.chance(0.5),
+            faults,
+        }
+    }
+
+    /// Voters that the mesh grows to.
+    pub(crate) fn voters(&self) -> usize {
+        match self.sites {
+            1 | 2 => 1,
+            3 | 4 => 3,
+            _ => 5,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_faults_is_read_as_it_is_printed() {
+        for text in ["swarm", "none", "crash,one-way,fsync-fails"] {
+            let faults: Faults = text.parse().expect("known");
+            assert_eq!(faults.to_string(), text);
+        }
+        assert!("crush".parse::<Faults>().is_err());
+    }
+}

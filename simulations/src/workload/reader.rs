@@ -1,0 +1,235 @@
+//! A reader: claims an exam, reads it, reports it or gives it back; sometimes walks away and comes
+//! back to what is still claimed in its name.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use maillage_consensus::command::Command;
+use maillage_consensus::exam::{Claim, ExamState};
+use maillage_consensus::ids::{CommandId, ExamId, FencingToken, Line, Name, Prose};
+use maillage_consensus::{Outcome, Refusal, View};
+
+use super::{Answer, Sender};
+use crate::cluster::Cluster;
+use crate::history::{Act, Claimed, Shown, Told};
+use crate::invariants::finality::Completed;
+use crate::mutant::Mutant;
+use crate::rng::Rng;
+
+/// Mean pause of a reader between two things.
+const PAUSE: Duration = Duration::from_millis(700);
+/// How long a linearizable read may take.
+const READ_LIMIT: Duration = Duration::from_secs(5);
+/// Newest exams among which a reader picks one by hand.
+const CHOICE: usize = 25;
+
+struct Held {
+    exam: u64,
+    token: u64,
+    claim: u128,
+}
+
+/// See the module.
+pub(crate) struct Reader {
+    sender: Sender,
+    user: u32,
+    held: Option<Held>,
+    reports: u64,
+}
+
+/// A user's number, from the name.
+fn number_of(user: &Name) -> u32 {
+    user.as_str().strip_prefix("reader-").and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+fn command_of(claim: &Claim) -> u128 {
+    let number = claim.transaction_uid.as_str().strip_prefix("2.25.");
+    number.and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+impl Reader {
+    pub(crate) fn new(cluster: Arc<Cluster>, slot: u32, number: u32, rng: Rng) -> Self {
+        let user = slot * 100 + number;
+        let name = Name::fitted(&format!("reader-{user}"));
+        Self { sender: Sender { cluster, slot, user: name, rng }, user, held: None, reports: 0 }
+    }
+
+    fn cluster(&self) -> Arc<Cluster> {
+        Arc::clone(&self.sender.cluster)
+    }
+
+    pub(crate) async fn run(mut self) {
+        loop {
+            let pause = self.sender.rng.around(PAUSE);
+            tokio::time::sleep(pause).await;
+            if self.held.is_some() {
+                self.read_and_end().await;
+                continue;
+            }
+            match self.sender.rng.below(20) {
+                0..=3 => self.look().await,
+                4..=5 => self.come_back().await,
+                6..=9 => self.take().await,
+                _ => self.next().await,
+            }
+        }
+    }
+
+    /// Most wait for an answer as long as it takes; some lose patience.
+    fn patience(&mut self) -> Option<Duration> {
+        (!self.cluster().is_ending() && self.sender.rng.chance(0.2)).then(|| self.sender.rng.millis(500, 6_000))
+    }
+
+    fn claimed(&self, id: CommandId) -> Claimed {
+        let site = self.cluster().site(self.sender.slot).unwrap_or(0);
+        Claimed { command: id.0.as_u128(), user: self.user, site, session: None }
+    }
+
+    async fn next(&mut self) {
+        let (cluster, id, patience) = (self.cluster(), self.sender.new_id(), self.patience());
+        let by = self.claimed(id);
+        let call = cluster.history.call(None, Act::Claim { by, told: None });
+        match self.sender.send(id, Command::ClaimNext { modalities: Vec::new() }, patience).await {
+            Answer::Given(_, Outcome::Claimed(grant)) => self.granted(call, by, grant.exam, &grant.claim),
+            Answer::Given(..) | Answer::Never => cluster.history.never(call),
+            Answer::Unknown => {}
+        }
+    }
+
+    async fn take(&mut self) {
+        let cluster = self.cluster();
+        let exams = cluster.history.exams();
+        let newest = &exams[exams.len().saturating_sub(CHOICE)..];
+        let Some(exam) = self.sender.rng.pick(newest).copied() else { return };
+        let (id, patience) = (self.sender.new_id(), self.patience());
+        let by = self.claimed(id);
+        let call = cluster.history.call(Some(exam), Act::Claim { by, told: None });
+        let told = match self.sender.send(id, Command::ClaimTake { exam: ExamId(exam) }, patience).await {
+            Answer::Given(_, Outcome::Claimed(grant)) => return self.granted(call, by, grant.exam, &grant.claim),
+            Answer::Given(_, Outcome::Refused(Refusal::AlreadyClaimed(holder))) => {
+                cluster.world.sometimes("a claim was refused because another holds the exam");
+                Told::Held { user: number_of(&holder.user), site: holder.site.0 }
+            }
+            Answer::Given(_, Outcome::Refused(Refusal::WrongState { state: ExamState::Reported })) => Told::Over,
+            // Its images are awaited, or the site has no session: not a question of who holds it.
+            Answer::Given(..) | Answer::Never => return cluster.history.never(call),
+            Answer::Unknown => return,
+        };
+        cluster.history.answer(call, exam, Act::Claim { by, told: Some(told) });
+    }
+
+    fn granted(&mut self, call: u64, by: Claimed, exam: ExamId, claim: &Claim) {
+        let token = claim.token.0;
+        let by = Claimed { session: Some(claim.session), ..by };
+        self.cluster().history.answer(call, exam.0, Act::Claim { by, told: Some(Told::Granted { token }) });
+        self.held = Some(Held { exam: exam.0, token, claim: by.command });
+    }
+
+    async fn read_and_end(&mut self) {
+        let reading = self.sender.rng.around(self.cluster().plan.reading);
+        tokio::time::sleep(reading).await;
+        let Some(held) = self.held.take() else { return };
+        let ending = self.cluster().is_ending();
+        if !ending && self.sender.rng.chance(0.05) {
+            self.cluster().world.sometimes("a reader walked away");
+        } else if !ending && self.sender.rng.chance(0.15) {
+            self.release(held).await;
+        } else {
+            self.complete(held).await;
+        }
+    }
+
+    async fn release(&mut self, held: Held) {
+        let (cluster, id, patience) = (self.cluster(), self.sender.new_id(), self.patience());
+        let Held { exam, token, claim } = held;
+        let call = cluster.history.call(Some(exam), Act::Release { claim, token, done: None });
+        let command = Command::Release { exam: ExamId(exam), token: FencingToken(token), reason: Line::default() };
+        let done = match self.sender.send(id, command, patience).await {
+            Answer::Given(_, Outcome::Done) => true,
+            Answer::Given(..) => false,
+            Answer::Never => return cluster.history.never(call),
+            Answer::Unknown => return,
+        };
+        cluster.history.answer(call, exam, Act::Release { claim, token, done: Some(done) });
+    }
+
+    async fn complete(&mut self, held: Held) {
+        let (cluster, id, patience) = (self.cluster(), self.sender.new_id(), self.patience());
+        let Held { exam, token, claim } = held;
+        self.reports += 1;
+        let text = format!("report {} of {}: nothing abnormal", self.reports, self.user);
+        let call = cluster.history.call(Some(exam), Act::Complete { claim, token, done: None });
+        let report = Prose::new(text.clone()).unwrap_or_default();
+        let command = Command::Complete { exam: ExamId(exam), token: FencingToken(token), report };
+        let done = match self.sender.send(id, command, patience).await {
+            Answer::Given(committed, Outcome::Completed { report }) => {
+                let index = committed.index;
+                cluster.watch.finality.completed(Completed { exam, index, token, report, text });
+                true
+            }
+            Answer::Given(_, Outcome::Refused(Refusal::StaleToken { .. })) => {
+                cluster.world.sometimes("a report under a lost claim was refused");
+                false
+            }
+            Answer::Given(..) => false,
+            Answer::Never => return cluster.history.never(call),
+            Answer::Unknown => return,
+        };
+        cluster.history.answer(call, exam, Act::Complete { claim, token, done: Some(done) });
+    }
+
+    /// Looks at one exam by a linearizable read.
+    async fn look(&mut self) {
+        let cluster = self.cluster();
+        let exams = cluster.history.exams();
+        let newest = &exams[exams.len().saturating_sub(CHOICE)..];
+        let Some(exam) = self.sender.rng.pick(newest).copied() else { return };
+        let call = cluster.history.call(Some(exam), Act::Read(Shown::Waiting));
+        let read = self.read(move |view| {
+            let found = view.exam(ExamId(exam)).ok()??;
+            match (found.state, found.claim) {
+                (ExamState::Waiting, _) => Some(Shown::Waiting),
+                (ExamState::Claimed, Some(claim)) => {
+                    let (command, user, site) = (command_of(&claim), number_of(&claim.user), claim.site.0);
+                    Some(Shown::Claimed { command, user, site })
+                }
+                (ExamState::Reported, _) => Some(Shown::Reported),
+                _ => None,
+            }
+        });
+        match read.await {
+            Some(shown) => cluster.history.answer(call, exam, Act::Read(shown)),
+            None => cluster.history.never(call),
+        }
+    }
+
+    /// Comes back to an exam that is still claimed in this reader's name.
+    async fn come_back(&mut self) {
+        let user = self.sender.user.clone();
+        let mine = self.read(move |view| {
+            let claimed = view.claimed(usize::MAX).ok()?;
+            let mine = claimed.into_iter().find(|exam| exam.claim.as_ref().is_some_and(|claim| claim.user == user))?;
+            let claim = mine.claim?;
+            Some(Held { exam: mine.id.0, token: claim.token.0, claim: command_of(&claim) })
+        });
+        self.held = mine.await;
+        if self.held.is_some() {
+            self.cluster().world.sometimes("a reader came back to its claim");
+        }
+    }
+
+    /// Reads at the site's node what was committed before now.
+    async fn read<T: Send + 'static>(&self, ask: impl FnOnce(&View<'_>) -> Option<T> + Send + 'static) -> Option<T> {
+        let cluster = self.cluster();
+        let running = cluster.running(self.sender.slot)?;
+        let stale = cluster.plan.mutant == Some(Mutant::ReadsStale);
+        let asked = cluster.world.spawn_on(running.owner, async move {
+            if !stale {
+                running.group.linearize(READ_LIMIT).await.ok()?;
+            }
+            let engine = running.group.reader();
+            ask(&View::new(&*engine))
+        });
+        asked.await.ok()?
+    }
+}
