@@ -15,10 +15,13 @@ use maillage_host::engine::{Pair, Reader};
 /// An overlay of uncommitted writes over an engine.
 pub struct Transaction<'a> {
     base: &'a dyn Reader,
-    writes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    writes: BTreeMap<Vec<u8>, Written>,
     /// What each write replaced in `writes`, newest last, for [`Transaction::roll_back`].
-    undo: Vec<(Vec<u8>, Option<Option<Vec<u8>>>)>,
+    undo: Vec<(Vec<u8>, Option<Written>)>,
 }
+
+/// A pending write of one key: its value, or none when it is removed.
+type Written = Option<Vec<u8>>;
 
 /// A point to roll back to.
 #[derive(Debug, Clone, Copy)]
@@ -126,7 +129,7 @@ impl fmt::Debug for Transaction<'_> {
 #[cfg(test)]
 mod tests {
     use maillage_host::engine::MemoryHome;
-    use maillage_host::{Engine as _, EngineHome as _};
+    use maillage_host::EngineHome as _;
 
     use super::*;
 

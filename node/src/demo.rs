@@ -113,8 +113,7 @@ impl Demo {
 
     async fn start_mesh(&mut self, nodes: usize) -> anyhow::Result<()> {
         let since = Instant::now();
-        for n in 0..nodes {
-            let name = if n == nodes - 1 { "cloud" } else { CENTRES[n] };
+        for name in CENTRES.into_iter().take(nodes - 1).chain(["cloud"]) {
             let mut site = Site::prepare(self.root.path(), name).await?;
             match self.sites.first() {
                 None => site.run_to_end(&["init", "--mesh", "demonstration"]).await?,

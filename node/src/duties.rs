@@ -193,7 +193,7 @@ async fn admit(node: &Node) -> anyhow::Result<()> {
 /// five, new ones from the zones that vote least.
 fn grown_voters(voters: &BTreeSet<u64>, sites: &[Site], caught_up: impl Fn(u64) -> bool) -> Option<BTreeSet<u64>> {
     let target = sites.len().clamp(1, VOTERS_MAX);
-    let target = if target % 2 == 0 { target - 1 } else { target };
+    let target = if target.is_multiple_of(2) { target - 1 } else { target };
     if voters.is_empty() || voters.len() >= target {
         return None;
     }

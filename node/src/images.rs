@@ -26,6 +26,7 @@ use maillage_transport::chunk::{ChunkSource, Class};
 use maillage_transport::fetch::{Fetcher, Wanted};
 use tokio::sync::mpsc;
 
+use crate::metrics::Metrics;
 use crate::roster::Roster;
 
 /// Bytes of pulled chunks written in one group: one fsync for so many.
@@ -70,6 +71,9 @@ pub(crate) struct InstanceRef {
     holders: Arc<[PeerId]>,
 }
 
+/// A series' and an instance's UID: the order in which a study's instances are told.
+type SeriesAndInstance = (String, String);
+
 /// What a fetch brought.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct FetchReport {
@@ -93,11 +97,19 @@ struct Shared {
     group: Group,
     roster: Roster,
     fetcher: Fetcher,
+    metrics: Metrics,
 }
 
 impl Images {
-    pub(crate) fn new(site: SiteId, store: Store, group: Group, roster: Roster, fetcher: Fetcher) -> Self {
-        Self(Arc::new(Shared { site, store, group, roster, fetcher }))
+    pub(crate) fn new(
+        site: SiteId,
+        store: Store,
+        group: Group,
+        roster: Roster,
+        fetcher: Fetcher,
+        metrics: Metrics,
+    ) -> Self {
+        Self(Arc::new(Shared { site, store, group, roster, fetcher, metrics }))
     }
 
     fn known_study(&self, uid: &str) -> Result<Option<Study>, ImagesError> {
@@ -116,7 +128,7 @@ impl Images {
     /// # Errors
     /// [`ImagesError::Unavailable`] when a manifest is on no reachable site.
     pub(crate) async fn study(&self, uid: &str) -> Result<Option<Vec<InstanceRef>>, ImagesError> {
-        let mut found: BTreeMap<(String, String), (InstanceEntry, Arc<[PeerId]>)> = BTreeMap::new();
+        let mut found = BTreeMap::<SeriesAndInstance, (InstanceEntry, Arc<[PeerId]>)>::new();
         for instance in self.0.store.instances(uid).await? {
             let key = (instance.entry.series_uid.clone(), instance.entry.sop_instance.clone());
             found.insert(key, (instance.entry, Arc::from([])));
@@ -217,12 +229,16 @@ impl Images {
         let wanted =
             wanted.into_iter().map(|(hash, len)| Wanted { hash: blake3::Hash::from_bytes(hash.0), len }).collect();
         let arriving = self.0.fetcher.fetch(wanted, holders.to_vec(), class);
-        stream::unfold(arriving, |mut arriving| async move {
-            let item = arriving.recv().await?;
-            let item = item
-                .map(|(hash, bytes)| (Hash(*hash.as_bytes()), bytes))
-                .map_err(|error| ImagesError::Unavailable(Hash(*error.hash().as_bytes())));
-            Some((item, arriving))
+        let metrics = self.0.metrics.clone();
+        stream::unfold((arriving, metrics), |(mut arriving, metrics)| async move {
+            let item = match arriving.recv().await? {
+                Ok((hash, bytes)) => {
+                    metrics.chunk_bytes_received(bytes.len() as u64);
+                    Ok((Hash(*hash.as_bytes()), bytes))
+                }
+                Err(error) => Err(ImagesError::Unavailable(Hash(*error.hash().as_bytes()))),
+            };
+            Some((item, (arriving, metrics)))
         })
         .right_stream()
     }
@@ -420,15 +436,24 @@ fn in_groups(
 
 /// Gives members the chunks and manifests of this node's store.
 #[derive(Debug)]
-pub(crate) struct StoreSource(pub(crate) Store);
+pub(crate) struct StoreSource {
+    pub(crate) store: Store,
+    pub(crate) metrics: Metrics,
+}
 
 impl ChunkSource for StoreSource {
     fn read(&self, hash: blake3::Hash) -> BoxFuture<'_, io::Result<Option<Bytes>>> {
         Box::pin(async move {
             let hash = Hash(*hash.as_bytes());
-            match self.0.get(hash).await {
-                Ok(Some(bytes)) => Ok(Some(bytes)),
-                Ok(None) => self.0.get_manifest(hash).await.map_err(io::Error::other),
+            let found = match self.store.get(hash).await {
+                Ok(None) => self.store.get_manifest(hash).await,
+                other => other,
+            };
+            match found {
+                Ok(found) => {
+                    self.metrics.chunk_bytes_sent(found.as_ref().map_or(0, |bytes| bytes.len() as u64));
+                    Ok(found)
+                }
                 Err(StoreError::Corrupt(_) | StoreError::Missing(_)) => Ok(None),
                 Err(error) => Err(io::Error::other(error)),
             }

@@ -42,12 +42,7 @@ impl Links for MeshLinks {
 }
 
 /// Gives the Raft streams that members open to `group`, until `shutdown`.
-pub(crate) async fn serve(
-    mut incoming: Accepted,
-    group: Group,
-    roster: Roster,
-    shutdown: CancellationToken,
-) {
+pub(crate) async fn serve(mut incoming: Accepted, group: Group, roster: Roster, shutdown: CancellationToken) {
     while let Some(Some(Incoming { peer, connection, .. })) = shutdown.run_until_cancelled(incoming.recv()).await {
         let Some(site) = roster.site(&peer) else {
             connection.close(0_u32.into(), b"not a member");

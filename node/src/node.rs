@@ -14,12 +14,13 @@ use maillage_host::Clock;
 use maillage_store::Store;
 use maillage_transport::{Endpoint, Identity};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::config::Config;
 use crate::data_dir::{DataDirError, Locked, MeshFile, MeshFileMember};
 use crate::images::Images;
 use crate::ingest::Ingest;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, command_kind, outcome_label};
 use crate::presence::{PeerState, Presence};
 use crate::roster::{Roster, key_of, peer_of};
 use crate::token::Token;
@@ -47,6 +48,30 @@ pub(crate) enum CommandError {
     /// It is no valid command.
     #[error("{0}")]
     Invalid(String),
+}
+
+impl CommandError {
+    /// A short label for metrics.
+    fn label(&self) -> &'static str {
+        match self {
+            Self::NoQuorum(_) => "no-quorum",
+            Self::Unknown(_) => "unknown",
+            Self::Halted(_) => "halted",
+            Self::Invalid(_) => "invalid",
+        }
+    }
+}
+
+impl From<ProposeError> for CommandError {
+    fn from(error: ProposeError) -> Self {
+        let text = error.to_string();
+        match error {
+            ProposeError::NoQuorum | ProposeError::NotLeader | ProposeError::Busy => Self::NoQuorum(text),
+            ProposeError::Unknown => Self::Unknown(text),
+            ProposeError::Invalid(_) | ProposeError::TooLarge(_) => Self::Invalid(text),
+            ProposeError::Halted(_) => Self::Halted(text),
+        }
+    }
 }
 
 /// The parts of a running node.
@@ -142,9 +167,10 @@ impl Node {
     /// # Errors
     /// [`CommandError`]; only [`CommandError::Unknown`] leaves open whether it took effect.
     pub(crate) async fn command(&self, id: CommandId, user: Name, command: Command) -> Result<Outcome, CommandError> {
+        let (kind, started) = (command_kind(&command), Instant::now());
         let bytes = self.envelope(id, user, command).encode();
         let proposed = self.group().propose(Bytes::from(bytes), COMMAND_DEADLINE).await;
-        self.outcome(proposed.map(|committed| committed.outcome))
+        self.outcome(kind, started, proposed.map(|committed| committed.outcome))
     }
 
     /// As [`Node::command`], for the leader's own: not proposed once this node leads no more in `term`.
@@ -152,26 +178,32 @@ impl Node {
     /// # Errors
     /// [`CommandError`].
     pub(crate) async fn command_in_term(&self, term: u64, command: Command) -> Result<Outcome, CommandError> {
+        let (kind, started) = (command_kind(&command), Instant::now());
         let bytes = self.envelope(CommandId::random(), Name::default(), command).encode();
         let proposed = self.group().propose_in_term(term, Bytes::from(bytes), COMMAND_DEADLINE).await;
-        self.outcome(proposed.map(|committed| committed.outcome))
+        self.outcome(kind, started, proposed.map(|committed| committed.outcome))
     }
 
     fn envelope(&self, id: CommandId, user: Name, command: Command) -> Envelope {
         Envelope { id, at: UnixMillisField::default(), site: self.site(), user, command }
     }
 
-    fn outcome(&self, proposed: Result<Bytes, ProposeError>) -> Result<Outcome, CommandError> {
-        let outcome = proposed.map_err(|error| {
-            let text = error.to_string();
-            match error {
-                ProposeError::NoQuorum | ProposeError::NotLeader | ProposeError::Busy => CommandError::NoQuorum(text),
-                ProposeError::Unknown => CommandError::Unknown(text),
-                ProposeError::Invalid(_) | ProposeError::TooLarge(_) => CommandError::Invalid(text),
-                ProposeError::Halted(_) => CommandError::Halted(text),
-            }
-        })?;
-        Outcome::decode(&outcome).map_err(|error| CommandError::Unknown(error.to_string()))
+    /// The outcome, counted.
+    fn outcome(
+        &self,
+        kind: &'static str,
+        started: Instant,
+        proposed: Result<Bytes, ProposeError>,
+    ) -> Result<Outcome, CommandError> {
+        let result = proposed
+            .map_err(CommandError::from)
+            .and_then(|outcome| Outcome::decode(&outcome).map_err(|error| CommandError::Unknown(error.to_string())));
+        let label = match &result {
+            Ok(outcome) => outcome_label(outcome),
+            Err(error) => error.label(),
+        };
+        self.metrics().command(kind, label, started.elapsed());
+        result
     }
 
     /// Reads a consistent local view of the replicated state, as old as [`Node::age`] says.

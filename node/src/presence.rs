@@ -70,19 +70,21 @@ impl Presence {
     }
 
     fn hear(&self, event: PresenceEvent) {
-        let (peer, change): (PeerId, Box<dyn FnOnce(&mut Heard)>) = match event {
-            PresenceEvent::Connected { peer } => (peer, Box::new(|heard| heard.connected = true)),
+        let mut heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            PresenceEvent::Connected { peer } => heard.entry(peer).or_default().connected = true,
             PresenceEvent::Disconnected { peer } => {
-                (peer, Box::new(|heard| *heard = Heard { connected: false, rtt: None, ..heard.clone() }))
+                let heard = heard.entry(peer).or_default();
+                (heard.connected, heard.rtt) = (false, None);
             }
-            PresenceEvent::Rtt { peer, rtt } => (peer, Box::new(move |heard| heard.rtt = Some(rtt))),
-            PresenceEvent::Payload { peer, payload } => match decode(&payload) {
-                Some(told) => (peer, Box::new(move |heard| heard.told = Some(told))),
-                None => return,
-            },
-            PresenceEvent::Observed { .. } | PresenceEvent::Discovered { .. } => return,
-        };
-        change(self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(peer).or_default());
+            PresenceEvent::Rtt { peer, rtt } => heard.entry(peer).or_default().rtt = Some(rtt),
+            PresenceEvent::Payload { peer, payload } => {
+                if let Some(told) = decode(&payload) {
+                    heard.entry(peer).or_default().told = Some(told);
+                }
+            }
+            PresenceEvent::Observed { .. } | PresenceEvent::Discovered { .. } => {}
+        }
     }
 
     /// Hears and tells, until `shutdown`.

@@ -120,7 +120,7 @@ async fn open(config: Config, shutdown: &CancellationToken) -> anyhow::Result<(N
     let (faults_tx, faults) = mpsc::channel(FAULTS_QUEUE);
     let fetcher = Fetcher::new(endpoint.clone(), faults_tx);
     let site = SiteId(mesh.site_id);
-    let images = Images::new(site, store.clone(), group.clone(), roster.clone(), fetcher);
+    let images = Images::new(site, store.clone(), group.clone(), roster.clone(), fetcher, metrics.clone());
     let (gather_tx, arrivals) = mpsc::unbounded_channel();
     let ingest = Ingest::new(store.clone(), clock.clone(), metrics.clone(), gather_tx);
     let presence = Presence::default();
@@ -216,7 +216,7 @@ fn start_mesh(
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
     let endpoint = node.endpoint();
-    let source = Arc::new(StoreSource(node.store().clone()));
+    let source = Arc::new(StoreSource { store: node.store().clone(), metrics: node.metrics().clone() });
     spawn(tasks, chunk::serve(endpoint.accept(Alpn::Chunk), source, Limits::default()));
     spawn(tasks, joining::serve(endpoint.accept(Alpn::Join), node.clone(), shutdown.clone()));
     spawn(tasks, duties::run(node.clone(), shutdown.clone()));
@@ -264,7 +264,6 @@ where
     F::Output: Send + 'static,
 {
     let handle = maillage_host::spawn(async move { drop(task.await) });
-    #[expect(clippy::disallowed_methods, reason = "only awaits a task that maillage_host::spawn started")]
     tasks.spawn(async move {
         // A panic of one task must not leave a node that looks alive without it.
         if handle.await.is_err_and(|error| error.is_panic()) {

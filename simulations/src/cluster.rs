@@ -1,12 +1,12 @@
 //! The mesh under test: its nodes' lives over the simulated machine.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use maillage_consensus::raft::{Group, Role};
 use maillage_store::Store;
-use tokio::sync::watch;
 
 use crate::disk::{Disks, Ending};
 use crate::history::History;
@@ -46,7 +46,7 @@ pub(crate) struct Cluster {
     restart_at: Mutex<BTreeMap<u32, Duration>>,
     restarts: Mutex<Rng>,
     /// Set when no more work is to begin.
-    ending: watch::Sender<bool>,
+    ending: AtomicBool,
 }
 
 /// The mesh's identity in every run.
@@ -81,7 +81,7 @@ impl Cluster {
             sites: Arc::default(),
             held_down: Mutex::default(),
             restart_at: Mutex::default(),
-            ending: watch::channel(false).0,
+            ending: AtomicBool::new(false),
         })
     }
 
@@ -117,16 +117,12 @@ impl Cluster {
         leaders.max_by_key(|running| running.group.watch().borrow().term).map(|running| running.owner.slot)
     }
 
-    pub(crate) fn ending(&self) -> watch::Receiver<bool> {
-        self.ending.subscribe()
-    }
-
     pub(crate) fn is_ending(&self) -> bool {
-        *self.ending.borrow()
+        self.ending.load(Relaxed)
     }
 
     pub(crate) fn end_work(&self) {
-        self.ending.send_replace(true);
+        self.ending.store(true, Relaxed);
     }
 
     /// Starts the node of `slot`, if it has a site and is down.

@@ -1,1 +1,27 @@
-//! placeholder
+//! The mesh's production code under a simulated clock, network, disk and scheduler, from one seed.
+//!
+//! What runs here is the queue, the Raft group and the image store as they are, put together by
+//! `site` as the real node does. A seed draws a plan (`plan`); a `nemesis` does harm to a `cluster` in
+//! a `world` while clients (`workload`) use it; `invariants` watch, and judge at the end. One world per
+//! process, because the scheduler of `maillage_host` is installed for good.
+
+mod cluster;
+mod disk;
+mod history;
+mod invariants;
+mod mutant;
+mod nemesis;
+mod net;
+mod plan;
+mod rng;
+mod run;
+mod site;
+mod trace;
+mod wgl;
+mod workload;
+mod world;
+
+pub use mutant::Mutant;
+pub use plan::{Fault, Faults, Settings};
+pub use run::{Report, RunError, run};
+pub use world::Violation;

@@ -20,16 +20,26 @@ use crate::rng::Rng;
 /// Between two tries of one command.
 const RETRY_MS: (u64, u64) = (50, 1_000);
 
+/// The clients of all sites.
+pub(crate) struct Clients {
+    /// Hospitals and scanners by slot: they end soon after work does.
+    pub(crate) senders: Vec<(u32, JoinHandle<()>)>,
+    /// Readers never end.
+    pub(crate) readers: Vec<JoinHandle<()>>,
+}
+
 /// Starts the clients of every site.
-pub(crate) fn start(cluster: &Arc<Cluster>) -> Vec<JoinHandle<()>> {
-    let mut clients = Vec::new();
+pub(crate) fn start(cluster: &Arc<Cluster>) -> Clients {
+    let mut clients = Clients { senders: Vec::new(), readers: Vec::new() };
     for slot in cluster.slots() {
         let rng = |name: &str| Rng::stream(cluster.plan.seed, &format!("{name} {slot}"));
-        clients.push(maillage_host::spawn(hospital::run(Arc::clone(cluster), slot, rng("hospital"))));
-        clients.push(maillage_host::spawn(images::run(Arc::clone(cluster), slot, rng("images"))));
+        let hospital = hospital::run(Arc::clone(cluster), slot, rng("hospital"));
+        clients.senders.push((slot, maillage_host::spawn(hospital)));
+        let scanner = images::run(Arc::clone(cluster), slot, rng("images"));
+        clients.senders.push((slot, maillage_host::spawn(scanner)));
         for number in 1..=cluster.plan.readers_per_site {
             let reader = reader::Reader::new(Arc::clone(cluster), slot, number, rng(&format!("reader {number}")));
-            clients.push(maillage_host::spawn(reader.run()));
+            clients.readers.push(maillage_host::spawn(reader.run()));
         }
     }
     clients

@@ -476,18 +476,14 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// An exam, its state, who holds it, and the last token granted for it.
+type Known = (ExamId, ExamState, Option<(SiteId, FencingToken)>, FencingToken);
+
 /// The plainest statement of the queue's rules: who holds what, under which token.
-#[derive(Default)]
 struct Reference {
-    exams: Vec<(ExamId, ExamState, Option<(SiteId, FencingToken)>, FencingToken)>,
+    exams: Vec<Known>,
     sessions: BTreeMap<SiteId, (u64, bool)>,
     greatest: FencingToken,
-}
-
-impl Default for FencingToken {
-    fn default() -> Self {
-        Self(0)
-    }
 }
 
 proptest! {
@@ -497,7 +493,7 @@ proptest! {
     fn random_lives_agree_with_the_reference(steps in prop::collection::vec((step(), 0..3_usize), 1..80)) {
         let mut bench = Bench::founded();
         let sites = [PARIS, bench.join("lyon"), bench.join("nantes")];
-        let mut reference = Reference::default();
+        let mut reference = Reference { exams: Vec::new(), sessions: BTreeMap::new(), greatest: FencingToken(0) };
         for site in sites {
             reference.sessions.insert(site, (1, true));
         }

@@ -6,12 +6,10 @@
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::StreamExt;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
@@ -22,8 +20,13 @@ use openraft::raft::{
 };
 use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{Instant as _, OptionalSend};
-use tokio::task::JoinHandle;
 use tokio::time::timeout;
+
+mod ledger;
+mod pipeline;
+
+pub(crate) use ledger::Ledger;
+use pipeline::{AbortOnDrop, Answers, Sent, append_result, send_appends};
 
 use super::halt::Halt;
 use super::links::Links;
@@ -34,8 +37,6 @@ use super::wire::{Frame, FrameReader, FrameWriter, Hello, MAX_FRAME, split};
 /// The shortest time given to opening a replication stream, whatever the heartbeat: a connection
 /// may have to be made first.
 const OPEN_MIN: Duration = Duration::from_secs(1);
-/// A replication stream with requests unanswered for this long, twice over, is given up.
-const STALL: Duration = Duration::from_secs(3);
 /// How long one piece of a snapshot may take to be sent.
 const PIECE_LIMIT: Duration = Duration::from_secs(30);
 /// How long a follower may take to check and install a snapshot of many gigabytes.
@@ -73,10 +74,20 @@ impl Dialer {
     }
 }
 
+/// The peer refused a stream before it did anything asked on it.
+#[derive(Debug, thiserror::Error)]
+#[error("refused: {0}")]
+pub(crate) struct Refusal(String);
+
+/// Whether an error is a [`Refusal`].
+pub(crate) fn is_refusal(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<Refusal>())
+}
+
 /// The next frame, which must come, and must not be a refusal.
 pub(crate) async fn answer(reader: &mut FrameReader) -> io::Result<Frame> {
     match reader.next(MAX_FRAME).await? {
-        Some(Frame::Refused(reason)) => Err(io::Error::new(io::ErrorKind::ConnectionRefused, reason)),
+        Some(Frame::Refused(reason)) => Err(io::Error::other(Refusal(reason))),
         Some(frame) => Ok(frame),
         None => Err(io::ErrorKind::UnexpectedEof.into()),
     }
@@ -117,6 +128,7 @@ pub(crate) struct Network {
     pub(crate) quorum: QuorumView,
     pub(crate) snapshots: Arc<SnapshotStore>,
     pub(crate) halt: Halt,
+    pub(crate) ledger: Ledger,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
@@ -129,6 +141,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
             quorum: self.quorum.clone(),
             snapshots: Arc::clone(&self.snapshots),
             halt: self.halt.clone(),
+            ledger: self.ledger.clone(),
         }
     }
 }
@@ -140,6 +153,7 @@ pub(crate) struct Peer {
     quorum: QuorumView,
     snapshots: Arc<SnapshotStore>,
     halt: Halt,
+    ledger: Ledger,
 }
 
 /// The node cannot be reached: openraft waits before it tries again.
@@ -195,7 +209,14 @@ impl RaftNetworkV2<TypeConfig> for Peer {
             let (reader, writer) = self.dialer.open(self.target, limit).await.map_err(|error| unreachable(&error))?;
             let sent = Arc::new(Sent::default());
             let writing = maillage_host::spawn(send_appends(input, writer, self.quorum.clone(), Arc::clone(&sent)));
-            let answers = Answers { reader, sent, answered: 0, _writing: AbortOnDrop(writing) };
+            let answers = Answers {
+                target: self.target,
+                reader,
+                sent,
+                answered: 0,
+                ledger: self.ledger.clone(),
+                _writing: AbortOnDrop(writing),
+            };
             let stream = futures::stream::unfold(Some(answers), |answers| async move {
                 let mut answers = answers?;
                 match answers.next().await {
@@ -299,85 +320,5 @@ impl Peer {
             Frame::SnapshotTaken(vote) => Ok(vote),
             other => Err(unexpected(&other)),
         }
-    }
-}
-
-/// What the sending half of a replication stream has done.
-#[derive(Default)]
-struct Sent {
-    requests: AtomicU64,
-    /// openraft has no more requests for this stream.
-    ended: AtomicBool,
-}
-
-async fn send_appends<S>(mut input: S, mut writer: FrameWriter, quorum: QuorumView, sent: Arc<Sent>)
-where
-    S: futures::Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin,
-{
-    while let Some(request) = input.next().await {
-        sent.requests.fetch_add(1, Ordering::AcqRel);
-        if let Err(error) = writer.send(&Frame::Append(request, quorum.age())).await {
-            tracing::debug!(%error, "a replication stream broke");
-            return;
-        }
-    }
-    sent.ended.store(true, Ordering::Release);
-    // If it fails, the reading half finds out.
-    let _ = writer.finish().await;
-}
-
-struct AbortOnDrop(JoinHandle<()>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-/// The reading half of a replication stream.
-struct Answers {
-    reader: FrameReader,
-    sent: Arc<Sent>,
-    answered: u64,
-    _writing: AbortOnDrop,
-}
-
-impl Answers {
-    /// The next answer; `None` when every request was answered and there are no more.
-    async fn next(&mut self) -> io::Result<Option<StreamAppendResult<TypeConfig>>> {
-        let reading = self.reader.next(MAX_FRAME);
-        tokio::pin!(reading);
-        let mut waited = false;
-        let frame = loop {
-            match timeout(STALL, &mut reading).await {
-                Ok(frame) => break frame?,
-                Err(_) => {
-                    let waits = self.sent.requests.load(Ordering::Acquire) > self.answered;
-                    if waits && waited {
-                        return Err(io::ErrorKind::TimedOut.into());
-                    }
-                    waited = waits;
-                }
-            }
-        };
-        let Some(frame) = frame else {
-            // A stream that served all its requests ends so; reporting that as an error would make
-            // openraft back off.
-            let complete =
-                self.sent.ended.load(Ordering::Acquire) && self.sent.requests.load(Ordering::Acquire) == self.answered;
-            return if complete { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
-        };
-        self.answered += 1;
-        append_result(frame).map(Some)
-    }
-}
-
-fn append_result(frame: Frame) -> io::Result<StreamAppendResult<TypeConfig>> {
-    match frame {
-        Frame::Appended(matched) => Ok(Ok(matched)),
-        Frame::Conflict(id) => Ok(Err(StreamAppendError::Conflict(id))),
-        Frame::HigherVote(vote) => Ok(Err(StreamAppendError::HigherVote(vote))),
-        Frame::Refused(reason) => Err(io::Error::new(io::ErrorKind::ConnectionRefused, reason)),
-        other => Err(unexpected(&other)),
     }
 }

@@ -15,7 +15,7 @@ use maillage_host::{Clock, Engine, offload};
 use openraft::async_runtime::WatchReceiver as _;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 mod membership;
@@ -43,6 +43,9 @@ use super::state::View;
 use super::status::{Freshness, GroupStatus};
 use super::types::{LeaderId, Metrics, Raft};
 use crate::machine::Machine;
+
+/// How long each part may take to stop.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
 
 /// What every clone of a handle, and every task of the group, shares.
 pub(crate) struct Inner {
@@ -87,6 +90,15 @@ impl Inner {
         let metrics = metrics.borrow_watched();
         let leads = metrics.state.is_leader() && metrics.vote.committed && metrics.vote.leader_id.node_id == metrics.id;
         leads.then_some(metrics.vote.leader_id)
+    }
+
+    /// Stops openraft. A disk that does not answer can hold it up, but not us.
+    async fn stop_raft(&self) {
+        match timeout(STOP_LIMIT, self.raft.shutdown()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "raft did not stop cleanly"),
+            Err(_) => tracing::warn!("raft did not stop in time"),
+        }
     }
 
     /// The leader that this node knows of, itself included.
@@ -296,9 +308,7 @@ impl Group {
     pub async fn shutdown(&self) {
         let inner = &self.inner;
         inner.stop.cancel();
-        if let Err(error) = inner.raft.shutdown().await {
-            tracing::warn!(%error, "raft did not stop cleanly");
-        }
+        inner.stop_raft().await;
         let tasks = std::mem::take(&mut *inner.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         for task in tasks {
             // A task that panicked has said so.
@@ -308,6 +318,8 @@ impl Group {
         if let Err(error) = offload(move || engine.persist()).await {
             tracing::warn!(%error, "the state was not checkpointed; it will be replayed");
         }
-        inner.log.close().await;
+        if timeout(STOP_LIMIT, inner.log.close()).await.is_err() {
+            tracing::warn!("the log was not closed in time");
+        }
     }
 }

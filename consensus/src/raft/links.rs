@@ -14,7 +14,10 @@ pub trait Links: Send + Sync + 'static {
     /// Opens one bidirectional stream to the node `target`.
     ///
     /// # Errors
-    /// When the node is unknown or cannot be reached now. The caller limits the time it waits.
+    /// When the node is unknown or cannot be reached now.
+    ///
+    /// The caller limits the time it waits, sometimes to one heartbeat, by dropping the future: a
+    /// connection attempt under way should go on regardless, or a far node is never reached.
     fn open(&self, target: u64) -> BoxFuture<'_, io::Result<Duplex>>;
 }
 

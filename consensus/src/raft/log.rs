@@ -9,6 +9,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{self, Stream};
@@ -16,6 +17,7 @@ use maillage_host::{Disk, DiskFile};
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 mod memory;
 mod record;
@@ -68,6 +70,14 @@ fn segment_path(sequence: u64) -> String {
 
 struct Shared {
     memory: Mutex<Memory>,
+    /// When the write under way began.
+    writing_since: Mutex<Option<Instant>>,
+}
+
+impl Shared {
+    fn set_writing(&self, writing: bool) {
+        *self.writing_since.lock().unwrap_or_else(PoisonError::into_inner) = writing.then(Instant::now);
+    }
 }
 
 /// A handle of the log; every clone is also a reader.
@@ -99,7 +109,7 @@ impl Log {
             purged: memory.purged,
             committed: memory.committed,
             committed_waits: false,
-            shared: Arc::new(Shared { memory: Mutex::new(memory) }),
+            shared: Arc::new(Shared { memory: Mutex::new(memory), writing_since: Mutex::default() }),
         };
         let shared = Arc::clone(&writer.shared);
         maillage_host::spawn(writer.run());
@@ -116,6 +126,12 @@ impl Log {
     /// The last entry purged, whose predecessors only a snapshot holds.
     pub(crate) fn purged(&self) -> Option<LogId> {
         self.memory().purged
+    }
+
+    /// How long the write under way has taken so far.
+    pub(crate) fn stalled_for(&self) -> Duration {
+        let since = *self.shared.writing_since.lock().unwrap_or_else(PoisonError::into_inner);
+        since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {

@@ -47,7 +47,8 @@ pub(crate) async fn serve(inner: &Arc<Inner>, from: u64, stream: Duplex) -> Resu
     let (mut reader, mut writer) = split(stream);
     let served = tokio::select! {
         served = dispatch(inner, from, &mut reader, &mut writer) => served,
-        () = inner.stop.cancelled() => Err(ServeError::Refused("this node is stopping")),
+        // Not a refusal: what was asked may have been done already.
+        () = inner.stop.cancelled() => Err(io::Error::from(io::ErrorKind::ConnectionAborted).into()),
     };
     if let Err(ServeError::Refused(reason)) = &served {
         // The peer may be gone already.

@@ -4,17 +4,20 @@
 //! mesh, its epoch and both ends; the first request follows at once, so a hello costs no round trip,
 //! and a mismatch is answered by a refusal with its reason. Tags are on the wire: never reuse one.
 
-use std::io;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use openraft::raft::{
     AppendEntriesRequest, TransferLeaderError, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+
+mod stream;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use stream::{FrameReader, FrameWriter, split};
 
 use super::codec::{Decoder, Encode, Malformed};
-use super::links::Duplex;
 use super::types::{LogId, TypeConfig, Vote};
 
 /// The version of this protocol. A node speaks only its own.
@@ -25,8 +28,6 @@ pub(crate) const MAX_FRAME: usize = 4 << 20;
 pub(crate) const MAX_HELLO: usize = 256;
 /// Entries in one append, as counted on the wire.
 const MAX_ENTRIES: usize = 1 << 16;
-/// What a reader allocates before bytes arrive, whatever length is declared.
-const FIRST_ALLOCATION: usize = 16 << 10;
 
 /// How a stream introduces itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -350,182 +351,4 @@ fn vote_request(decoder: &mut Decoder) -> Result<VoteRequest<TypeConfig>, Malfor
     let mut request = VoteRequest::new(decoder.vote()?, decoder.option_log_id()?);
     request.leadership_transfer = decoder.flag()?;
     Ok(request)
-}
-
-/// Reads frames from a stream.
-pub(crate) struct FrameReader(BufReader<Box<dyn AsyncRead + Send + Unpin>>);
-
-/// Writes frames to a stream, several at a time if wanted.
-pub(crate) struct FrameWriter {
-    writer: Box<dyn AsyncWrite + Send + Unpin>,
-    queued: BytesMut,
-}
-
-pub(crate) fn split(stream: Duplex) -> (FrameReader, FrameWriter) {
-    let reader = FrameReader(BufReader::with_capacity(32 << 10, stream.reader));
-    (reader, FrameWriter { writer: stream.writer, queued: BytesMut::new() })
-}
-
-impl FrameReader {
-    /// The next frame, of at most `max` bytes; `None` at a clean end of the stream.
-    ///
-    /// # Errors
-    /// `InvalidData` when what arrives is no frame: the stream is then useless.
-    pub(crate) async fn next(&mut self, max: usize) -> io::Result<Option<Frame>> {
-        let mut length = [0; 4];
-        let mut read = 0;
-        while read < length.len() {
-            match self.0.read(&mut length[read..]).await? {
-                0 if read == 0 => return Ok(None),
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                more => read += more,
-            }
-        }
-        let len = u32::from_le_bytes(length) as usize;
-        if len == 0 || len > max {
-            return Err(Malformed("frame: too long").into());
-        }
-        let mut bytes = BytesMut::with_capacity(len.min(FIRST_ALLOCATION));
-        let mut body = (&mut self.0).take(len as u64);
-        while bytes.len() < len {
-            if body.read_buf(&mut bytes).await? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-        }
-        Ok(Some(Frame::decode(bytes.freeze())?))
-    }
-}
-
-impl FrameWriter {
-    /// Puts a frame behind those that wait to be sent.
-    pub(crate) fn queue(&mut self, frame: &Frame) -> io::Result<()> {
-        let at = self.queued.len();
-        self.queued.put_u32_le(0);
-        frame.encode(&mut self.queued);
-        let len = self.queued.len() - at - 4;
-        if len > MAX_FRAME {
-            self.queued.truncate(at);
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("a frame ({}) is too long", frame.name())));
-        }
-        let len = u32::try_from(len).map_err(io::Error::other)?;
-        self.queued[at..at + 4].copy_from_slice(&len.to_le_bytes());
-        Ok(())
-    }
-
-    /// Puts bytes that are no frame behind those that wait.
-    #[cfg(test)]
-    pub(crate) fn queue_raw(&mut self, bytes: &[u8]) {
-        self.queued.put_slice(bytes);
-    }
-
-    /// Sends what was queued.
-    pub(crate) async fn flush(&mut self) -> io::Result<()> {
-        self.writer.write_all(&self.queued).await?;
-        self.queued.clear();
-        self.writer.flush().await
-    }
-
-    pub(crate) async fn send(&mut self, frame: &Frame) -> io::Result<()> {
-        self.queue(frame)?;
-        self.flush().await
-    }
-
-    /// Says that nothing follows.
-    pub(crate) async fn finish(mut self) -> io::Result<()> {
-        self.writer.shutdown().await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
-
-    use openraft::{EmptyNode, EntryPayload};
-
-    use super::*;
-    use crate::raft::types::{Entry, LeaderId, Membership, Payload};
-
-    fn id(index: u64) -> LogId {
-        LogId { leader_id: LeaderId { term: 3, node_id: 2 }, index }
-    }
-
-    /// One of each frame.
-    fn frames() -> Vec<Frame> {
-        let vote = Vote { leader_id: LeaderId { term: 4, node_id: 2 }, committed: true };
-        let nodes: BTreeMap<u64, EmptyNode> = (1..5).map(|id| (id, EmptyNode {})).collect();
-        let membership = Membership::new(vec![BTreeSet::from([1, 2, 3])], nodes).expect("valid");
-        let payloads = [
-            EntryPayload::Blank,
-            EntryPayload::Normal(Payload("command".into())),
-            EntryPayload::Membership(membership),
-        ];
-        let entries = (5..).zip(payloads).map(|(index, payload)| Entry { log_id: id(index), payload }).collect();
-        let append = AppendEntriesRequest { vote, prev_log_id: Some(id(4)), entries, leader_commit: Some(id(2)) };
-        let request = VoteRequest { vote, last_log_id: Some(id(9)), leadership_transfer: true };
-        let response = VoteResponse { vote, vote_granted: true, last_log_id: None };
-        let changed = TransferLeaderError::VoteChanged { expected: vote, actual: vote };
-        let behind = TransferLeaderError::LogNotFlushed { expected: Some(id(1)), actual: None };
-        vec![
-            Frame::Hello(Hello { mesh_id: [1; 32], epoch: 2, from: 3, to: 4 }),
-            Frame::Append(append, Some(Duration::from_millis(7))),
-            Frame::Vote(request.clone()),
-            Frame::PreVote(request),
-            Frame::Transfer(TransferLeaderRequest::new(vote, 3, Some(id(8)))),
-            Frame::Snapshot(vote),
-            Frame::Piece("piece".into()),
-            Frame::SnapshotEnd,
-            Frame::Propose(Duration::from_millis(8), "command".into()),
-            Frame::ReadIndex(Duration::from_millis(9)),
-            Frame::KeepAlive,
-            Frame::Appended(Some(id(1))),
-            Frame::Conflict(id(2)),
-            Frame::HigherVote(vote),
-            Frame::Voted(response),
-            Frame::Transferred(Ok(())),
-            Frame::Transferred(Err(changed)),
-            Frame::Transferred(Err(behind)),
-            Frame::SnapshotTaken(vote),
-            Frame::Committed(5, "outcome".into()),
-            Frame::NotLeader(Some(3)),
-            Frame::NotLeader(None),
-            Frame::Failed(Failure::NotProposed),
-            Frame::Failed(Failure::Unknown),
-            Frame::Failed(Failure::Invalid("why".to_owned())),
-            Frame::ReadAt(6),
-            Frame::Heard,
-            Frame::Refused("why".to_owned()),
-        ]
-    }
-
-    fn encoded(frame: &Frame) -> Bytes {
-        let mut bytes = BytesMut::new();
-        frame.encode(&mut bytes);
-        bytes.freeze()
-    }
-
-    #[test]
-    fn every_frame_is_read_back_as_it_was_written() {
-        for frame in frames() {
-            let read = Frame::decode(encoded(&frame)).expect("a frame");
-            assert_eq!(format!("{read:?}"), format!("{frame:?}"));
-            assert_eq!(encoded(&read), encoded(&frame));
-        }
-    }
-
-    #[test]
-    fn frames_cut_short_or_changed_never_panic() {
-        for frame in frames() {
-            let bytes = encoded(&frame);
-            for len in 0..bytes.len() {
-                let _ = Frame::decode(bytes.slice(..len));
-            }
-            for at in 0..bytes.len() {
-                for bit in 0..8 {
-                    let mut changed = bytes.to_vec();
-                    changed[at] ^= 1 << bit;
-                    let _ = Frame::decode(changed.into());
-                }
-            }
-        }
-    }
 }

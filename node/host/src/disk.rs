@@ -42,6 +42,7 @@ pub trait DiskBackend: Send + Sync + 'static {
 }
 
 /// What implements one open file.
+#[expect(clippy::len_without_is_empty, reason = "a file's length is an I/O operation, not a collection's")]
 pub trait FileBackend: Send + Sync + 'static {
     /// Reads up to `len` bytes at `offset`; shorter only at the end of the file.
     fn read_at(&self, offset: u64, len: usize) -> IoFuture<'_, Bytes>;
@@ -180,7 +181,6 @@ impl DiskFile {
     }
 
     /// The file's length in bytes.
-    #[expect(clippy::len_without_is_empty, reason = "a file's length is an I/O operation, not a collection's")]
     pub async fn len(&self) -> io::Result<u64> {
         self.0.len().await
     }

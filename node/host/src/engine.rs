@@ -40,12 +40,7 @@ pub trait Reader: Send + Sync {
     /// The value of `key`.
     fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>>;
     /// Pairs in key order within the bounds, until `each` returns `false`.
-    fn scan(
-        &self,
-        from: Bound<&[u8]>,
-        to: Bound<&[u8]>,
-        each: &mut dyn FnMut(&[u8], &[u8]) -> bool,
-    ) -> io::Result<()>;
+    fn scan(&self, from: Bound<&[u8]>, to: Bound<&[u8]>, each: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> io::Result<()>;
 }
 
 /// An open engine.

@@ -7,12 +7,10 @@ use maillage_consensus::Outcome;
 use maillage_consensus::command::{Command, UnixMillisField};
 use maillage_consensus::ids::{CommandId, Name};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
 
 use super::Limits;
 use super::problem::Problem;
-use crate::metrics::{command_kind, outcome_label};
-use crate::node::{CommandError, Node};
+use crate::node::Node;
 
 /// How long an answer waits for the local state to show what was just done, so that the next read
 /// here sees it. Done it is, whether or not this node has caught up.
@@ -52,23 +50,12 @@ impl App {
         place.await.map_err(|_| Problem::busy("the node is stopping"))
     }
 
-    /// Proposes a command and counts it. A refusal is an error here.
+    /// Proposes a command. A refusal is an error here.
     ///
     /// # Errors
     /// The refusal or failure, as a problem.
     pub(crate) async fn command(&self, id: CommandId, user: Name, command: Command) -> Result<Outcome, Problem> {
-        let kind = command_kind(&command);
-        let started = Instant::now();
-        let result = self.node.command(id, user, command).await;
-        let label = match &result {
-            Ok(outcome) => outcome_label(outcome),
-            Err(CommandError::NoQuorum(_)) => "no-quorum",
-            Err(CommandError::Unknown(_)) => "unknown",
-            Err(CommandError::Halted(_)) => "halted",
-            Err(CommandError::Invalid(_)) => "invalid",
-        };
-        self.node.metrics().command(kind, label, started.elapsed());
-        match result? {
+        match self.node.command(id, user, command).await? {
             Outcome::Refused(refusal) => Err(refusal.into()),
             outcome => Ok(outcome),
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use maillage_consensus::View;
 use maillage_consensus::exam::ExamState;
+use tokio::task::JoinHandle;
 
 use crate::cluster::{Cluster, Running};
 
@@ -17,10 +18,12 @@ const CONVERGE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(500);
 
 /// Waits until every exam is reported; a violation when that takes too long.
-pub(crate) async fn everything_is_read(cluster: &Arc<Cluster>) -> Duration {
+///
+/// With a site `away`, exams that wait for that site's images are not to be read yet.
+pub(crate) async fn everything_is_read(cluster: &Arc<Cluster>, away: Option<u32>) -> Duration {
     let start = cluster.world.now();
     loop {
-        let left = cluster.all_running().iter().map(unread).collect::<Option<Vec<_>>>();
+        let left = cluster.all_running().iter().map(|running| unread(running, away)).collect::<Option<Vec<_>>>();
         let most = left.as_ref().and_then(|left| left.iter().max().copied());
         let took = cluster.world.now() - start;
         if most == Some(0) {
@@ -36,10 +39,10 @@ pub(crate) async fn everything_is_read(cluster: &Arc<Cluster>) -> Duration {
     }
 }
 
-fn unread(running: &Running) -> Option<u64> {
+fn unread(running: &Running, away: Option<u32>) -> Option<u64> {
     let engine = running.group.reader();
     let counts = View::new(&*engine).counts().ok()?;
-    Some(counts.requested + counts.waiting + counts.claimed)
+    Some(if away.is_some() { 0 } else { counts.requested } + counts.waiting + counts.claimed)
 }
 
 fn describe(running: &Running) -> String {
@@ -55,8 +58,21 @@ fn describe(running: &Running) -> String {
         status.term,
         status.applied,
         status.last_log,
-        unread(running),
+        unread(running, None),
     )
+}
+
+/// Waits until hospitals and scanners are answered; a violation when that takes too long.
+pub(crate) async fn senders_finish(cluster: &Arc<Cluster>, senders: Vec<(u32, JoinHandle<()>)>, away: Option<u32>) {
+    let deadline = cluster.world.instant(cluster.world.now() + FINISH);
+    for (slot, mut sender) in senders {
+        if away == Some(slot) {
+            sender.abort();
+        } else if tokio::time::timeout_at(deadline, &mut sender).await.is_err() {
+            cluster.world.violation("I9", format!("a hospital or scanner of slot {slot} is still not answered"));
+            sender.abort();
+        }
+    }
 }
 
 /// Waits until all replicas that are up have applied the same and hold equal states.

@@ -7,8 +7,6 @@ use std::collections::btree_map::Entry;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex};
 
-use maillage_host::engine::Reader as _;
-
 use crate::cluster::Running;
 use crate::world::{Owner, World, lock};
 

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::Inner;
 use crate::raft::MAX_COMMAND;
-use crate::raft::client::answer;
+use crate::raft::client::{answer, is_refusal};
 use crate::raft::types::{LeaderId, Payload, TypeConfig};
 use crate::raft::wire::{Failure, Frame};
 
@@ -219,7 +219,7 @@ impl Inner {
             Ok(Ok(Frame::NotLeader(_) | Frame::Failed(Failure::NotProposed))) => Attempt::NotProposed,
             Ok(Ok(Frame::Failed(Failure::Invalid(reason)))) => Attempt::Invalid(reason),
             // A stream that was refused at its hello carried no proposal.
-            Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => Attempt::NotProposed,
+            Ok(Err(error)) if is_refusal(&error) => Attempt::NotProposed,
             Ok(Ok(_) | Err(_)) | Err(_) => Attempt::Unknown,
         }
     }
@@ -233,6 +233,8 @@ impl Inner {
     /// Waits until the leader known here changes, at most `limit`.
     pub(super) async fn leader_changes(&self, limit: Duration) {
         let mut metrics = self.raft.server_metrics();
+        // A fresh receiver counts what it finds as a change.
+        metrics.borrow_and_update();
         if timeout(limit, metrics.changed()).await.is_ok_and(|changed| changed.is_err()) {
             // openraft has stopped; its last word would otherwise be heard again at once.
             sleep(limit).await;

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Contact, Group, GroupConfig, Inner, Presence, propose, upkeep};
-use crate::raft::client::{Dialer, Network, QuorumView};
+use crate::raft::client::{Dialer, Ledger, Network, QuorumView};
 use crate::raft::config::Timing;
 use crate::raft::halt::Halt;
 use crate::raft::log::{Identity, Limits, Log, LogError};
@@ -66,6 +66,7 @@ pub(super) async fn start(config: GroupConfig) -> Result<Group, StartError> {
         quorum: quorum.clone(),
         snapshots: Arc::clone(&snapshots),
         halt: halt.clone(),
+        ledger: Ledger::default(),
     };
     let raft = Raft::new(config.node_id, Arc::new(raft_config), network, log.clone(), state).await;
     let raft = raft.map_err(|error| StartError::Raft(halt.reason().unwrap_or_else(|| error.to_string())))?;

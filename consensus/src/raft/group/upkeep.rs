@@ -16,6 +16,10 @@ use crate::raft::status::{GroupStatus, Role};
 const PERIOD: Duration = Duration::from_secs(1);
 /// The shortest time between two publications: openraft reports after every step.
 const PUBLISH_MIN: Duration = Duration::from_millis(10);
+/// How long a write to the log may take before a leader hands over.
+const STALL_HAND_OVER: Duration = Duration::from_secs(5);
+/// How long it may take before the node gives up.
+const STALL_END: Duration = Duration::from_secs(20);
 
 pub(super) fn spawn(inner: &Arc<Inner>, keepalive: Duration) -> Vec<JoinHandle<()>> {
     let (status, state, presence) = (Arc::clone(inner), Arc::clone(inner), Arc::clone(inner));
@@ -61,8 +65,33 @@ impl Inner {
                 _ = halt.changed() => {}
                 () = sleep(PERIOD) => {}
             }
+            self.mind_stall().await;
             self.publish_status();
+            if self.halt.reason().is_some() {
+                // Whatever stopped this node, it must not go on leading or voting.
+                self.stop_raft().await;
+                self.publish_status();
+                return;
+            }
             sleep(PUBLISH_MIN).await;
+        }
+    }
+
+    /// A disk that does not answer: first somebody else should lead, then this node must go.
+    async fn mind_stall(&self) {
+        let stalled = self.log.stalled_for();
+        if stalled >= STALL_END {
+            self.halt.halt("the disk has not answered for 20 s");
+        } else if stalled >= STALL_HAND_OVER && self.leadership().is_some() {
+            let metrics = self.metrics();
+            let voters: Vec<u64> = metrics.membership_config.voter_ids().collect();
+            let others =
+                metrics.replication.iter().flatten().filter(|(id, _)| **id != metrics.id && voters.contains(id));
+            let Some((best, _)) = others.max_by_key(|(_, matched)| **matched) else { return };
+            tracing::warn!(?stalled, to = best, "the disk stalls; the leadership is handed over");
+            if let Err(error) = self.raft.trigger().transfer_leader(*best).await {
+                tracing::warn!(%error, "the leadership was not handed over");
+            }
         }
     }
 

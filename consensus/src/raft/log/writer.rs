@@ -86,7 +86,9 @@ impl Writer {
     pub(super) async fn run(mut self) {
         while let Some((group, closing)) = self.gather().await {
             let sync = !group.is_empty();
+            self.shared.set_writing(true);
             let result = self.write(&group, sync).await.map_err(|error| error.to_string());
+            self.shared.set_writing(false);
             if let Err(error) = &result {
                 self.halt.halt(format!("the log cannot be written: {error}"));
             }

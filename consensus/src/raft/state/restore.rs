@@ -36,7 +36,16 @@ impl State {
         let applied = Applied::from_head(&stored.0.head);
         let (home, mesh_id, target) = (Arc::clone(&self.home), self.snapshots.mesh_id(), applied.clone());
         let engine = offload(move || home.replace(&mut |engine| fill(engine, mesh_id, &mut pieces, &target))).await?;
-        *self.view.engine.write().unwrap_or_else(PoisonError::into_inner) = engine;
+        let old = {
+            let mut current = self.view.engine.write().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *current, engine)
+        };
+        // Closing an engine may wait for its threads.
+        offload(move || {
+            drop(old);
+            Ok(())
+        })
+        .await?;
         self.applied = applied;
         self.view.publish(&self.applied);
         Ok(())

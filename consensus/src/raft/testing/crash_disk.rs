@@ -29,6 +29,8 @@ struct Platter {
     /// Whether fsync says yes and does nothing: to show that the tests notice.
     lies: bool,
     fail_syncs: bool,
+    /// Whether writes are never answered.
+    stalled: bool,
     syncs: u64,
 }
 
@@ -95,6 +97,7 @@ impl CrashDisk {
             fuse: None,
             lies: false,
             fail_syncs: false,
+            stalled: false,
             syncs: 0,
         })))
     }
@@ -118,6 +121,10 @@ impl CrashDisk {
         lock(&self.0).fail_syncs = fail;
     }
 
+    pub(crate) fn stall(&self) {
+        lock(&self.0).stalled = true;
+    }
+
     pub(crate) fn syncs(&self) -> u64 {
         lock(&self.0).syncs
     }
@@ -128,6 +135,7 @@ impl CrashDisk {
         platter.life += 1;
         platter.fuse = None;
         platter.fail_syncs = false;
+        platter.stalled = false;
         // A name that was not synced may have survived all the same.
         let mut names = platter.durable_names.clone();
         for (name, inode) in &platter.names {
@@ -290,6 +298,9 @@ impl FileBackend for File {
     }
 
     fn write_at(&self, offset: u64, parts: Vec<Bytes>, sync: bool) -> IoFuture<'_, ()> {
+        if lock(&self.handle.platter).stalled {
+            return Box::pin(std::future::pending());
+        }
         let mut at = usize::try_from(offset).expect("fits");
         let mut changes = Vec::new();
         for part in parts {

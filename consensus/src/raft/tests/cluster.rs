@@ -310,6 +310,30 @@ async fn a_snapshot_that_covers_the_purged_log_is_needed_to_start() {
     for name in disk.list("raft/snapshots").await.expect("list") {
         disk.remove(&format!("raft/snapshots/{name}")).await.expect("remove");
     }
-    let refused = mesh.try_start(1, site()).await.err().expect("refused");
+    let refused = mesh.try_start(1, site()).await.expect_err("refused");
     assert!(matches!(refused, crate::raft::StartError::Gap { .. }), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wiped_node_that_comes_back_under_its_old_id_is_kept_out_and_hurts_nobody() {
+    let (mesh, groups, _directories) = mesh(3).await;
+    for id in 1..=20 {
+        propose(&groups[0], id).await;
+    }
+    eventually("node 3 is level", || groups[0].watch().borrow().lag.get(&3) == Some(&Some(0))).await;
+    let term = groups[0].leads();
+    mesh.forget(3).expect("it ran").shutdown().await;
+    let (_directory, disk) = real_disk();
+    let wiped = mesh.start(3, Site::new(disk, memory())).await;
+    sleep(Duration::from_millis(800)).await;
+    assert_eq!(propose(&groups[1], 21).await, 21, "the others go on");
+    assert_eq!((groups[0].leads(), wiped.applied()), (term, 0), "the leader stands, and feeds it nothing");
+    assert!(groups[0].watch().borrow().fatal.is_none());
+    mesh.cut(2, true);
+    let refused = groups[0].propose(toy_command(22, b""), Duration::from_secs(3)).await;
+    assert!(
+        matches!(refused, Err(ProposeError::NoQuorum | ProposeError::Unknown)),
+        "it counts for no quorum: {refused:?}"
+    );
+    stop(&[groups[0].clone(), groups[1].clone(), wiped]).await;
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use maillage_host::engine::MemoryHome;
 
-use crate::raft::testing::{CrashDisk, Mesh, Site, toy_command};
+use crate::raft::testing::{CrashDisk, Mesh, Site, eventually, toy_command};
 use crate::raft::{Group, ProposeError};
 
 const LONG: Duration = Duration::from_secs(15);
@@ -115,4 +115,20 @@ async fn a_disk_that_lies_is_noticed_by_these_tests() {
         }
     };
     assert!(lost, "forty unsynced commands survived");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_whose_disk_stalls_hands_over_and_writes_go_on() {
+    let mesh = Mesh::default();
+    let disks: Vec<CrashDisk> = (20..23).map(CrashDisk::new).collect();
+    let groups = mesh.found(disks.iter().map(site).collect()).await;
+    groups[1].propose(toy_command(1, b""), LONG).await.expect("committed");
+    assert!(groups[0].leads().is_some());
+    disks[0].stall();
+    groups[1].propose(toy_command(2, b""), LONG).await.expect("committed by the other two");
+    eventually("another node leads", || groups[1].leads().is_some() || groups[2].leads().is_some()).await;
+    groups[1].propose(toy_command(3, b""), LONG).await.expect("committed under the new leader");
+    for group in &groups[1..] {
+        group.shutdown().await;
+    }
 }

@@ -36,7 +36,9 @@ impl FjallHome {
         match fs::read_to_string(self.root.join("CURRENT")) {
             Ok(text) => {
                 let generation = text.trim().parse();
-                generation.map(Some).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "CURRENT names no generation"))
+                generation
+                    .map(Some)
+                    .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "CURRENT names no generation"))
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e),

@@ -13,8 +13,12 @@ async fn a_full_disk_refuses_and_recovers_by_itself() {
         let faulty = FaultyDisk::new();
         let store = open(&faulty.disk(), &Arc::default()).await;
         let mut events = store.events();
-        // With the reserve below zero, the first to notice is the write itself.
-        faulty.faults.lock().expect("lock").capacity = Some(if hides_its_space { 150_001 } else { 150_000 });
+        // Where the volume hides its space, the first to notice is the write itself, half done.
+        {
+            let mut faults = faulty.faults.lock().expect("lock");
+            faults.capacity = Some(150_000);
+            faults.hides_its_space = hides_its_space;
+        }
         let mut stored = Vec::new();
         let mut refused = Vec::new();
         for n in 0..12 {
@@ -31,6 +35,10 @@ async fn a_full_disk_refuses_and_recovers_by_itself() {
         for instance in &stored {
             assert_whole(&store, instance).await;
         }
+        // What was refused left nothing behind, not even half a record.
+        let refused_only = open(&faulty.disk(), &Arc::default()).await;
+        assert_eq!(refused_only.recovery().torn, None);
+        drop(refused_only);
         faulty.faults.lock().expect("lock").capacity = None;
         for instance in &refused {
             assert!(matches!(commit(&store, instance).await, Ok(Stored::New { .. })));

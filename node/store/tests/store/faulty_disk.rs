@@ -38,6 +38,8 @@ pub(crate) struct Faults {
     pub(crate) fail_write_in: u64,
     /// What a write beyond these bytes in all gets: no space.
     pub(crate) capacity: Option<u64>,
+    /// The volume says that there is room when there is none, as with quotas and thin volumes.
+    pub(crate) hides_its_space: bool,
     /// How long a sync takes.
     pub(crate) sync_takes: std::time::Duration,
 }
@@ -198,7 +200,9 @@ impl DiskBackend for Handle {
     }
 
     fn space(&self) -> IoFuture<'_, Space> {
-        let total = lock(&self.disk.faults).capacity.unwrap_or(1 << 40);
+        let faults = lock(&self.disk.faults);
+        let total = faults.capacity.filter(|_| !faults.hides_its_space).unwrap_or(1 << 40);
+        drop(faults);
         ready(Ok(Space { free: total.saturating_sub(self.disk.used()), total }))
     }
 

@@ -1,0 +1,107 @@
+//! Many runs, each in a process of its own, some at once.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use futures::StreamExt as _;
+use maillage_simulations::Settings;
+
+use crate::show::{RESULT, replay};
+use crate::{Shape, shim};
+
+/// Real time that one run may take before it counts as stuck.
+const STUCK: Duration = Duration::from_secs(600);
+
+/// What another process said of its run.
+#[derive(Debug, Clone)]
+pub(crate) struct Outcome {
+    pub(crate) seed: u64,
+    /// The trace's digest; empty when the run did not end.
+    pub(crate) digest: String,
+    /// The first broken invariant.
+    pub(crate) broken: Option<String>,
+    pub(crate) node_hours: f64,
+    pub(crate) reached: BTreeMap<String, u64>,
+    pub(crate) output: String,
+}
+
+/// A runtime for waiting on processes; nothing simulated runs in it.
+pub(crate) fn wait_for<T>(future: impl Future<Output = T>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    Ok(runtime.block_on(future))
+}
+
+/// Runs `settings` in a process of its own.
+pub(crate) async fn run_apart(settings: &Settings) -> anyhow::Result<Outcome> {
+    let program = std::env::current_exe().context("find this program")?;
+    let mut command = tokio::process::Command::new(program);
+    command.args(settings.arguments()).stdin(Stdio::null()).kill_on_drop(true);
+    if let Some(trace) = &settings.trace {
+        command.arg("--trace").arg(trace);
+    }
+    let seed = settings.seed;
+    let failed = |output: String| Outcome {
+        seed,
+        digest: String::new(),
+        broken: Some("stuck".to_owned()),
+        node_hours: 0.0,
+        reached: BTreeMap::new(),
+        output,
+    };
+    let Ok(output) = tokio::time::timeout(STUCK, command.output()).await else {
+        return Ok(failed(format!("no end after {STUCK:?}")));
+    };
+    let output = output.context("run a seed")?;
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let line = text.lines().find_map(|line| line.strip_prefix(RESULT));
+    let Some((digest, rest)) = line.and_then(|line| line.split_once(' ')) else { return Ok(failed(text)) };
+    let mut parts = rest.splitn(3, ' ');
+    let broken = parts.next().filter(|first| *first != "none").map(str::to_owned);
+    let node_hours = parts.next().and_then(|hours| hours.parse().ok()).unwrap_or(0.0);
+    let pairs = parts.next().unwrap_or_default().split(';').filter_map(|pair| pair.split_once('='));
+    let reached = pairs.filter_map(|(what, count)| Some((what.to_owned(), count.parse().ok()?))).collect();
+    Ok(Outcome { seed, digest: digest.to_owned(), broken, node_hours, reached, output: text })
+}
+
+/// Runs many seeds; prints those that fail and how to repeat each, then the sums.
+pub(crate) fn sweep(seeds: Range<u64>, jobs: usize, shape: &Shape) -> anyhow::Result<bool> {
+    let start = shim::real_now();
+    let count = seeds.end - seeds.start;
+    let (mut failed, mut node_hours) = (Vec::new(), 0.0);
+    let mut reached: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+    wait_for(async {
+        let runs = seeds.map(|seed| async move { run_apart(&shape.settings(seed, None)).await });
+        let mut runs = futures::stream::iter(runs).buffer_unordered(jobs.max(1));
+        while let Some(outcome) = runs.next().await {
+            let outcome = outcome?;
+            node_hours += outcome.node_hours;
+            for (what, times) in &outcome.reached {
+                let sum = reached.entry(what.clone()).or_default();
+                *sum = (sum.0 + 1, sum.1 + times);
+            }
+            if let Some(broken) = &outcome.broken {
+                println!("seed {} breaks {broken}: {}", outcome.seed, replay(&shape.settings(outcome.seed, None)));
+                for line in outcome.output.lines().filter(|line| line.contains("VIOLATION")).take(3) {
+                    println!("  {}", line.chars().take(400).collect::<String>());
+                }
+                failed.push(outcome.seed);
+            }
+        }
+        anyhow::Ok(())
+    })??;
+    println!("rare paths: in how many seeds, and how often in all");
+    for (what, (seeds, times)) in &reached {
+        println!("  {seeds:>5} {times:>8}  {what}");
+    }
+    let took = (shim::real_now() - start).as_secs_f64();
+    failed.sort_unstable();
+    println!(
+        "{count} seeds, {} failed {failed:?}; {node_hours:.1} simulated node-hours in {took:.0} s: {:.2} a second",
+        failed.len(),
+        node_hours / took.max(0.001)
+    );
+    Ok(failed.is_empty())
+}

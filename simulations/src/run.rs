@@ -1,0 +1,273 @@
+//! One run: a mesh is built, worked and harmed, heals, and is judged.
+
+use std::collections::BTreeMap;
+use std::panic;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use maillage_consensus::command::{Command, Envelope, SiteDescription};
+use maillage_consensus::ids::{CommandId, Name, PeerKey, SiteId};
+use maillage_consensus::{Outcome, View};
+
+use crate::cluster::{Cluster, MESH_ID};
+use crate::disk::Ending;
+use crate::invariants::{claims, liveness, tokens};
+use crate::plan::{Plan, Settings};
+use crate::rng::Rng;
+use crate::trace::Trace;
+use crate::world::{Tasks, Violation, World};
+use crate::{nemesis, workload};
+
+/// How long building the mesh may take.
+const BUILD: Duration = Duration::from_secs(120);
+/// Between two looks at all nodes.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// What a run showed.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// Broken invariants, in the order in which they were seen; the first matters most.
+    pub violations: Vec<Violation>,
+    /// The hash of all events.
+    pub digest: String,
+    /// Events in the trace.
+    pub events: u64,
+    /// Polls of tasks.
+    pub polls: u64,
+    /// Simulated time.
+    pub simulated: Duration,
+    /// From the last fault to the last report.
+    pub recovered: Duration,
+    /// Exams, completions and instances acknowledged, histories checked, states compared.
+    pub counts: [usize; 5],
+    /// Rare paths, and how often each was reached.
+    pub reached: BTreeMap<&'static str, u64>,
+    /// The kinds of fault of the run.
+    pub faults: String,
+}
+
+/// Why a run could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The trace file can't be written.
+    #[error("write the trace: {0}")]
+    Trace(#[source] std::io::Error),
+    /// The runtime can't be built.
+    #[error("start the runtime: {0}")]
+    Runtime(#[source] std::io::Error),
+    /// A process holds one world.
+    #[error("this process has had a run already")]
+    Second,
+}
+
+/// Runs `settings` to the end. Once per process: the scheduler is installed for good.
+///
+/// The same settings give the same events only if the caller has made the process's randomness
+/// deterministic first, as the binary does.
+///
+/// # Errors
+/// [`RunError`]; a broken invariant is no error but in the report.
+pub fn run(settings: &Settings) -> Result<Report, RunError> {
+    let trace = Trace::new(settings.trace.as_deref()).map_err(RunError::Trace)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().map_err(RunError::Runtime)?;
+    let plan = Plan::draw(settings);
+    let seed = settings.seed;
+    let report = runtime.block_on(async move {
+        let world = World::new(seed, trace, plan.shake);
+        let installed = maillage_host::task::install(Box::new(Tasks(Arc::clone(&world))));
+        installed.map_err(|_| RunError::Second)?;
+        let panics = watch_panics();
+        let cluster = Cluster::new(Arc::clone(&world), plan);
+        let recovered = maillage_host::spawn(play(Arc::clone(&cluster))).await.unwrap_or_default();
+        for panic in std::mem::take(&mut *crate::world::lock(panics)) {
+            world.violation("panic", panic);
+        }
+        Ok(judge(&cluster, recovered))
+    });
+    // What is left of the nodes is not to be run any more.
+    runtime.shutdown_background();
+    report
+}
+
+/// Panics anywhere in the process, which tokio would keep to the task.
+fn watch_panics() -> &'static Mutex<Vec<String>> {
+    static PANICS: OnceLock<Mutex<Vec<String>>> = OnceLock::new();
+    let panics = PANICS.get_or_init(Mutex::default);
+    let default = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        crate::world::lock(panics).push(info.to_string());
+        default(info);
+    }));
+    panics
+}
+
+async fn play(cluster: Arc<Cluster>) -> Duration {
+    let world = Arc::clone(&cluster.world);
+    drop(maillage_host::spawn(Arc::clone(&cluster.fabric).pump()));
+    drop(maillage_host::spawn(Arc::clone(&cluster).supervise()));
+    drop(maillage_host::spawn(Arc::clone(&cluster).carry_out_crashes()));
+    if !build(&cluster).await {
+        world.violation("I9", format!("the mesh was not built within {BUILD:?}"));
+        return Duration::ZERO;
+    }
+    world.event(0, format_args!("the mesh is built"));
+    let clients = workload::start(&cluster);
+    drop(maillage_host::spawn(look_around(Arc::clone(&cluster))));
+    let until = world.now() + cluster.plan.duration;
+    nemesis::run(Arc::clone(&cluster), until).await;
+    if world.now() < until {
+        tokio::time::sleep_until(world.instant(until)).await;
+    }
+    world.event(0, format_args!("the faults are over"));
+    if world.is_violated() {
+        return Duration::ZERO;
+    }
+    finish(&cluster, clients).await
+}
+
+/// Lets everything end, then compares.
+async fn finish(cluster: &Arc<Cluster>, clients: workload::Clients) -> Duration {
+    cluster.end_work();
+    let mut rng = Rng::stream(cluster.plan.seed, "end");
+    let stays_away = cluster.plan.one_stays_away;
+    let away = stays_away.then(|| u32::try_from(rng.between(1, u64::from(cluster.plan.sites))).unwrap_or(1));
+    if let Some(slot) = away {
+        cluster.hold_down(slot);
+        cluster.stop(slot, Ending::PowerCut, "and stays away");
+    }
+    liveness::senders_finish(cluster, clients.senders, away).await;
+    let recovered = liveness::everything_is_read(cluster, away).await;
+    for reader in &clients.readers {
+        reader.abort();
+    }
+    if let Some(slot) = away {
+        cluster.world.sometimes("a site stayed away while the others finished");
+        cluster.let_up(slot);
+    }
+    let sites = usize::try_from(cluster.plan.sites).unwrap_or(0);
+    liveness::replicas_converge(cluster, sites).await;
+    for running in cluster.all_running() {
+        cluster.watch.finality.check(&running, true);
+        cluster.watch.instances.check_all(&running).await;
+    }
+    recovered
+}
+
+/// Looks at every node now and then.
+async fn look_around(cluster: Arc<Cluster>) {
+    let mut last_leader = None;
+    loop {
+        tokio::time::sleep(LOOK).await;
+        for running in cluster.all_running() {
+            cluster.watch.finality.check(&running, false);
+            cluster.watch.replicas.compare(&running);
+        }
+        let leader = cluster.leader();
+        if leader.is_some() && leader != last_leader {
+            if last_leader.is_some() {
+                cluster.world.sometimes("the leader changed");
+            }
+            last_leader = leader;
+        }
+    }
+}
+
+fn judge(cluster: &Arc<Cluster>, recovered: Duration) -> Report {
+    let world = &cluster.world;
+    let histories = claims::check_all(world, &cluster.history);
+    tokens::check_all(world, &cluster.history);
+    let (exams, completed) = cluster.watch.finality.counts();
+    let compared = usize::try_from(cluster.watch.replicas.compared()).unwrap_or(usize::MAX);
+    let simulated = world.now();
+    let (digest, events, polls) = world.account();
+    Report {
+        violations: world.violations(),
+        digest,
+        events,
+        polls,
+        simulated,
+        recovered,
+        counts: [exams, completed, cluster.watch.instances.count(), histories, compared],
+        reached: world.reached(),
+        faults: crate::plan::Faults::These(cluster.plan.faults.clone()).to_string(),
+    }
+}
+
+// ---- building the mesh
+
+fn description(slot: u32) -> SiteDescription {
+    SiteDescription {
+        key: PeerKey::new(vec![u8::try_from(slot).unwrap_or(0); 38]).unwrap_or_else(|_| unreachable!("38 bytes fit")),
+        name: Name::fitted(&format!("site-{slot}")),
+        zone: Name::fitted(&format!("zone-{slot}")),
+        addresses: Vec::new(),
+        weight: 100,
+    }
+}
+
+/// Founds the mesh at slot 1 and lets the others join; waits until all vote who shall.
+async fn build(cluster: &Arc<Cluster>) -> bool {
+    cluster.admit(1, 1);
+    cluster.boot(1);
+    let building = async {
+        let founder = loop {
+            match cluster.running(1) {
+                Some(running) => break running,
+                None => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        };
+        let group = founder.group.clone();
+        let founded = cluster.world.spawn_on(founder.owner, async move { group.initialize().await });
+        if !matches!(founded.await, Ok(Ok(()))) {
+            return false;
+        }
+        let found = Command::Found {
+            mesh: MESH_ID,
+            name: Name::fitted("the simulated mesh"),
+            copies: 3,
+            founder: description(1),
+        };
+        if !matches!(ask_founder(cluster, found).await, Some(Outcome::Founded)) {
+            return false;
+        }
+        for slot in 2..=cluster.plan.sites {
+            let Ok(key) = PeerKey::new(vec![0xf0, u8::try_from(slot).unwrap_or(0)]) else { return false };
+            let token = Command::CreateToken { key: key.clone(), lifetime_ms: 3_600_000 };
+            let join = Command::Join { token: key, joiner: description(slot) };
+            let _ = ask_founder(cluster, token).await;
+            let Some(Outcome::Joined { site }) = ask_founder(cluster, join).await else { return false };
+            cluster.admit(slot, site.0);
+            cluster.boot(slot);
+        }
+        while !is_complete(cluster) {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        true
+    };
+    tokio::time::timeout(BUILD, building).await.unwrap_or(false)
+}
+
+async fn ask_founder(cluster: &Arc<Cluster>, command: Command) -> Option<Outcome> {
+    let running = cluster.running(1)?;
+    let id = CommandId::random();
+    let envelope = Envelope { id, at: Default::default(), site: SiteId(1), user: Name::default(), command };
+    let asked = cluster.world.spawn_on(running.owner, async move {
+        running.group.propose(envelope.encode().into(), Duration::from_secs(10)).await
+    });
+    let committed = asked.await.ok()?.ok()?;
+    Outcome::decode(&committed.outcome).ok()
+}
+
+/// Whether every site is up with an open session, and as many vote as planned.
+fn is_complete(cluster: &Arc<Cluster>) -> bool {
+    let all = cluster.all_running();
+    let wanted = usize::try_from(cluster.plan.sites).unwrap_or(0);
+    all.len() == wanted
+        && all.iter().all(|running| {
+            let voters = running.group.watch().borrow().voters.len();
+            let engine = running.group.reader();
+            let sites = View::new(&*engine).sites().unwrap_or_default();
+            voters == cluster.plan.voters() && sites.len() == wanted && sites.iter().all(|site| site.session_open)
+        })
+}
