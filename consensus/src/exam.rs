@@ -88,11 +88,18 @@ pub struct Patient {
 pub type Text8 = crate::ids::Text<16>;
 
 impl Patient {
-    /// Whether two identities name the same person by identifier. Issuers count when both are known.
+    /// Whether two identities name the same person: the same identifier, and no other trait that is
+    /// known on both sides (issuer, birth date, sex) contradicts it. Identifiers without an issuer are
+    /// a hospital's own, and two hospitals may give the same one.
     pub fn same_as(&self, other: &Self) -> bool {
+        fn agree(a: &str, b: &str) -> bool {
+            a.is_empty() || b.is_empty() || a == b
+        }
         !self.id.is_empty()
             && self.id == other.id
-            && (self.issuer.is_empty() || other.issuer.is_empty() || self.issuer == other.issuer)
+            && agree(self.issuer.as_str(), other.issuer.as_str())
+            && agree(self.birth_date.as_str(), other.birth_date.as_str())
+            && agree(self.sex.as_str(), other.sex.as_str())
     }
 }
 

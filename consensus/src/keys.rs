@@ -3,7 +3,7 @@
 
 use crate::command::UnixMillisField;
 use crate::exam::Priority;
-use crate::ids::{Address, CommandId, ExamId, PeerKey, SiteId};
+use crate::ids::{CommandId, ExamId, PeerKey, SiteId};
 
 pub(crate) const MESH: [u8; 1] = [0x01];
 pub(crate) const CLOCK: [u8; 1] = [0x02];
@@ -17,6 +17,8 @@ pub(crate) const ENDED: [u8; 1] = [0x23];
 pub(crate) const STUDIES: [u8; 1] = [0x30];
 pub(crate) const BELOW_WANTED: [u8; 1] = [0x31];
 pub(crate) const OUTCOME_ENDS: [u8; 1] = [0x41];
+/// The last kept outcome that was forgotten: where to look for the next.
+pub(crate) const OUTCOME_CURSOR: [u8; 1] = [0x42];
 
 fn join(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
     let mut key = Vec::with_capacity(1 + parts.iter().map(|part| part.len()).sum::<usize>());
@@ -95,11 +97,6 @@ pub(crate) fn study(uid: &str) -> Vec<u8> {
 
 pub(crate) fn below_wanted(uid: &str) -> Vec<u8> {
     join(BELOW_WANTED[0], &[uid.as_bytes()])
-}
-
-/// From a study manifest's address to its study's UID.
-pub(crate) fn manifest(address: &Address) -> Vec<u8> {
-    join(0x32, &[address])
 }
 
 pub(crate) fn outcome(id: CommandId) -> Vec<u8> {

@@ -13,11 +13,12 @@ use crate::transaction::Transaction;
 /// environment, no `HashMap` order.
 pub trait Machine: Send + Sync + 'static {
     /// Sets the time at which the leader accepts `command`, just before it is proposed. Bytes that
-    /// are no valid command are refused here, before they reach the log.
+    /// are no valid command, or that `from` may not propose, are refused here, before they reach the
+    /// log.
     ///
     /// # Errors
     /// The reason, fit for the client.
-    fn stamp(&self, command: &[u8], now: UnixMillis) -> Result<Vec<u8>, String>;
+    fn stamp(&self, command: &[u8], from: Proposer, now: UnixMillis) -> Result<Vec<u8>, String>;
 
     /// Applies a committed command and returns the encoded outcome. Refusals that every replica
     /// gives alike are outcomes, not errors.
@@ -25,6 +26,15 @@ pub trait Machine: Send + Sync + 'static {
     /// # Errors
     /// [`ApplyError`] stops the node: it can no longer be a replica.
     fn apply(&self, transaction: &mut Transaction<'_>, index: u64, command: &[u8]) -> Result<Vec<u8>, ApplyError>;
+}
+
+/// The authenticated node that a command comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Proposer {
+    /// Its id.
+    pub node: u64,
+    /// Whether it is the leader itself, rather than a node that forwarded to it.
+    pub is_leader: bool,
 }
 
 /// Why a committed command could not be applied. Fatal for the node.

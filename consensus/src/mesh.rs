@@ -98,6 +98,18 @@ pub struct HeldPart {
     pub part: StudyPart,
     /// Sites that durably hold all of it, in ascending order.
     pub holders: Vec<SiteId>,
+    /// An earlier publication that more sites hold, until this one has caught up: if this one's only
+    /// holder dies before it is copied, the rest of the study is still found.
+    pub previous: Option<EarlierPart>,
+}
+
+/// An earlier publication of a part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EarlierPart {
+    /// The part as it was.
+    pub part: StudyPart,
+    /// Sites that durably hold all of it, in ascending order.
+    pub holders: Vec<SiteId>,
 }
 
 impl Study {

@@ -137,6 +137,23 @@ pub enum Refusal {
     /// The two exams cannot be reconciled.
     #[error("{0}")]
     CannotReconcile(Name),
+    /// The mesh knows a publication of this part that is not older than the one proposed.
+    #[error("publication {sequence} of this part is known already")]
+    PartSuperseded {
+        /// The known publication's sequence number.
+        sequence: u64,
+    },
+    /// The command id was used for another command.
+    #[error("this command id was used for another command")]
+    OtherCommand,
+}
+
+impl Refusal {
+    /// Whether the same command may succeed a moment later, so that its repeats must be run again
+    /// rather than answered from memory.
+    pub(crate) fn is_transient(&self) -> bool {
+        matches!(self, Self::NoSession | Self::SessionOver | Self::NotAMember | Self::MeshState(_))
+    }
 }
 
 impl Record for Outcome {

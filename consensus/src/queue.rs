@@ -13,7 +13,7 @@ use maillage_host::UnixMillis;
 use crate::command::{Command, CommandError, Envelope, UnixMillisField};
 use crate::ids::{CommandId, Name};
 use crate::keys;
-use crate::machine::{ApplyError, Machine};
+use crate::machine::{ApplyError, Machine, Proposer};
 use crate::outcome::{Outcome, Refusal};
 use crate::state::State;
 use crate::transaction::Transaction;
@@ -51,17 +51,30 @@ impl From<Refusal> for Effect {
 pub struct Queue;
 
 impl Machine for Queue {
-    fn stamp(&self, command: &[u8], now: UnixMillis) -> Result<Vec<u8>, String> {
+    fn stamp(&self, command: &[u8], from: Proposer, now: UnixMillis) -> Result<Vec<u8>, String> {
         let mut envelope = Envelope::decode(command).map_err(|e| e.to_string())?;
         envelope.check().map_err(|e| e.to_string())?;
+        // A site's number is its node's id: nobody speaks for another site, and only the leader, which
+        // alone hears the keep-alives, ends a session.
+        if envelope.site.0 != from.node {
+            return Err(format!("site {} speaks for site {}", from.node, envelope.site));
+        }
+        if matches!(envelope.command, Command::ExpireSession { .. }) && !from.is_leader {
+            return Err("only the leader ends a session".to_owned());
+        }
         envelope.at = now.into();
         Ok(envelope.encode())
     }
 
     fn apply(&self, transaction: &mut Transaction<'_>, index: u64, command: &[u8]) -> Result<Vec<u8>, ApplyError> {
         let envelope = Envelope::decode(command).map_err(|e| unknown(index, &e))?;
-        if let Some(first) = transaction.get(&keys::outcome(envelope.id))? {
-            return Ok(first);
+        let fingerprint = fingerprint(&envelope);
+        if let Some(kept) = transaction.get(&keys::outcome(envelope.id))? {
+            return match kept.split_first_chunk::<FINGERPRINT>() {
+                Some((first, outcome)) if *first == fingerprint => Ok(outcome.to_vec()),
+                Some(_) => Ok(Outcome::Refused(Refusal::OtherCommand).encode()),
+                None => Err(ApplyError::Corrupt("outcome record".into())),
+            };
         }
         let before = read_clock(transaction)?;
         let now = before.max(envelope.at);
@@ -75,9 +88,25 @@ impl Machine for Queue {
             transaction.roll_back(mark);
         }
         let outcome = effect.outcome.encode();
-        remember(transaction, envelope.id, now, &outcome)?;
+        // What a moment can change is asked again, not answered from memory.
+        let transient = matches!(&effect.outcome, Outcome::Refused(refusal) if refusal.is_transient());
+        if !transient {
+            remember(transaction, envelope.id, now, &[&fingerprint[..], &outcome].concat())?;
+        }
         Ok(outcome)
     }
+}
+
+/// What tells two commands under one id apart, in bytes.
+const FINGERPRINT: usize = 16;
+
+/// A digest of who asked for what, without when.
+fn fingerprint(envelope: &Envelope) -> [u8; FINGERPRINT] {
+    let timeless = Envelope { at: UnixMillisField::default(), ..envelope.clone() };
+    let digest = blake3::hash(&timeless.encode());
+    let mut short = [0; FINGERPRINT];
+    short.copy_from_slice(&digest.as_bytes()[..FINGERPRINT]);
+    short
 }
 
 fn unknown(index: u64, error: &CommandError) -> ApplyError {
@@ -96,11 +125,13 @@ fn remember(
     transaction: &mut Transaction<'_>,
     id: CommandId,
     now: UnixMillisField,
-    outcome: &[u8],
+    kept: &[u8],
 ) -> Result<(), ApplyError> {
-    transaction.put(keys::outcome(id), outcome);
+    transaction.put(keys::outcome(id), kept);
     transaction.put(keys::outcome_end(now, id), []);
-    for (key, _) in transaction.scan_prefix(&keys::OUTCOME_ENDS, FORGET_PER_COMMAND)? {
+    // From where the last one was forgotten: what was removed before it would be walked over again.
+    let cursor = transaction.get(&keys::OUTCOME_CURSOR)?.unwrap_or_else(|| keys::OUTCOME_ENDS.to_vec());
+    for (key, _) in transaction.scan_prefix_after(&keys::OUTCOME_ENDS, &cursor, FORGET_PER_COMMAND)? {
         let (Some(at), Some(id)) = (key.get(1..9), key.get(9..25)) else {
             return Err(ApplyError::Corrupt("outcome index".into()));
         };
@@ -110,6 +141,7 @@ fn remember(
         }
         let id = uuid::Uuid::from_slice(id).map_err(|_| ApplyError::Corrupt("outcome index".into()))?;
         transaction.remove(keys::outcome(CommandId(id)));
+        transaction.put(keys::OUTCOME_CURSOR, key.clone());
         transaction.remove(key);
     }
     Ok(())

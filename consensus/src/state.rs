@@ -126,10 +126,10 @@ impl State<'_, '_> {
         Ok(exams)
     }
 
-    /// Exams in the waiting room, first due first.
-    pub(crate) fn waiting(&self, limit: usize) -> Result<Vec<ExamId>, ApplyError> {
-        let pairs = self.transaction.scan_prefix(&keys::WAITING, limit)?;
-        Ok(pairs.iter().filter_map(|(key, _)| keys::trailing_number(key)).map(ExamId).collect())
+    /// Up to `limit` places of the waiting room after `after`, first due first.
+    pub(crate) fn waiting_after(&self, after: &[u8], limit: usize) -> Result<Vec<Vec<u8>>, ApplyError> {
+        let pairs = self.transaction.scan_prefix_after(&keys::WAITING, after, limit)?;
+        Ok(pairs.into_iter().map(|(key, _)| key).collect())
     }
 
     /// Exams claimed at a site.
@@ -163,17 +163,11 @@ impl State<'_, '_> {
             Some(study) => {
                 counts.studies_below_two -= u64::from(study.copies() < 2);
                 counts.studies_below_wanted -= u64::from(study.copies() < wanted);
-                for held in &study.parts {
-                    self.transaction.remove(keys::manifest(&held.part.manifest));
-                }
             }
         }
         counts.studies_below_two += u64::from(after.copies() < 2);
         counts.studies_below_wanted += u64::from(after.copies() < wanted);
         let uid = after.uid.as_str();
-        for held in &after.parts {
-            self.transaction.put(keys::manifest(&held.part.manifest), uid.as_bytes());
-        }
         if after.copies() < wanted {
             self.transaction.put(keys::below_wanted(uid), []);
         } else {

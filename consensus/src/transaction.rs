@@ -64,16 +64,28 @@ impl<'a> Transaction<'a> {
     /// # Errors
     /// The engine's.
     pub fn scan_prefix(&self, prefix: &[u8], limit: usize) -> io::Result<Vec<Pair>> {
+        self.scan(prefix, Bound::Included(prefix), limit)
+    }
+
+    /// As [`Transaction::scan_prefix`], only keys after `after`.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub fn scan_prefix_after(&self, prefix: &[u8], after: &[u8], limit: usize) -> io::Result<Vec<Pair>> {
+        self.scan(prefix, Bound::Excluded(after), limit)
+    }
+
+    fn scan(&self, prefix: &[u8], from: Bound<&[u8]>, limit: usize) -> io::Result<Vec<Pair>> {
         let mut pairs = Vec::new();
         let mut pending = self
             .writes
-            .range::<[u8], _>((Bound::Included(prefix), Bound::Unbounded))
+            .range::<[u8], _>((from, Bound::Unbounded))
             .take_while(|(key, _)| key.starts_with(prefix))
             .peekable();
         if limit == 0 {
             return Ok(pairs);
         }
-        self.base.scan(Bound::Included(prefix), Bound::Unbounded, &mut |key, value| {
+        self.base.scan(from, Bound::Unbounded, &mut |key, value| {
             if !key.starts_with(prefix) {
                 return false;
             }
@@ -90,6 +102,9 @@ impl<'a> Transaction<'a> {
             pairs.len() < limit
         })?;
         for (written, value) in pending {
+            if pairs.len() >= limit {
+                break;
+            }
             if let Some(value) = value {
                 pairs.push((written.clone(), value.clone()));
             }
@@ -155,6 +170,7 @@ mod tests {
 
         let seen = transaction.scan_prefix(b"a", usize::MAX).expect("scan");
         assert_eq!(transaction.scan_prefix(b"a", 2).expect("scan"), seen[..2]);
+        assert_eq!(transaction.scan_prefix_after(b"a", b"a2", 9).expect("scan"), seen[2..]);
         assert_eq!(transaction.get(b"a3").expect("get"), None);
         engine.commit(transaction.into_batch()).expect("commit");
         let after = maillage_host::engine::scan_prefix(&*engine, b"a", usize::MAX).expect("scan");

@@ -7,9 +7,12 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use futures::stream::{self, StreamExt as _};
+use maillage_consensus::View;
 use maillage_consensus::command::Command;
 use maillage_consensus::ids::{CommandId, Name, SiteId};
-use maillage_consensus::mesh::{HeldPart, Site, Study};
+use maillage_consensus::machine::ApplyError;
+use maillage_consensus::mesh::{Counts, HeldPart, Site};
 use maillage_store::StoreEvent;
 use maillage_transport::chunk::Class;
 use maillage_transport::placement::{self, SiteWeight};
@@ -21,8 +24,12 @@ use crate::node::Node;
 const SETTLE: Duration = Duration::from_millis(200);
 /// A round is done at least this often, for what failed before.
 const ROUND: Duration = Duration::from_secs(10);
-/// Studies looked at in one round; the rest follow in the next.
+/// Studies read from the state at once.
 const STUDIES_PER_ROUND: usize = 512;
+/// Studies pulled at once: one that waits for a slow holder does not hold up the others.
+const PULLS: usize = 4;
+/// Parts whose failure is remembered as said.
+const WARNED_MAX: usize = 10_000;
 
 /// Claims of one site whose images are brought at once; a centre has at most 7 seats.
 const CLAIMED_MAX: usize = 64;
@@ -31,7 +38,7 @@ const CLAIMED_MAX: usize = 64;
 pub(crate) async fn run(node: Node, shutdown: CancellationToken) {
     let mut changes = node.changes();
     let mut events = node.store().events();
-    let mut after: Option<String> = None;
+    let mut sweep = Sweep::default();
     let mut reported = false;
     loop {
         if !reported {
@@ -40,43 +47,42 @@ pub(crate) async fn run(node: Node, shutdown: CancellationToken) {
                 Err(error) => tracing::debug!(error = format!("{error:#}"), "holdings not compared yet"),
             }
         }
-        if let Err(error) = bring_claimed(&node).await {
-            tracing::warn!(error = format!("{error:#}"), "images of a claimed exam not here yet");
+        if let Err(error) = sweep.run(&node, &shutdown).await {
+            tracing::warn!(error = format!("{error:#}"), "copies: round failed");
         }
-        match round(&node, after.as_deref(), &shutdown).await {
-            Ok(next) => after = next,
-            Err(error) => tracing::warn!(error = format!("{error:#}"), "copies: round failed"),
-        }
-        // The next page at once; otherwise at a change, a lost hold, or the end of the round's time.
-        if after.is_none() {
+        let pause = tokio::time::sleep(ROUND);
+        tokio::pin!(pause);
+        loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                () = tokio::time::sleep(ROUND) => {}
+                () = &mut pause => break,
                 changed = changes.changed() => {
                     if changed.is_err() {
                         return;
                     }
                     tokio::time::sleep(SETTLE).await;
                     changes.mark_unchanged();
+                    if sweep.is_stale(&node) {
+                        break;
+                    }
                 }
                 event = events.recv() => if matches!(event, Ok(StoreEvent::HoldLost(_)) | Err(_)) {
                     reported = false;
-                    tokio::time::sleep(SETTLE).await;
+                    break;
                 },
             }
-        }
-        if shutdown.is_cancelled() {
-            return;
         }
     }
 }
 
 /// Tells the mesh where its list of this site's holdings differs from what the store holds.
 async fn report_all(node: &Node) -> anyhow::Result<()> {
-    let held: BTreeSet<[u8; 32]> = node.store().held().await?.into_iter().map(|study| study.manifest.0).collect();
     let mut after: Option<String> = None;
     loop {
+        // The state first, then the store: a study is held before it is published, so that one
+        // published meanwhile is not taken for lost.
         let page = node.read(|view| view.studies(after.as_deref(), STUDIES_PER_ROUND))?;
+        let held: BTreeSet<[u8; 32]> = node.store().held().await?.into_iter().map(|study| study.manifest.0).collect();
         for study in &page {
             for part in &study.parts {
                 let says = part.holders.contains(&node.site());
@@ -99,8 +105,43 @@ async fn report(node: &Node, held: &HeldPart, holds: bool) -> anyhow::Result<()>
     Ok(())
 }
 
-/// Brings the images of the exams that are claimed at this site: their reader waits.
-async fn bring_claimed(node: &Node) -> anyhow::Result<()> {
+/// Brings the images of the exams that are claimed at this site, as they are claimed, until `shutdown`:
+/// their readers wait, so that nothing else stands before them.
+pub(crate) async fn bring_claimed(node: Node, shutdown: CancellationToken) {
+    let mut changes = node.changes();
+    let mut failed = BTreeSet::new();
+    loop {
+        for held in claimed_parts(&node).unwrap_or_default() {
+            let brought = async {
+                node.images().pull_part(&held, Class::Urgent, None).await?;
+                report(&node, &held, true).await
+            };
+            match brought.await {
+                Ok(()) => drop(failed.remove(&held.part.manifest)),
+                Err(error) => {
+                    if failed.insert(held.part.manifest) {
+                        let study = held.part.study.as_str();
+                        tracing::warn!(study, error = format!("{error:#}"), "images of a claimed exam not here yet");
+                    }
+                }
+            }
+        }
+        let wait = async {
+            // What failed is tried again after a while, whatever changes.
+            match tokio::time::timeout(ROUND, changes.changed()).await {
+                Ok(changed) => changed.is_ok(),
+                Err(_) => true,
+            }
+        };
+        match shutdown.run_until_cancelled(wait).await {
+            Some(true) => {}
+            _ => return,
+        }
+    }
+}
+
+/// Parts of the exams claimed at this site that are not here.
+fn claimed_parts(node: &Node) -> anyhow::Result<Vec<HeldPart>> {
     let studies = node.read(|view| {
         let mut studies = Vec::new();
         for exam in view.claimed_at(node.site(), CLAIMED_MAX)? {
@@ -110,60 +151,114 @@ async fn bring_claimed(node: &Node) -> anyhow::Result<()> {
         }
         Ok(studies)
     })?;
-    for held in studies.iter().flat_map(|study| &study.parts) {
-        if !held.holders.contains(&node.site()) {
-            node.images().pull_part(held, Class::Urgent, None).await?;
-            report(node, held, true).await?;
-        }
-    }
-    Ok(())
+    let parts = studies.into_iter().flat_map(|study| study.parts);
+    Ok(parts.filter(|held| !held.holders.contains(&node.site())).collect())
 }
 
-/// Looks at one page of the studies that have too few copies; returns where the next page starts.
-async fn round(node: &Node, after: Option<&str>, shutdown: &CancellationToken) -> anyhow::Result<Option<String>> {
-    let (uids, sites, mesh, clock) = node.read(|view| {
-        Ok((view.studies_below_wanted(after, STUDIES_PER_ROUND)?, view.sites()?, view.mesh()?, view.clock()?))
-    })?;
-    let copies = mesh.map_or(1, |mesh| usize::from(mesh.copies));
+/// What a pass over the studies looked at, so that the next knows whether there is anything new.
+#[derive(Debug, Default)]
+struct Sweep {
+    /// The sites that could hold copies when all studies were last looked at.
+    eligible: BTreeSet<SiteId>,
+    seen: Option<Counts>,
+    warned: BTreeSet<[u8; 32]>,
+}
+
+impl Sweep {
+    /// Whether studies or sites have changed since the last pass.
+    fn is_stale(&self, node: &Node) -> bool {
+        let now = node.read(|view| Ok((view.counts()?, eligible(node, view)?)));
+        now.is_ok_and(|(counts, sites)| {
+            let ids: BTreeSet<SiteId> = sites.iter().map(|site| site.id).collect();
+            ids != self.eligible || self.seen.is_none_or(|seen| studies_of(&seen) != studies_of(&counts))
+        })
+    }
+
+    /// Pulls what belongs here: of the studies with too few copies, or of all when the sites that can
+    /// hold copies have changed, since the state counts a holder that is gone until it says otherwise.
+    async fn run(&mut self, node: &Node, shutdown: &CancellationToken) -> anyhow::Result<()> {
+        let (counts, sites, mesh) = node.read(|view| Ok((view.counts()?, eligible(node, view)?, view.mesh()?)))?;
+        let copies = mesh.map_or(1, |mesh| usize::from(mesh.copies)).min(sites.len());
+        let ids: BTreeSet<SiteId> = sites.iter().map(|site| site.id).collect();
+        let all = ids != self.eligible;
+        let mut after: Option<String> = None;
+        loop {
+            let page = node.read(|view| {
+                if all {
+                    return view.studies(after.as_deref(), STUDIES_PER_ROUND);
+                }
+                let uids = view.studies_below_wanted(after.as_deref(), STUDIES_PER_ROUND)?;
+                Ok(uids.iter().map(|uid| view.study(uid)).collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+            })?;
+            let lacking: Vec<HeldPart> = page
+                .iter()
+                .flat_map(|study| &study.parts)
+                .filter(|held| !held.holders.contains(&node.site()))
+                .filter(|held| belongs(held.part.study.as_str(), &held.holders, &sites, copies).contains(&node.site()))
+                .cloned()
+                .collect();
+            let pulls: Vec<_> = lacking.into_iter().map(|held| pull(node.clone(), held)).collect();
+            let mut pulls = stream::iter(pulls).buffer_unordered(PULLS);
+            while let Some(Some((held, result))) = shutdown.run_until_cancelled(pulls.next()).await {
+                self.tell(&held, result);
+            }
+            match page.last() {
+                Some(last) if page.len() == STUDIES_PER_ROUND && !shutdown.is_cancelled() => {
+                    after = Some(last.uid.to_string());
+                }
+                _ => break,
+            }
+        }
+        (self.eligible, self.seen) = (ids, Some(counts));
+        Ok(())
+    }
+
+    /// Says why a copy was not made, once for each part.
+    fn tell(&mut self, held: &HeldPart, result: anyhow::Result<()>) {
+        match result {
+            Ok(()) => drop(self.warned.remove(&held.part.manifest)),
+            Err(error) => {
+                if self.warned.len() < WARNED_MAX && self.warned.insert(held.part.manifest) {
+                    tracing::warn!(study = %held.part.study, error = format!("{error:#}"), "copy not made yet");
+                }
+            }
+        }
+    }
+}
+
+fn studies_of(counts: &Counts) -> (u64, u64, u64) {
+    (counts.studies, counts.studies_below_two, counts.studies_below_wanted)
+}
+
+/// The sites that can hold copies: in session, or away for less than the grace.
+fn eligible(node: &Node, view: &View<'_>) -> Result<Vec<Site>, ApplyError> {
+    let clock = view.clock()?;
     let grace_ms = node.config().storage.placement_grace_s.saturating_mul(1000);
-    let eligible: Vec<&Site> = sites
-        .iter()
-        .filter(|site| site.description.weight > 0)
-        .filter(|site| site.session_open || site.away_since.is_some_and(|at| clock.0.saturating_sub(at.0) < grace_ms))
-        .collect();
-    for uid in &uids {
-        if shutdown.is_cancelled() {
-            return Ok(None);
-        }
-        let Some(study) = node.read(|view| view.study(uid))? else { continue };
-        if let Err(error) = pull(node, &study, &eligible, copies).await {
-            tracing::warn!(study = %uid, error = format!("{error:#}"), "copy not made yet");
-        }
-    }
-    Ok(if uids.len() == STUDIES_PER_ROUND { uids.last().cloned() } else { None })
+    let mut sites = view.sites()?;
+    sites.retain(|site| {
+        let away = site.away_since.is_some_and(|at| clock.0.saturating_sub(at.0) < grace_ms);
+        site.description.weight > 0 && (site.session_open || away)
+    });
+    Ok(sites)
 }
 
-async fn pull(node: &Node, study: &Study, eligible: &[&Site], copies: usize) -> anyhow::Result<()> {
-    for held in &study.parts {
-        if held.holders.contains(&node.site()) {
-            continue;
-        }
-        if !belongs(study.uid.as_str(), &held.holders, eligible, copies).contains(&node.site()) {
-            continue;
-        }
-        let bytes = held.part.bytes;
-        let started = tokio::time::Instant::now();
-        node.images().pull_part(held, Class::Background, None).await?;
-        report(node, held, true).await?;
-        let seconds = started.elapsed().as_secs_f64();
-        tracing::info!(study = %study.uid, bytes, seconds, "copy made");
+async fn pull(node: Node, held: HeldPart) -> (HeldPart, anyhow::Result<()>) {
+    let started = tokio::time::Instant::now();
+    let pulled = async {
+        node.images().pull_part(&held, Class::Background, None).await?;
+        report(&node, &held, true).await
+    };
+    let result = pulled.await;
+    if result.is_ok() {
+        let (bytes, seconds) = (held.part.bytes, started.elapsed().as_secs_f64());
+        tracing::info!(study = %held.part.study, bytes, seconds, "copy made");
     }
-    Ok(())
+    (held, result)
 }
 
 /// The sites that are to hold a study's part: those that do and are there, then others by rendezvous
 /// hashing until there are `copies`, zones not covered yet first.
-fn belongs(study: &str, holders: &[SiteId], eligible: &[&Site], copies: usize) -> BTreeSet<SiteId> {
+fn belongs(study: &str, holders: &[SiteId], eligible: &[Site], copies: usize) -> BTreeSet<SiteId> {
     let weights: Vec<SiteWeight<'_>> = eligible
         .iter()
         .map(|site| SiteWeight {
@@ -216,10 +311,10 @@ mod tests {
     fn copies_go_to_distinct_zones_and_holders_keep_theirs() {
         let sites: Vec<Site> =
             [(1, "a"), (2, "a"), (3, "b"), (4, "c"), (5, "c")].map(|(id, zone)| site(id, zone)).into();
-        let eligible: Vec<&Site> = sites.iter().collect();
+        let eligible = &sites[..];
         for n in 0..50 {
             let study = format!("1.2.{n}");
-            let chosen = belongs(&study, &[SiteId(2)], &eligible, 3);
+            let chosen = belongs(&study, &[SiteId(2)], eligible, 3);
             assert_eq!(chosen.len(), 3);
             assert!(chosen.contains(&SiteId(2)), "who received it holds it");
             let zones: BTreeSet<&str> = sites
@@ -229,7 +324,7 @@ mod tests {
                 .collect();
             assert_eq!(zones.len(), 3, "one copy a zone");
             let as_they_fill: BTreeSet<SiteId> =
-                belongs(&study, &chosen.iter().copied().collect::<Vec<_>>(), &eligible, 3);
+                belongs(&study, &chosen.iter().copied().collect::<Vec<_>>(), eligible, 3);
             assert_eq!(as_they_fill, chosen, "a copy that is made changes nothing");
         }
     }
@@ -237,10 +332,10 @@ mod tests {
     #[test]
     fn fewer_zones_than_copies_still_give_all_copies() {
         let sites: Vec<Site> = [(1, "a"), (2, "a"), (3, "a")].map(|(id, zone)| site(id, zone)).into();
-        let eligible: Vec<&Site> = sites.iter().collect();
-        assert_eq!(belongs("1.2", &[SiteId(1)], &eligible, 3).len(), 3);
+        let eligible = &sites[..];
+        assert_eq!(belongs("1.2", &[SiteId(1)], eligible, 3).len(), 3);
         assert_eq!(belongs("1.2", &[SiteId(1)], &eligible[..1], 3).len(), 1);
         let gone = [SiteId(9)];
-        assert!(!belongs("1.2", &gone, &eligible, 2).contains(&SiteId(9)), "a holder that is gone does not count");
+        assert!(!belongs("1.2", &gone, eligible, 2).contains(&SiteId(9)), "a holder that is gone does not count");
     }
 }

@@ -39,6 +39,7 @@ pub(crate) fn init(config: &Config, mesh_name: &str) -> anyhow::Result<InitRepor
         site_id: FOUNDER.0,
         site_name: config.node.name.clone(),
         epoch: 1,
+        has_log: false,
         members: Vec::new(),
     })?;
     Ok(InitReport { mesh_id, peer_id: identity.peer_id().to_string(), site: config.node.name.clone() })

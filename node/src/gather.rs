@@ -26,17 +26,21 @@ const TICK: Duration = Duration::from_millis(250);
 /// Quiet enough after the sender's association ended. Some senders use an association for each image:
 /// what follows within this time still belongs to the same publication.
 const AFTER_SENDER: Duration = Duration::from_secs(1);
-/// A study that could not be published is tried again after this long.
-const RETRY: Duration = Duration::from_secs(2);
+/// A study that never becomes quiet is published this long after its first instance all the same.
+const LATEST: Duration = Duration::from_secs(30);
+/// A study that could not be published is tried again after this long, twice as long each time …
+const RETRY: Duration = Duration::from_secs(1);
+/// … but no longer than this.
+const RETRY_MAX: Duration = Duration::from_secs(30);
 /// Studies read from the index at once when a start looks for unpublished ones.
 const PAGE: usize = 256;
 
 /// Publishes studies that have become quiet, until `shutdown`.
 pub(crate) async fn run(node: Node, mut received: mpsc::UnboundedReceiver<Arrival>, shutdown: CancellationToken) {
     let quiet = Duration::from_secs(node.config().dicom.quiet_seconds);
-    let mut due: HashMap<String, Instant> = HashMap::new();
+    let mut due: HashMap<String, Due> = HashMap::new();
     match unpublished(&node).await {
-        Ok(studies) => due.extend(studies.into_iter().map(|study| (study, Instant::now()))),
+        Ok(studies) => due.extend(studies.into_iter().map(|study| (study, Due::now()))),
         Err(error) => tracing::error!(error = format!("{error:#}"), "look for unpublished studies"),
     }
     let mut tick = tokio::time::interval(TICK);
@@ -45,25 +49,53 @@ pub(crate) async fn run(node: Node, mut received: mpsc::UnboundedReceiver<Arriva
         tokio::select! {
             () = shutdown.cancelled() => return,
             arrival = received.recv() => match arrival {
-                Some(Arrival::Instance { study }) => drop(due.insert(study, Instant::now() + quiet)),
-                Some(Arrival::SenderDone { study }) => if let Some(at) = due.get_mut(&study) {
-                    *at = (*at).min(Instant::now() + quiet.min(AFTER_SENDER));
+                Some(Arrival::Instance { study }) => due.entry(study).or_insert_with(Due::now).arrived(quiet),
+                Some(Arrival::SenderDone { study }) => if let Some(due) = due.get_mut(&study) {
+                    due.at = due.at.min(Instant::now() + quiet.min(AFTER_SENDER));
                 },
                 None => return,
             },
             _ = tick.tick() => {
                 let now = Instant::now();
                 let ready: Vec<String> =
-                    due.iter().filter(|(_, at)| **at <= now).map(|(study, _)| study.clone()).collect();
+                    due.iter().filter(|(_, due)| due.at <= now).map(|(study, _)| study.clone()).collect();
                 for study in ready {
-                    due.remove(&study);
+                    let Some(mut was) = due.remove(&study) else { continue };
                     if let Err(error) = publish(&node, &study).await {
-                        tracing::warn!(%study, error = format!("{error:#}"), "study not published yet");
-                        due.entry(study).or_insert(Instant::now() + RETRY);
+                        was.failed();
+                        if was.failures == 1 {
+                            tracing::warn!(%study, error = format!("{error:#}"), "study not published yet");
+                        }
+                        due.insert(study, was);
                     }
                 }
             }
         }
+    }
+}
+
+/// When a study is to be published.
+#[derive(Debug)]
+struct Due {
+    at: Instant,
+    since: Instant,
+    failures: u32,
+}
+
+impl Due {
+    fn now() -> Self {
+        Self { at: Instant::now(), since: Instant::now(), failures: 0 }
+    }
+
+    /// Something new came: later, but not for ever.
+    fn arrived(&mut self, quiet: Duration) {
+        self.at = (Instant::now() + quiet).min(self.since + LATEST.max(quiet));
+    }
+
+    fn failed(&mut self) {
+        self.failures = self.failures.saturating_add(1);
+        let wait = RETRY.saturating_mul(1 << self.failures.min(5)).min(RETRY_MAX);
+        *self = Self { at: Instant::now() + wait, since: Instant::now(), failures: self.failures };
     }
 }
 
@@ -94,6 +126,8 @@ fn published(node: &Node, study: &str) -> anyhow::Result<Option<StudyPart>> {
 }
 
 async fn publish(node: &Node, study: &str) -> anyhow::Result<()> {
+    // What this node has not applied yet may be its own last publication.
+    node.linearize().await?;
     let instances = node.store().instances(study).await?;
     let Some(says) = what_they_say(node, &instances).await? else { return Ok(()) };
     let known = published(node, study)?;

@@ -3,6 +3,7 @@
 //! What is here is read from the store; what is not comes from the sites that hold it. Every byte is
 //! compared with its hash on the way, so a caller sees the right bytes or an error.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use maillage_transport::fetch::{Fetcher, Wanted};
 use tokio::sync::mpsc;
 
 use crate::metrics::Metrics;
+use crate::presence::Presence;
 use crate::roster::Roster;
 
 /// Bytes of pulled chunks written in one group: one fsync for so many.
@@ -45,6 +47,9 @@ pub(crate) enum ImagesError {
     /// The study's manifests contradict each other or cannot be read.
     #[error("the study's manifest is not valid: {0}")]
     Manifest(String),
+    /// Its parts name different patients: somebody must look before anybody is shown either.
+    #[error("parts of this study name different patients")]
+    SeveralPatients,
     /// The study is not held here as a whole.
     #[error("{missing} objects of the study are not here")]
     Incomplete {
@@ -69,6 +74,51 @@ pub(crate) struct InstanceRef {
     pub(crate) bytes: u64,
     manifest: Arc<InstanceManifest>,
     holders: Arc<[PeerId]>,
+}
+
+/// A study's images as far as they can be had.
+#[derive(Debug)]
+pub(crate) struct StudyImages {
+    pub(crate) instances: Vec<InstanceRef>,
+    /// Instances that are known and on no reachable site.
+    pub(crate) missing: u64,
+}
+
+/// A study's instances, being gathered from its parts.
+#[derive(Debug, Default)]
+struct Listing {
+    entries: BTreeMap<SeriesAndInstance, (InstanceEntry, Arc<[PeerId]>)>,
+    missing: u64,
+}
+
+impl Listing {
+    /// Adds one entry. The same instance from another part adds its holders; other data under its UID
+    /// never takes the first's place, whichever node is asked: parts come in the order of the state.
+    fn add(&mut self, entry: InstanceEntry, holders: &Arc<[PeerId]>) {
+        let key = (entry.series_uid.clone(), entry.sop_instance.clone());
+        match self.entries.entry(key) {
+            Entry::Vacant(place) => drop(place.insert((entry, Arc::clone(holders)))),
+            Entry::Occupied(mut place) => {
+                let (known, known_holders) = place.get_mut();
+                if known.dataset_hash != entry.dataset_hash {
+                    tracing::warn!(study_entry = %entry.manifest, "two data sets under one SOP instance UID");
+                } else if known.manifest == entry.manifest {
+                    let more = holders.iter().filter(|peer| !known_holders.contains(peer)).copied();
+                    let all: Vec<PeerId> = known_holders.iter().copied().chain(more).collect();
+                    *known_holders = all.into();
+                }
+            }
+        }
+    }
+}
+
+/// Whether an instance's manifest is the one that its study lists.
+fn agrees(study: &str, entry: &InstanceEntry, manifest: &InstanceManifest) -> Result<(), ImagesError> {
+    let same = manifest.study_uid == study
+        && manifest.series_uid == entry.series_uid
+        && manifest.sop_instance == entry.sop_instance
+        && manifest.dataset_hash == entry.dataset_hash;
+    if same { Ok(()) } else { Err(ImagesError::Manifest("an instance is not the one listed".to_owned())) }
 }
 
 /// A series' and an instance's UID: the order in which a study's instances are told.
@@ -97,6 +147,7 @@ struct Shared {
     group: Group,
     roster: Roster,
     fetcher: Fetcher,
+    presence: Presence,
     metrics: Metrics,
 }
 
@@ -107,9 +158,10 @@ impl Images {
         group: Group,
         roster: Roster,
         fetcher: Fetcher,
+        presence: Presence,
         metrics: Metrics,
     ) -> Self {
-        Self(Arc::new(Shared { site, store, group, roster, fetcher, metrics }))
+        Self(Arc::new(Shared { site, store, group, roster, fetcher, presence, metrics }))
     }
 
     fn known_study(&self, uid: &str) -> Result<Option<Study>, ImagesError> {
@@ -117,59 +169,96 @@ impl Images {
         Ok(View::new(&*frozen).study(uid)?)
     }
 
-    fn holders(&self, held: &HeldPart) -> Arc<[PeerId]> {
-        let others = held.holders.iter().filter(|site| **site != self.0.site);
-        others.filter_map(|site| self.0.roster.peer(*site)).collect()
+    /// The nodes of `sites` to ask, those that are connected if any is: a node that was just killed is
+    /// still a holder, and waiting for it would keep a reader waiting.
+    fn to_ask(&self, sites: &[SiteId]) -> Arc<[PeerId]> {
+        let others = sites.iter().filter(|site| **site != self.0.site);
+        let peers: Vec<PeerId> = others.filter_map(|site| self.0.roster.peer(*site)).collect();
+        let connected: Arc<[PeerId]> = peers.iter().copied().filter(|peer| self.0.presence.is_connected(peer)).collect();
+        if connected.is_empty() { peers.into() } else { connected }
     }
 
-    /// The instances of a study, of every part that the mesh knows and of what this node received and
-    /// has not published yet. `None` when nothing is known of it.
+    /// The instances of a study that can be had now: of every part that the mesh knows, and of what this
+    /// node received and has not published yet. `None` when nothing is known of it.
     ///
     /// # Errors
-    /// [`ImagesError::Unavailable`] when a manifest is on no reachable site.
-    pub(crate) async fn study(&self, uid: &str) -> Result<Option<Vec<InstanceRef>>, ImagesError> {
-        let mut found = BTreeMap::<SeriesAndInstance, (InstanceEntry, Arc<[PeerId]>)>::new();
+    /// [`ImagesError::SeveralPatients`] when its parts name different ones.
+    pub(crate) async fn study(&self, uid: &str) -> Result<Option<StudyImages>, ImagesError> {
+        let parts = self.known_study(uid)?.map(|study| study.parts).unwrap_or_default();
+        let patients = || parts.iter().map(|held| &held.part.says.patient);
+        if patients().any(|one| patients().any(|other| !one.id.is_empty() && !other.id.is_empty() && !one.same_as(other))) {
+            return Err(ImagesError::SeveralPatients);
+        }
+        let mut listing = Listing::default();
+        for held in &parts {
+            self.list_part(uid, held, &mut listing).await?;
+        }
         for instance in self.0.store.instances(uid).await? {
-            let key = (instance.entry.series_uid.clone(), instance.entry.sop_instance.clone());
-            found.insert(key, (instance.entry, Arc::from([])));
+            listing.add(instance.entry, &Arc::from([]));
         }
-        for held in self.known_study(uid)?.map(|study| study.parts).unwrap_or_default() {
-            let holders = self.holders(&held);
-            for entry in self.study_manifest(Hash(held.part.manifest), &holders, Class::Urgent).await?.instances {
-                let key = (entry.series_uid.clone(), entry.sop_instance.clone());
-                found.entry(key).or_insert((entry, Arc::clone(&holders)));
+        if listing.entries.is_empty() {
+            return Ok((listing.missing > 0).then(|| StudyImages { instances: Vec::new(), missing: listing.missing }));
+        }
+        self.with_manifests(uid, listing).await.map(Some)
+    }
+
+    /// Lists one part, by its latest publication that can be read.
+    async fn list_part(&self, uid: &str, held: &HeldPart, listing: &mut Listing) -> Result<(), ImagesError> {
+        let mut publications = vec![(&held.part, &held.holders)];
+        publications.extend(held.previous.as_ref().map(|earlier| (&earlier.part, &earlier.holders)));
+        for (part, sites) in publications {
+            let holders = self.to_ask(sites);
+            let manifest = match self.study_manifest(Hash(part.manifest), &holders, Class::Urgent).await {
+                Err(ImagesError::Unavailable(_)) => continue,
+                other => other?,
+            };
+            if manifest.study_uid != uid {
+                return Err(ImagesError::Manifest("it is another study's".to_owned()));
             }
+            listing.missing += u64::from(held.part.instances.saturating_sub(part.instances));
+            for entry in manifest.instances {
+                listing.add(entry, &holders);
+            }
+            return Ok(());
         }
-        if found.is_empty() {
-            return Ok(None);
-        }
+        listing.missing += u64::from(held.part.instances);
+        Ok(())
+    }
+
+    async fn with_manifests(&self, uid: &str, listing: Listing) -> Result<StudyImages, ImagesError> {
+        let Listing { entries, mut missing } = listing;
         let mut by_holders: BTreeMap<Vec<PeerId>, Vec<Hash>> = BTreeMap::new();
-        for (entry, holders) in found.values() {
+        for (entry, holders) in entries.values() {
             by_holders.entry(holders.to_vec()).or_default().push(entry.manifest);
         }
         let mut manifests = HashMap::new();
         for (holders, hashes) in by_holders {
             manifests.extend(self.instance_manifests(&hashes, &holders, Class::Urgent).await?);
         }
-        let instances = found.into_values().map(|(entry, holders)| {
-            let manifest = manifests.get(&entry.manifest).ok_or(ImagesError::Unavailable(entry.manifest))?;
-            Ok(InstanceRef {
+        let mut instances = Vec::with_capacity(entries.len());
+        for (entry, holders) in entries.into_values() {
+            let Some(manifest) = manifests.get(&entry.manifest) else {
+                missing += 1;
+                continue;
+            };
+            agrees(uid, &entry, manifest)?;
+            instances.push(InstanceRef {
                 series: manifest.series_uid.clone(),
                 sop_instance: manifest.sop_instance.clone(),
                 transfer_syntax: manifest.transfer_syntax.clone(),
                 bytes: manifest.total_len,
                 manifest: Arc::clone(manifest),
                 holders,
-            })
-        });
-        instances.collect::<Result<Vec<_>, _>>().map(Some)
+            });
+        }
+        Ok(StudyImages { instances, missing })
     }
 
     async fn study_manifest(&self, hash: Hash, holders: &[PeerId], class: Class) -> Result<StudyManifest, ImagesError> {
         let bytes = match self.0.store.get_manifest(hash).await {
             Ok(Some(bytes)) => bytes,
             Ok(None) | Err(StoreError::Corrupt(_) | StoreError::Missing(_)) => {
-                let mut got = self.fetch_objects(vec![(hash, STUDY_MANIFEST_BYTES_MAX)], holders, class).await?;
+                let mut got = self.fetch_objects(vec![(hash, STUDY_MANIFEST_BYTES_MAX)], holders, class).await;
                 got.remove(&hash).ok_or(ImagesError::Unavailable(hash))?
             }
             Err(error) => return Err(error.into()),
@@ -177,6 +266,7 @@ impl Images {
         StudyManifest::decode(&bytes).map_err(|error| ImagesError::Manifest(error.to_string()))
     }
 
+    /// Those of the manifests that can be had.
     async fn instance_manifests(
         &self,
         hashes: &[Hash],
@@ -194,27 +284,26 @@ impl Images {
                 Err(error) => return Err(error.into()),
             }
         }
-        for (hash, bytes) in self.fetch_objects(absent, holders, class).await? {
-            let manifest =
-                InstanceManifest::decode(&bytes).map_err(|error| ImagesError::Manifest(error.to_string()))?;
+        for (hash, bytes) in self.fetch_objects(absent, holders, class).await {
+            let manifest = InstanceManifest::decode(&bytes).map_err(|error| ImagesError::Manifest(error.to_string()))?;
             manifests.insert(hash, Arc::new(manifest));
         }
         Ok(manifests)
     }
 
-    /// All of `wanted` (hash and greatest length) from `holders`, each compared with its hash.
+    /// Those of `wanted` (hash and greatest length) that `holders` have, each compared with its hash.
     async fn fetch_objects(
         &self,
         wanted: Vec<(Hash, usize)>,
         holders: &[PeerId],
         class: Class,
-    ) -> Result<HashMap<Hash, Bytes>, ImagesError> {
+    ) -> HashMap<Hash, Bytes> {
         let mut objects = HashMap::with_capacity(wanted.len());
         let mut arriving = std::pin::pin!(self.fetch_stream(wanted, holders, class));
-        while let Some((hash, bytes)) = arriving.try_next().await? {
-            objects.insert(hash, bytes);
+        while let Some(arrived) = arriving.next().await {
+            objects.extend(arrived.ok());
         }
-        Ok(objects)
+        objects
     }
 
     fn fetch_stream(
@@ -270,7 +359,7 @@ impl Images {
             Ok(None) | Err(StoreError::Corrupt(_) | StoreError::Missing(_)) => {}
             Err(error) => return Err(error.into()),
         }
-        let mut got = self.fetch_objects(vec![(hash, len)], holders, Class::Urgent).await?;
+        let mut got = self.fetch_objects(vec![(hash, len)], holders, Class::Urgent).await;
         got.remove(&hash).ok_or(ImagesError::Unavailable(hash))
     }
 
@@ -285,16 +374,21 @@ impl Images {
         progress: Option<&Progress>,
     ) -> Result<FetchReport, ImagesError> {
         let store = &self.0.store;
-        let holders = self.holders(held);
+        let holders = self.to_ask(&held.holders);
         let address = Hash(held.part.manifest);
         let manifest = self.study_manifest(address, &holders, class).await?;
+        if manifest.study_uid != held.part.study.as_str() {
+            return Err(ImagesError::Manifest("it is another study's".to_owned()));
+        }
         let encoded = manifest.encode().map_err(|error| ImagesError::Manifest(error.to_string()))?;
         store.put_manifest(encoded).await?;
 
         let hashes: Vec<Hash> = manifest.instances.iter().map(|entry| entry.manifest).collect();
         let instances = self.instance_manifests(&hashes, &holders, class).await?;
         let mut manifests = Vec::with_capacity(instances.len());
-        for instance in instances.values() {
+        for entry in &manifest.instances {
+            let instance = instances.get(&entry.manifest).ok_or(ImagesError::Unavailable(entry.manifest))?;
+            agrees(held.part.study.as_str(), entry, instance)?;
             let encoded = instance.encode().map_err(|error| ImagesError::Manifest(error.to_string()))?;
             manifests.push(Chunk::new(encoded));
         }
@@ -365,7 +459,14 @@ impl Images {
         let Some(study) = self.known_study(uid)? else { return Ok(None) };
         let mut fetched = FetchedStudy::default();
         for held in study.parts {
-            let report = self.pull_part(&held, Class::Urgent, Some(&progress)).await?;
+            let report = match self.pull_part(&held, Class::Urgent, Some(&progress)).await {
+                // The other parts are brought all the same; this one is told at the end.
+                Err(error) => {
+                    fetched.failed = Some(error);
+                    continue;
+                }
+                Ok(report) => report,
+            };
             fetched.report.instances += report.instances;
             fetched.report.bytes += report.bytes;
             fetched.report.fetched += report.fetched;
@@ -406,6 +507,8 @@ pub(crate) struct FetchedStudy {
     pub(crate) report: FetchReport,
     /// Parts that this node holds since, and the mesh is yet to be told.
     pub(crate) new_holdings: Vec<HeldPart>,
+    /// Why a part could not be brought, if one could not.
+    pub(crate) failed: Option<ImagesError>,
 }
 
 fn header(instance: &InstanceRef) -> Bytes {

@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use maillage_consensus::ids::Line;
 use maillage_dicom::attributes::Attributes;
 use maillage_dicom::part10::{self, PreambleKind};
 use maillage_dicom::prescan;
@@ -144,17 +145,29 @@ pub(crate) struct Announced {
 }
 
 /// The ingest path. Clones share it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Ingest(Arc<Shared>);
 
-#[derive(Debug)]
+impl std::fmt::Debug for Ingest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Ingest")
+    }
+}
+
+/// A patient's id and its issuer, as the mesh writes them.
+pub(crate) type PatientKey = (Line, Line);
+type Turn = Arc<tokio::sync::Mutex<Option<PatientKey>>>;
+/// The patient of a study as the mesh knows it.
+pub(crate) type MeshPatient = Box<dyn Fn(&str) -> Option<PatientKey> + Send + Sync>;
+
 struct Shared {
     store: Store,
     clock: Clock,
     metrics: Metrics,
     /// Told each study that received something.
     gather: mpsc::UnboundedSender<Arrival>,
-    patients: Mutex<HashMap<String, (String, String)>>,
+    turns: Mutex<HashMap<String, Turn>>,
+    mesh_patient: MeshPatient,
 }
 
 struct Prepared {
@@ -166,8 +179,14 @@ struct Prepared {
 impl Ingest {
     /// An ingest path into `store`. The receiver of `gather` only inserts into a map, so the channel
     /// holds no more than the studies in flight.
-    pub(crate) fn new(store: Store, clock: Clock, metrics: Metrics, gather: mpsc::UnboundedSender<Arrival>) -> Self {
-        Self(Arc::new(Shared { store, clock, metrics, gather, patients: Mutex::default() }))
+    pub(crate) fn new(
+        store: Store,
+        clock: Clock,
+        metrics: Metrics,
+        gather: mpsc::UnboundedSender<Arrival>,
+        mesh_patient: MeshPatient,
+    ) -> Self {
+        Self(Arc::new(Shared { store, clock, metrics, gather, turns: Mutex::default(), mesh_patient }))
     }
 
     /// Hints that whoever sent this study is done.
@@ -236,7 +255,12 @@ impl Ingest {
         if attributes.sop_class_uid != announced.sop_class {
             return Err(IngestError::Mismatch("class"));
         }
-        self.check_patient(&attributes).await?;
+        let patient = patient_of(&attributes);
+        let turn = self.turn(attributes.study_uid.as_str());
+        let mut known = turn.lock().await;
+        self.check_patient(attributes.study_uid.as_str(), &patient, &mut known).await?;
+        // Only the first of a study keeps its turn until it is stored: it decides for the others.
+        let first = known.is_none().then_some(known);
         let identity = InstanceIdentity {
             sop_instance: attributes.sop_instance_uid.to_string(),
             sop_class: attributes.sop_class_uid.to_string(),
@@ -254,44 +278,52 @@ impl Ingest {
         let flags = ManifestFlags { undecodable, foreign_preamble: announced.foreign_preamble };
         let manifest = InstanceManifest::of(&cut, identity, encode_attributes(&attributes)?, flags);
         let stored = shared.store.commit_instance(cut, manifest, shared.clock.now(), source.name()).await?;
+        if let Some(mut known) = first {
+            *known = Some(patient);
+        }
         let outcome = match stored {
             Stored::New { .. } => ReceivedAs::New,
             Stored::Duplicate { .. } => ReceivedAs::Duplicate,
             Stored::Conflict { .. } => ReceivedAs::Conflict,
         };
         // A gather task that is gone means a node that is stopping; the study is found at its next start.
-        let _ = shared.gather.send(Arrival::Instance { study: received.study.clone() });
+        if outcome == ReceivedAs::New {
+            let _ = shared.gather.send(Arrival::Instance { study: received.study.clone() });
+        }
         Ok(Received { outcome, ..received })
     }
 
     /// One study, one patient: an instance of another patient under a known study's UID is refused,
-    /// so that its sender keeps it, rather than shown under the wrong name.
-    async fn check_patient(&self, attributes: &Attributes) -> Result<(), IngestError> {
-        let study = attributes.study_uid.to_string();
-        let patient = patient_of(attributes);
-        let known = self.patients().get(&study).cloned();
-        let known = match known {
-            Some(known) => Some(known),
-            None => self.first_patient(&study).await?,
-        };
+    /// so that its sender keeps it, rather than shown under the wrong name. `known` is the study's
+    /// patient, read on first use from what is here and from what the mesh knows.
+    async fn check_patient(
+        &self,
+        study: &str,
+        patient: &PatientKey,
+        known: &mut Option<PatientKey>,
+    ) -> Result<(), IngestError> {
+        if known.is_none() {
+            *known = match self.stored_patient(study).await? {
+                Some(stored) => Some(stored),
+                None => (self.0.mesh_patient)(study),
+            };
+        }
         match known {
             Some(known) if known != patient => Err(IngestError::OtherPatient),
-            _ => {
-                let mut patients = self.patients();
-                if patients.len() >= PATIENTS_REMEMBERED {
-                    patients.clear();
-                }
-                patients.insert(study, patient);
-                Ok(())
-            }
+            _ => Ok(()),
         }
     }
 
-    fn patients(&self) -> std::sync::MutexGuard<'_, HashMap<String, (String, String)>> {
-        self.0.patients.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The patient of a study, under the lock that makes one sender the first.
+    fn turn(&self, study: &str) -> Turn {
+        let mut turns = self.0.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        if turns.len() >= PATIENTS_REMEMBERED {
+            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        }
+        Arc::clone(turns.entry(study.to_owned()).or_default())
     }
 
-    async fn first_patient(&self, study: &str) -> Result<Option<(String, String)>, IngestError> {
+    async fn stored_patient(&self, study: &str) -> Result<Option<PatientKey>, IngestError> {
         let Some(first) = self.0.store.instances(study).await?.into_iter().next() else { return Ok(None) };
         let manifest = self.0.store.instance_manifest(first.entry.manifest).await?;
         Ok(manifest.and_then(|manifest| decode_attributes(&manifest.attributes)).map(|known| patient_of(&known)))
@@ -305,8 +337,8 @@ fn prepare(dataset: Bytes, transfer_syntax: &Uid) -> Result<Prepared, Rejection>
     Ok(Prepared { attributes, cut: cut(dataset, at), undecodable: scan.undecodable.is_some() })
 }
 
-fn patient_of(attributes: &Attributes) -> (String, String) {
-    let said = |text: &Option<Redacted<String>>| text.as_ref().map(|text| text.expose().clone()).unwrap_or_default();
+fn patient_of(attributes: &Attributes) -> PatientKey {
+    let said = |text: &Option<Redacted<String>>| Line::fitted(text.as_ref().map_or("", |text| text.expose()));
     (said(&attributes.patient_id), said(&attributes.issuer_of_patient_id))
 }
 

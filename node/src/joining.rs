@@ -96,6 +96,7 @@ pub(crate) async fn join(config: &Config, token: &str) -> anyhow::Result<JoinRep
         site_id,
         site_name: config.node.name.clone(),
         epoch,
+        has_log: false,
         members: members.iter().filter_map(ReplyMember::to_file).collect(),
     })?;
     Ok(JoinReport { mesh: mesh_name, site_id, site: config.node.name.clone(), peer_id: identity.peer_id().to_string() })
@@ -175,13 +176,17 @@ fn signed_bytes(token: &PeerId, joiner: &SiteDescription) -> anyhow::Result<Vec<
 async fn ask_members(token: &Token, request: &JoinRequest) -> anyhow::Result<JoinReply> {
     let body = postcard::to_stdvec(request)?;
     let mut failures = Vec::new();
+    let mut unavailable = None;
     for (peer, address) in token.members() {
         match tokio::time::timeout(MEMBER_TIMEOUT, ask(token, peer, address, &body)).await {
-            Ok(Ok(JoinReply::Unavailable { why })) => failures.push(format!("{address}: {why}")),
+            Ok(Ok(reply @ JoinReply::Unavailable { .. })) => unavailable = Some(reply),
             Ok(Ok(reply)) => return Ok(reply),
             Ok(Err(e)) => failures.push(format!("{address}: {e:#}")),
             Err(_) => failures.push(format!("{address}: no answer within {} s", MEMBER_TIMEOUT.as_secs())),
         }
+    }
+    if let Some(reply) = unavailable {
+        return Ok(reply);
     }
     bail!(
         "no member of the mesh let this site in; nothing secret was sent\n  {}\n\

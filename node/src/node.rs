@@ -257,12 +257,15 @@ impl Node {
         user: Name,
         lifetime: Duration,
     ) -> Result<NewToken, CommandError> {
-        let key = Identity::generate();
+        // From the command's id: a repeat of the command makes the same token.
+        let seed = [&self.identity().secret()[..], id.0.as_bytes()].concat();
+        let key = Identity::from_secret(&blake3::derive_key("maillage 2026-11 join token key", &seed));
         let lifetime_ms = u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX);
         let command = Command::CreateToken { key: key_of(&key.peer_id()), lifetime_ms };
         if let Outcome::Refused(refusal) = self.command(id, user, command).await? {
             return Err(CommandError::Invalid(refusal.to_string()));
         }
+        self.linearize().await?;
         let (mut sites, token) = self
             .read(|view| Ok((view.sites()?, view.tokens()?)))
             .map_err(|error| CommandError::Unknown(error.to_string()))?;
@@ -298,7 +301,7 @@ impl Node {
                 addresses: site.description.addresses.clone(),
             })
         });
-        let mesh = MeshFile { members: members.collect(), ..self.0.mesh.clone() };
+        let mesh = MeshFile { has_log: true, members: members.collect(), ..self.0.mesh.clone() };
         let directory = Arc::clone(&self.0.directory);
         maillage_host::offload(move || directory.store_mesh(&mesh).map_err(std::io::Error::other)).await?;
         Ok(())

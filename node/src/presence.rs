@@ -69,6 +69,12 @@ impl Presence {
         states
     }
 
+    /// Whether the peer is connected, as far as presence knows.
+    pub(crate) fn is_connected(&self, peer: &PeerId) -> bool {
+        let heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.get(peer).is_some_and(|heard| heard.connected)
+    }
+
     fn hear(&self, event: PresenceEvent) {
         let mut heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match event {

@@ -15,7 +15,7 @@ use maillage_dicom::dimse::status::StoreStatus;
 use maillage_store::StoreError;
 
 use crate::config::Config;
-use crate::ingest::{Announced, Ingest, IngestError, Source};
+use crate::ingest::{Announced, Ingest, IngestError, ReceivedAs, Source};
 use crate::metrics::{Metrics, OpenAssociation};
 
 /// The port's settings from the node's.
@@ -86,6 +86,10 @@ impl StoreHandler for Port {
                 foreign_preamble: false,
             };
             match self.ingest.receive(source, announced, dataset).await {
+                // Kept, apart: but its sender must not think that it will be shown.
+                Ok(received) if received.outcome == ReceivedAs::Conflict => {
+                    StoreStatus::does_not_match("other data is stored under this SOP instance UID")
+                }
                 Ok(received) => {
                     if let Some(sender) = self.open().get_mut(&request.remote)
                         && !sender.studies.contains(&received.study)

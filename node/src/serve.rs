@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use maillage_consensus::Queue;
+use maillage_consensus::{Queue, View};
 use maillage_consensus::ids::SiteId;
 use maillage_consensus::raft::{Group, GroupConfig, LogError, StartError, Timing};
 use maillage_host::engine::FjallHome;
@@ -113,17 +113,30 @@ async fn open(config: Config, shutdown: &CancellationToken) -> anyhow::Result<(N
     .map_err(|error| anyhow::anyhow!(error).context(format!("mesh.listen {}", config.mesh.listen)))?;
 
     let group = start_group(&config, &mesh, mesh_id, disk, &directory, &endpoint, &roster, &clock).await?;
+    if mesh.has_log && !group.is_initialized().await {
+        // A site that forgot its votes and acknowledgements could make the mesh lose what it acknowledged.
+        let lost = "the Raft log of this site is gone, and the site must not vote as if it had promised nothing";
+        return Err(Failure::new(ExitCode::Refused, lost)
+            .with_hint("a wiped disk is a new site: empty the data directory and join under another name")
+            .into());
+    }
     // Raft may be asked for a vote from its first moment: its door opens with it.
     let raft = endpoint.accept(Alpn::Raft);
     maillage_host::spawn(links::serve(raft, group.clone(), roster.clone(), shutdown.clone()));
 
+    let presence = Presence::default();
     let (faults_tx, faults) = mpsc::channel(FAULTS_QUEUE);
     let fetcher = Fetcher::new(endpoint.clone(), faults_tx);
     let site = SiteId(mesh.site_id);
-    let images = Images::new(site, store.clone(), group.clone(), roster.clone(), fetcher, metrics.clone());
+    let images = Images::new(site, store.clone(), group.clone(), roster.clone(), fetcher, presence.clone(), metrics.clone());
     let (gather_tx, arrivals) = mpsc::unbounded_channel();
-    let ingest = Ingest::new(store.clone(), clock.clone(), metrics.clone(), gather_tx);
-    let presence = Presence::default();
+    let state = group.clone();
+    let mesh_patient = Box::new(move |study: &str| {
+        let frozen = state.reader().view();
+        let part = View::new(&*frozen).study(study).ok()??.parts.into_iter().next()?.part;
+        Some((part.says.patient.id, part.says.patient.issuer))
+    });
+    let ingest = Ingest::new(store.clone(), clock.clone(), metrics.clone(), gather_tx, mesh_patient);
     let parts = Parts {
         config,
         directory: Arc::new(directory),
@@ -160,7 +173,7 @@ async fn bind(address: std::net::SocketAddr, setting: &str) -> anyhow::Result<Tc
 async fn open_store(config: &Config, disk: &Disk, directory: &DataDir, clock: &Clock) -> anyhow::Result<Store> {
     let home = Arc::new(FjallHome::new(directory.index(), INDEX_CACHE_BYTES));
     let settings = StoreConfig { reserve_bytes: config.storage.reserve_mib << 20, ..StoreConfig::default() };
-    let store = Store::open(disk.clone(), "packs", home, clock.clone(), settings).await.context("open the images")?;
+    let store = Store::open(disk.clone(), "", home, clock.clone(), settings).await.context("open the images")?;
     for damage in &store.recovery().damage {
         tracing::error!(pack = %damage.pack, offset = damage.offset, bytes = damage.bytes, "damaged bytes in a pack; the chunks in it will be fetched again");
     }
@@ -222,6 +235,7 @@ fn start_mesh(
     spawn(tasks, duties::run(node.clone(), shutdown.clone()));
     spawn(tasks, gather::run(node.clone(), doors.arrivals, shutdown.clone()));
     spawn(tasks, copies::run(node.clone(), shutdown.clone()));
+    spawn(tasks, copies::bring_claimed(node.clone(), shutdown.clone()));
     let metrics = node.metrics().clone();
     let mut faults = doors.faults;
     let stopped = shutdown.clone();
@@ -280,24 +294,45 @@ async fn wait_for_end(node: &Node) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut status = node.group().watch();
     loop {
+        // Looked at before each wait: it may have stopped before anybody listened.
+        if let Some(reason) = status.borrow_and_update().fatal.clone() {
+            let known = ["corrupt", "unknown command"].iter().any(|sign| reason.contains(sign));
+            // A restart would meet the same bytes again: this needs a person.
+            let code = if known { ExitCode::Corrupt } else { ExitCode::Error };
+            return Err(Failure::new(code, format!("Raft stopped: {reason}")).into());
+        }
         tokio::select! {
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
-            changed = status.changed() => {
-                let fatal = status.borrow().fatal.clone();
-                if let Some(reason) = fatal {
-                    return Err(Failure::new(ExitCode::Error, format!("Raft stopped: {reason}")).into());
-                }
-                if changed.is_err() {
-                    return Err(Failure::new(ExitCode::Error, "Raft stopped").into());
-                }
-            }
+            changed = status.changed() => if changed.is_err() {
+                return Err(Failure::new(ExitCode::Error, "Raft stopped").into());
+            },
         }
+    }
+}
+
+/// A leader that stops hands over first: the others need not miss it for an election's time.
+async fn hand_over(node: &Node) {
+    if node.group().leads().is_none() {
+        return;
+    }
+    let status = node.group_status();
+    let nearest = status
+        .voters
+        .iter()
+        .filter(|id| **id != node.site().0)
+        .filter_map(|id| Some((status.lag.get(id).copied().flatten()?, *id)))
+        .min();
+    if let Some((_, successor)) = nearest
+        && let Err(error) = node.group().transfer_leader(successor).await
+    {
+        tracing::warn!(%error, "leadership not handed over");
     }
 }
 
 async fn stop(node: &Node, mut tasks: JoinSet<()>) {
     tracing::info!("stopping");
+    hand_over(node).await;
     let ended = async { while tasks.join_next().await.is_some() {} };
     let serving_ends_with_the_endpoint = async {
         // Chunk serving and presence end with the port.

@@ -190,7 +190,11 @@ impl Cluster {
     pub(crate) async fn carry_out_crashes(self: Arc<Self>) {
         loop {
             let (slot, why) = self.world.next_crash_request().await;
-            self.world.sometimes("power was lost inside a write");
+            self.world.sometimes(if why == "inside a write" {
+                "power was lost inside a write"
+            } else {
+                "power was lost after a vote"
+            });
             self.stop(slot, Ending::PowerCut, why);
         }
     }

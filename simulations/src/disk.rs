@@ -88,11 +88,6 @@ impl Disks {
         self.with(slot, |drive| change(&mut drive.faults));
     }
 
-    /// Whether something is wrong with the disk that an honest node may stumble over at its start.
-    pub(crate) fn is_faulty(&self, slot: u32) -> bool {
-        self.with(slot, |drive| drive.faults.room.is_some() || drive.faults.sync_fails > 0.0)
-    }
-
     /// What is left when the node's life ends.
     pub(crate) fn end(&self, slot: u32, ending: Ending) {
         let told = self.with(slot, |drive| drive.volume.end(ending, &mut drive.rng));

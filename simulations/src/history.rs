@@ -20,9 +20,14 @@ pub(crate) struct Claimed {
 /// What somebody who asked for an exam was told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Told {
-    Granted { token: u64 },
+    Granted {
+        token: u64,
+    },
     /// Somebody else has it.
-    Held { user: u32, site: u64 },
+    Held {
+        user: u32,
+        site: u64,
+    },
     /// It is reported.
     Over,
 }
@@ -38,12 +43,26 @@ pub(crate) enum Shown {
 /// One operation on one exam, with its answer if it came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Act {
-    Claim { by: Claimed, told: Option<Told> },
-    Release { claim: u128, token: u64, done: Option<bool> },
-    Complete { claim: u128, token: u64, done: Option<bool> },
+    Claim {
+        by: Claimed,
+        told: Option<Told>,
+    },
+    Release {
+        claim: u128,
+        token: u64,
+        done: Option<bool>,
+    },
+    Complete {
+        claim: u128,
+        token: u64,
+        done: Option<bool>,
+    },
     Read(Shown),
     /// The leader ended a site's session.
-    Expire { site: u64, session: u64 },
+    Expire {
+        site: u64,
+        session: u64,
+    },
 }
 
 struct Record {
@@ -140,41 +159,49 @@ impl History {
             }
         }
         for history in exams.values_mut() {
-            let (users, sites) = involved(history);
+            let Involved { users, commands, mut sites } = involved(history);
             let anywhere = all.iter().filter(|(exam, _)| exam.is_none()).map(|(_, operation)| operation);
-            history.extend(
-                anywhere
-                    .filter(|operation| match operation.act {
-                        // Where a claim of an unknown exam went shows by its user.
-                        Act::Claim { by, .. } => users.contains(&by.user),
-                        Act::Expire { site, .. } => sites.contains(&site),
-                        _ => false,
-                    })
-                    .cloned(),
-            );
+            for operation in anywhere.clone() {
+                // Where a claim of an unknown exam went shows by its user, or by what ended it.
+                if let Act::Claim { by, .. } = operation.act
+                    && (users.contains(&by.user) || commands.contains(&by.command))
+                {
+                    sites.insert(by.site);
+                    history.push(operation.clone());
+                }
+            }
+            let ends = |operation: &&Operation<Act>| matches!(operation.act, Act::Expire { site, .. } if sites.contains(&site));
+            history.extend(anywhere.filter(ends).cloned());
         }
         exams
     }
 }
 
-/// Users that hold or may hold the exam, and the sites at which claims of it may have ended.
-fn involved(history: &[Operation<Act>]) -> (BTreeSet<u32>, BTreeSet<u64>) {
-    let (mut users, mut sites) = (BTreeSet::new(), BTreeSet::new());
+/// Who holds or may hold an exam: users, claims by their command, and the sites where claims of it may
+/// have ended.
+#[derive(Default)]
+struct Involved {
+    users: BTreeSet<u32>,
+    commands: BTreeSet<u128>,
+    sites: BTreeSet<u64>,
+}
+
+fn involved(history: &[Operation<Act>]) -> Involved {
+    let mut involved = Involved::default();
     for operation in history {
         match operation.act {
             Act::Claim { by, told: None | Some(Told::Granted { .. }) } => {
-                sites.insert(by.site);
+                involved.sites.insert(by.site);
             }
-            Act::Claim { told: Some(Told::Held { user, site }), .. } => {
-                users.insert(user);
-                sites.insert(site);
+            Act::Claim { told: Some(Told::Held { user, site }), .. } | Act::Read(Shown::Claimed { user, site, .. }) => {
+                involved.users.insert(user);
+                involved.sites.insert(site);
             }
-            Act::Read(Shown::Claimed { user, site, .. }) => {
-                users.insert(user);
-                sites.insert(site);
+            Act::Release { claim, .. } | Act::Complete { claim, .. } => {
+                involved.commands.insert(claim);
             }
             _ => {}
         }
     }
-    (users, sites)
+    involved
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use clap::ValueEnum;
 use maillage_consensus::command::{Command, Envelope};
 use maillage_consensus::ids::{CommandId, ExamId, FencingToken};
-use maillage_consensus::machine::{ApplyError, Machine};
+use maillage_consensus::machine::{ApplyError, Machine, Proposer};
 use maillage_consensus::transaction::Transaction;
 use maillage_consensus::{Outcome, Queue};
 use maillage_host::UnixMillis;
@@ -28,8 +28,6 @@ pub enum Mutant {
     PackFsyncLies,
     /// New names are never made durable.
     DirectorySyncDropped,
-    /// Every vote is granted on the wire, whatever the voter answered.
-    VotesForged,
     /// A follower's refusal of entries that don't fit its log becomes an acknowledgement.
     RefusalsForged,
     /// Any claim's holder is believed, whatever its fencing token.
@@ -59,9 +57,8 @@ impl Mutant {
             Self::VoteFsyncLies => (&["I12", "I7", "I3", "startup"], 20),
             Self::PackFsyncLies => (&["I3"], 5),
             Self::DirectorySyncDropped => (&["I3", "I12", "startup"], 5),
-            Self::VotesForged => (&["I12", "I7", "I1", "I2", "I3", "I4", "panic"], 20),
             Self::RefusalsForged => (&["I12", "I7", "I1", "I3", "I4", "I9", "panic"], 20),
-            Self::FencingRemoved => (&["I1", "I2", "I4"], 10),
+            Self::FencingRemoved => (&["I1", "I2", "I3", "I4"], 10),
             Self::RepeatsRun => (&["I1", "I2", "I4"], 10),
             Self::ApplyDiffers => (&["I7"], 2),
             Self::ReadsStale => (&["I1", "I4"], 20),
@@ -73,26 +70,19 @@ impl Mutant {
     /// The machine that a node of `slot` runs.
     pub(crate) fn machine(of: Option<Self>, slot: u32) -> Arc<dyn Machine> {
         match of {
-            Some(
-                mutant @ (Self::FencingRemoved | Self::RepeatsRun | Self::ApplyDiffers | Self::DoubleGrant),
-            ) => Arc::new(Mutated { mutant, slot, grants: Mutex::default() }),
+            Some(mutant @ (Self::FencingRemoved | Self::RepeatsRun | Self::ApplyDiffers | Self::DoubleGrant)) => {
+                Arc::new(Mutated { mutant, slot, grants: Mutex::default() })
+            }
             _ => Arc::new(Queue),
         }
     }
 
     /// A frame as it travels, changed if the mutant forges such frames. Tags as in the mesh's wire
-    /// format, version 1: 130 refuses entries, 129 acknowledges, 132 answers a vote.
+    /// format, version 1: 130 refuses entries, 129 acknowledges them.
     pub(crate) fn forge(self, bytes: &[u8]) -> Option<Vec<u8>> {
-        /// Length, tag, and a vote of 17 bytes before the flag that grants.
-        const GRANTED_AT: usize = 4 + 1 + 17;
         const LOG_ID: usize = 24;
         let tag = *bytes.get(4)?;
         match (self, tag) {
-            (Self::VotesForged, 132) if bytes.get(GRANTED_AT) == Some(&0) => {
-                let mut forged = bytes.to_vec();
-                *forged.get_mut(GRANTED_AT)? = 1;
-                Some(forged)
-            }
             (Self::RefusalsForged, 130) if bytes.len() == 4 + 1 + LOG_ID => {
                 let mut forged = Vec::with_capacity(bytes.len() + 1);
                 forged.extend_from_slice(&26_u32.to_le_bytes());
@@ -134,8 +124,8 @@ impl Mutated {
 }
 
 impl Machine for Mutated {
-    fn stamp(&self, command: &[u8], now: UnixMillis) -> Result<Vec<u8>, String> {
-        Queue.stamp(command, now)
+    fn stamp(&self, command: &[u8], from: Proposer, now: UnixMillis) -> Result<Vec<u8>, String> {
+        Queue.stamp(command, from, now)
     }
 
     fn apply(&self, transaction: &mut Transaction<'_>, index: u64, command: &[u8]) -> Result<Vec<u8>, ApplyError> {

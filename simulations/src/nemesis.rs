@@ -22,6 +22,9 @@ pub(crate) async fn run(cluster: Arc<Cluster>, until: Duration) {
             cluster.disks.set_faults(slot, |faults| faults.dies_writing = dies_writing);
         }
     }
+    if faults.contains(&Fault::CrashVoting) {
+        cluster.watch.promises.crash_voters(Some(Rng::stream(cluster.plan.seed, "crash voters")));
+    }
     let mut under_way = Vec::new();
     let mut number = 0_u64;
     loop {
@@ -43,6 +46,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>, until: Duration) {
         // One that panicked is a violation already.
         let _ = harm.await;
     }
+    cluster.watch.promises.crash_voters(None);
     for slot in cluster.slots() {
         cluster.disks.set_faults(slot, |faults| *faults = Default::default());
         cluster.world.resume(slot);
@@ -78,8 +82,8 @@ impl Harm {
                 }
                 self.crash(slots, Ending::PowerCut).await;
             }
-            // Set for the whole run, by the probability of each write.
-            Fault::CrashWriting => {}
+            // Set for the whole run, by the probability of each write and vote.
+            Fault::CrashWriting | Fault::CrashVoting => {}
             Fault::Pause => {
                 self.cluster.world.pause(self.slot);
                 tokio::time::sleep(self.lasts).await;

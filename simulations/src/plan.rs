@@ -22,6 +22,8 @@ pub enum Fault {
     CrashLeader,
     /// Power is lost in the middle of a write.
     CrashWriting,
+    /// Power is lost right after a vote was granted.
+    CrashVoting,
     /// A node's process is stopped for a while and goes on (SIGSTOP).
     Pause,
     /// A disk is full for a while.
@@ -53,12 +55,13 @@ pub enum Fault {
 }
 
 /// The faults of a swarm: every kind that must not matter.
-const SWARM: [Fault; 18] = [
+const SWARM: [Fault; 19] = [
     Fault::Crash,
     Fault::CrashMany,
     Fault::Kill,
     Fault::CrashLeader,
     Fault::CrashWriting,
+    Fault::CrashVoting,
     Fault::Pause,
     Fault::DiskFull,
     Fault::FsyncFails,

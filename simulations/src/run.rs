@@ -69,8 +69,11 @@ pub enum RunError {
 /// [`RunError`]; a broken invariant is no error but in the report.
 pub fn run(settings: &Settings) -> Result<Report, RunError> {
     let trace = Trace::new(settings.trace.as_deref()).map_err(RunError::Trace)?;
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().map_err(RunError::Runtime)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .map_err(RunError::Runtime)?;
     let plan = Plan::draw(settings);
     let seed = settings.seed;
     let report = runtime.block_on(async move {

@@ -29,6 +29,9 @@ fn store_config() -> StoreConfig {
     }
 }
 
+/// How long a node's first word on its log is awaited; one that has none never says so.
+const STATUS_WAIT: Duration = Duration::from_millis(300);
+
 /// Why a node could not start.
 #[derive(Debug)]
 enum Failed {
@@ -68,9 +71,10 @@ async fn start(cluster: &Arc<Cluster>, owner: Owner, site: u64) -> Result<Runnin
     let store = Store::open(disk.clone(), "packs", Arc::<MemoryHome>::default(), clock.clone(), store_config())
         .await
         .map_err(|error| match error {
-            OpenError::Directory(_) | OpenError::Index(_) | OpenError::Pack { .. } => Failed::Disk(error.to_string()),
-            other @ OpenError::Version { .. } => Failed::Refuses(other.to_string()),
-        })?;
+        OpenError::Version { .. } => Failed::Refuses(error.to_string()),
+        _ if is_excused(&error.to_string()) => Failed::Disk(error.to_string()),
+        _ => Failed::Refuses(error.to_string()),
+    })?;
     let recovery = store.recovery();
     if !recovery.damage.is_empty() || !recovery.missing.is_empty() {
         cluster.watch.instances.damaged(owner, recovery);
@@ -95,12 +99,19 @@ async fn start(cluster: &Arc<Cluster>, owner: Owner, site: u64) -> Result<Runnin
     })
     .await
     .map_err(|error| match &error {
-        StartError::Log(LogError::Io(_)) | StartError::State(_) | StartError::Raft(_) if cluster.disks.is_faulty(slot) => {
+        StartError::Log(LogError::Io(_)) | StartError::State(_) | StartError::Raft(_)
+            if is_excused(&error.to_string()) =>
+        {
             Failed::Disk(error.to_string())
         }
         _ => Failed::Refuses(error.to_string()),
     })?;
-    cluster.watch.promises.life_begins(owner, group.watch().borrow().last_log);
+    let mut status = group.watch();
+    let known = tokio::time::timeout(STATUS_WAIT, status.wait_for(|status| status.last_log.is_some())).await;
+    let last_log = known.ok().and_then(|known| known.ok().and_then(|status| status.last_log));
+    // No door is open yet, so no leader has added anything.
+    cluster.watch.promises.life_begins(owner, last_log);
+    drop(status);
     Ok(Running { owner, site, group, store })
 }
 

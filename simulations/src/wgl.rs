@@ -30,7 +30,9 @@ pub(crate) struct Operation<A> {
 pub(crate) enum Verdict {
     Linearizable,
     /// How many answered operations the best order explains.
-    Violation { explained: usize },
+    Violation {
+        explained: usize,
+    },
     /// Not decided within the budget of steps.
     TooHard,
 }
@@ -156,7 +158,11 @@ mod tests {
                     let call = rng.below(12);
                     let answer = (!rng.chance(0.15)).then(|| call + 1 + rng.below(6));
                     let value = u8::try_from(rng.below(3)).expect("small");
-                    operation(call * 2, answer.map(|at| at * 2 + 1), if rng.chance(0.5) { Act::Write(value) } else { Act::Read(value) })
+                    operation(
+                        call * 2,
+                        answer.map(|at| at * 2 + 1),
+                        if rng.chance(0.5) { Act::Write(value) } else { Act::Read(value) },
+                    )
                 })
                 .collect();
             let good = brute_force(&history);

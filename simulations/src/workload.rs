@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use maillage_consensus::Outcome;
 use maillage_consensus::command::{Command, Envelope};
 use maillage_consensus::ids::{CommandId, Name, SiteId};
 use maillage_consensus::raft::{Committed, ProposeError};
-use maillage_consensus::Outcome;
 use tokio::task::JoinHandle;
 
 mod hospital;
@@ -113,9 +113,10 @@ impl Sender {
         let site = SiteId(running.site);
         let envelope = Envelope { id, at: Default::default(), site, user: self.user.clone(), command };
         let limit = self.rng.millis(500, 8_000);
-        let asked = self.cluster.world.spawn_on(running.owner, async move {
-            running.group.propose(envelope.encode().into(), limit).await
-        });
+        let asked = self
+            .cluster
+            .world
+            .spawn_on(running.owner, async move { running.group.propose(envelope.encode().into(), limit).await });
         // The node died with the question.
         Some(asked.await.unwrap_or(Err(ProposeError::Unknown)))
     }

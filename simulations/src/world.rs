@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Arguments;
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 use std::time::Duration;
@@ -21,6 +22,11 @@ use crate::trace::Trace;
 
 /// Polls at one simulated instant after which the world counts as stuck.
 const POLLS_AT_ONE_INSTANT_MAX: u64 = 3_000_000;
+/// Polls of one task at one simulated instant after which it is made to wait: work takes time, and
+/// code that spins until something changes would otherwise stop the clock for all.
+const POLLS_OF_A_TASK_MAX: u32 = 50;
+/// The longest that a spinning task is made to wait, milliseconds.
+const SPIN_WAIT_MS_MAX: u64 = 50;
 /// Abort handles of ended tasks are dropped each time so many gathered.
 const ABORTS_KEPT: usize = 512;
 /// Violations kept; those that follow the first ones say little more.
@@ -186,7 +192,10 @@ impl World {
 
     pub(crate) fn is_alive(&self, owner: Owner) -> bool {
         owner == HARNESS
-            || lock(&self.state).lives.get(&owner.slot).is_some_and(|life| life.up && life.incarnation == owner.incarnation)
+            || lock(&self.state)
+                .lives
+                .get(&owner.slot)
+                .is_some_and(|life| life.up && life.incarnation == owner.incarnation)
     }
 
     pub(crate) fn is_up(&self, slot: u32) -> bool {
@@ -331,18 +340,57 @@ pub(crate) struct Tasks(pub(crate) Arc<World>);
 impl Scheduler for Tasks {
     fn scope(&self) -> Box<dyn Scope> {
         let owner = lock(&self.0.state).current;
-        Box::new(TaskScope { world: Arc::clone(&self.0), owner })
+        Box::new(TaskScope { world: Arc::clone(&self.0), owner, pace: Mutex::default() })
     }
 }
 
 struct TaskScope {
     world: Arc<World>,
     owner: Owner,
+    pace: Mutex<Pace>,
+}
+
+/// How often a task ran at one instant, and how long it was made to wait for it.
+#[derive(Default)]
+struct Pace {
+    at: Duration,
+    polls: u32,
+    wait_ms: u64,
+    waits: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl TaskScope {
+    /// Whether the task may run on; if not, it is woken when its wait is over.
+    fn paces(&self, cx: &mut Context<'_>) -> bool {
+        let now = self.world.now();
+        let mut pace = lock(&self.pace);
+        if let Some(wait) = &mut pace.waits {
+            if wait.as_mut().poll(cx).is_pending() {
+                return false;
+            }
+            pace.waits = None;
+        }
+        if pace.at != now {
+            // One that spins again right after its wait waits longer.
+            let spins = pace.polls > POLLS_OF_A_TASK_MAX;
+            pace.wait_ms = if spins { (pace.wait_ms * 2).clamp(1, SPIN_WAIT_MS_MAX) } else { 0 };
+            (pace.at, pace.polls) = (now, 0);
+        }
+        pace.polls += 1;
+        if pace.polls <= POLLS_OF_A_TASK_MAX {
+            return true;
+        }
+        self.world.sometimes("a task span without waiting");
+        let mut wait = Box::pin(tokio::time::sleep(Duration::from_millis(pace.wait_ms.max(1))));
+        let ready = wait.as_mut().poll(cx).is_ready();
+        pace.waits = Some(wait);
+        ready
+    }
 }
 
 impl Scope for TaskScope {
     fn enter(&self, cx: &mut Context<'_>, poll: &mut dyn FnMut(&mut Context<'_>)) {
-        if self.world.admits(self.owner, cx) {
+        if self.world.admits(self.owner, cx) && (self.owner == HARNESS || self.paces(cx)) {
             let _as_owner = self.world.act_as(self.owner);
             poll(cx);
         }

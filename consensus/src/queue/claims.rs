@@ -3,25 +3,74 @@
 use super::{Applied, Effect, exams};
 use crate::command::Envelope;
 use crate::exam::{Claim, Exam, ExamState, Report, WorkitemState};
+use crate::keys;
 use crate::ids::{ExamId, FencingToken, Line, Name, Prose, UidText};
 use crate::machine::ApplyError;
 use crate::outcome::{Grant, Holder, Outcome, Refusal};
 use crate::state::State;
 
-/// Exams looked at by one `claim next` with a modality filter. The room holds tens of exams, not
-/// thousands; the bound keeps a command's cost bounded if it ever does.
-const NEXT_SCAN_MAX: usize = 10_000;
+/// Exams looked at by one `claim next`. The room holds tens of exams, not thousands; the bound keeps a
+/// command's cost bounded if it ever does.
+const NEXT_SCAN_MAX: usize = 1_000;
+/// Places read at once.
+const NEXT_PAGE: usize = 8;
+/// For so long `claim next` prefers other exams to one that the same reader has given back.
+const RELEASED_PASSED_OVER_MS: u64 = 10 * 60_000;
 
 pub(super) fn next(state: &mut State<'_, '_>, envelope: &Envelope, modalities: &[UidText]) -> Applied {
-    let limit = if modalities.is_empty() { 1 } else { NEXT_SCAN_MAX };
-    for id in state.waiting(limit)? {
+    let mut given_back = None;
+    let mut room = Room::default();
+    while let Some(id) = room.next(state)? {
         let Some(exam) = state.exam(id)? else { continue };
         let modality = exam.request.modality.as_str();
-        if modalities.is_empty() || modalities.iter().any(|wanted| wanted.as_str() == modality) {
-            return grant(state, envelope, &exam);
+        if !modalities.is_empty() && !modalities.iter().any(|wanted| wanted.as_str() == modality) {
+            continue;
         }
+        // An exam that this reader has just given back would stand before everything behind it.
+        if has_just_released(state, envelope, &exam)? {
+            given_back.get_or_insert(exam);
+            continue;
+        }
+        return grant(state, envelope, &exam);
     }
-    Ok(Outcome::NothingWaiting.into())
+    match given_back {
+        Some(exam) => grant(state, envelope, &exam),
+        None => Ok(Outcome::NothingWaiting.into()),
+    }
+}
+
+/// A walk through the waiting room, a few places at a time: most claims need the first only.
+#[derive(Default)]
+struct Room {
+    page: std::collections::VecDeque<Vec<u8>>,
+    after: Vec<u8>,
+    seen: usize,
+}
+
+impl Room {
+    fn next(&mut self, state: &State<'_, '_>) -> Result<Option<ExamId>, ApplyError> {
+        if self.seen >= NEXT_SCAN_MAX {
+            return Ok(None);
+        }
+        if self.page.is_empty() {
+            let after = if self.seen == 0 { &keys::WAITING[..] } else { &self.after };
+            self.page = state.waiting_after(after, NEXT_PAGE)?.into();
+        }
+        let Some(key) = self.page.pop_front() else { return Ok(None) };
+        self.seen += 1;
+        let id = keys::trailing_number(&key).map(ExamId);
+        self.after = key;
+        Ok(id)
+    }
+}
+
+fn has_just_released(state: &State<'_, '_>, envelope: &Envelope, exam: &Exam) -> Result<bool, ApplyError> {
+    let Some(last) = exam.workitem.checked_sub(1).filter(|number| *number > 0) else { return Ok(false) };
+    let Some(workitem) = state.workitem(exam.id, last)? else { return Ok(false) };
+    let theirs = workitem
+        .performer
+        .is_some_and(|claim| claim.user == envelope.user && claim.site == envelope.site);
+    Ok(theirs && state.now.0.saturating_sub(workitem.at.0) < RELEASED_PASSED_OVER_MS)
 }
 
 pub(super) fn take(state: &mut State<'_, '_>, envelope: &Envelope, id: ExamId) -> Applied {

@@ -9,9 +9,11 @@ use crate::outcome::{Outcome, Refusal};
 use crate::state::State;
 
 pub(super) fn add(state: &mut State<'_, '_>, request: &Request) -> Applied {
+    let mut cancelled = Vec::new();
     if !request.accession.is_empty() {
         let mut same = state.exams_with_accession(request.accession.as_str())?;
-        same.retain(|exam| exam.request.patient.same_as(&request.patient) && exam.state != ExamState::Cancelled);
+        same.retain(|exam| exam.request.patient.same_as(&request.patient));
+        cancelled = same.extract_if(.., |exam| exam.state == ExamState::Cancelled).collect();
         if let Some(exam) = same.iter().find(|exam| exam.unsolicited.is_none()) {
             return Ok(Outcome::ExamAdded { exam: exam.id, existed: true }.into());
         }
@@ -23,7 +25,36 @@ pub(super) fn add(state: &mut State<'_, '_>, request: &Request) -> Applied {
         }
     }
     let exam = create(state, request, None)?;
+    let mut after = exam.clone();
+    for from in cancelled.iter().filter(|exam| exam.reconciled_into.is_none()) {
+        // Requested again after a cancellation: the images that came for the first request are here.
+        take_studies(state, from, &mut after)?;
+    }
+    if after != exam {
+        state.put_exam(Some(&exam), &after)?;
+    }
     Ok(Outcome::ExamAdded { exam: exam.id, existed: false }.into())
+}
+
+/// Moves the images of `from` to `to`, which becomes ready by them.
+fn take_studies(state: &mut State<'_, '_>, from: &Exam, to: &mut Exam) -> Result<(), ApplyError> {
+    for uid in &from.studies {
+        if !to.studies.contains(uid) {
+            to.studies.push(uid.clone());
+        }
+        if let Some(study) = state.study(uid.as_str())? {
+            let mut moved = study.clone();
+            for held in moved.parts.iter_mut().filter(|held| held.exam == from.id) {
+                held.exam = to.id;
+            }
+            state.put_study(Some(&study), &moved)?;
+        }
+    }
+    if !from.studies.is_empty() {
+        to.images_after_report |= to.state == ExamState::Reported;
+        make_ready(to, from.ready_at.unwrap_or(state.now));
+    }
+    Ok(())
 }
 
 /// The request of an exam that so far had only images.
@@ -153,20 +184,7 @@ pub(super) fn reconcile(state: &mut State<'_, '_>, unsolicited: ExamId, into: Ex
         return Ok(Refusal::WrongState { state: from.state }.into());
     }
     let mut after = target.clone();
-    for uid in &from.studies {
-        if !after.studies.contains(uid) {
-            after.studies.push(uid.clone());
-        }
-        if let Some(study) = state.study(uid.as_str())? {
-            let mut moved = study.clone();
-            for held in moved.parts.iter_mut().filter(|held| held.exam == from.id) {
-                held.exam = target.id;
-            }
-            state.put_study(Some(&study), &moved)?;
-        }
-    }
-    after.images_after_report |= after.state == ExamState::Reported;
-    make_ready(&mut after, from.ready_at.unwrap_or(state.now));
+    take_studies(state, &from, &mut after)?;
     state.put_exam(Some(&target), &after)?;
     end_unread(state, &from, Some(target.id), &Line::fitted("reconciled into another exam"))?;
     Ok(Outcome::Done.into())

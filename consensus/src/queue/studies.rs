@@ -8,7 +8,7 @@ use crate::command::StudyPart;
 use crate::exam::{Exam, ExamState, Request, Unsolicited};
 use crate::ids::{Address, SiteId, UidText};
 use crate::machine::ApplyError;
-use crate::mesh::{HeldPart, Study};
+use crate::mesh::{EarlierPart, HeldPart, Study};
 use crate::outcome::{Outcome, Refusal};
 use crate::state::State;
 
@@ -16,16 +16,20 @@ pub(super) fn record(state: &mut State<'_, '_>, origin: SiteId, part: &StudyPart
     let before = state.study(part.study.as_str())?;
     let mut study = before.clone().unwrap_or_else(|| Study { uid: part.study.clone(), parts: Vec::new() });
     let known = study.parts.iter().position(|held| held.origin == origin);
-    if let Some(held) = known.and_then(|at| study.parts.get(at))
+    let earlier = known.and_then(|at| study.parts.get(at)).cloned();
+    if let Some(held) = &earlier
         && held.part.sequence >= part.sequence
     {
+        if held.part.manifest != part.manifest {
+            return Ok(Refusal::PartSuperseded { sequence: held.part.sequence }.into());
+        }
         let unsolicited = state.exam(held.exam)?.and_then(|exam| exam.unsolicited);
         return Ok(Outcome::StudyRecorded { exam: held.exam, unsolicited }.into());
     }
     // A part published again keeps its exam: its patient was checked at the node, instance by
-    // instance, and a person may have reconciled it since.
-    let exam = match known.and_then(|at| study.parts.get(at)) {
-        Some(held) => state.exam(held.exam)?,
+    // instance, and a person may have reconciled it since. A cancelled exam keeps nothing.
+    let exam = match &earlier {
+        Some(held) => state.exam(held.exam)?.filter(|exam| exam.state != ExamState::Cancelled),
         None => None,
     };
     let exam = match exam {
@@ -35,9 +39,10 @@ pub(super) fn record(state: &mut State<'_, '_>, origin: SiteId, part: &StudyPart
             Err(reason) => exams::create(state, &Request { awaits_images: true, ..part.says.clone() }, Some(reason))?,
         },
     };
-    let held = HeldPart { origin, exam: exam.id, part: part.clone(), holders: vec![origin] };
-    match known {
-        Some(at) => study.parts[at] = held,
+    let previous = earlier.and_then(best_held);
+    let held = HeldPart { origin, exam: exam.id, part: part.clone(), holders: vec![origin], previous };
+    match known.and_then(|at| study.parts.get_mut(at)) {
+        Some(place) => *place = held,
         None => study.parts.push(held),
     }
     state.put_study(before.as_ref(), &study)?;
@@ -61,6 +66,7 @@ fn belongs_to(
     // Another site received some of this very study: same exam, if it is the same patient.
     for held in &study.parts {
         if let Some(exam) = state.exam(held.exam)?
+            && exam.state != ExamState::Cancelled
             && exam.request.patient.same_as(&says.patient)
         {
             return Ok(Ok(exam));
@@ -96,16 +102,39 @@ pub(super) fn record_holding(
         return Ok(Refusal::NoSuchPart.into());
     };
     let mut study = before.clone();
-    let Some(held) = study.parts.iter_mut().find(|held| held.part.manifest == *manifest) else {
+    let wanted = state.mesh()?.map_or(1, |mesh| usize::from(mesh.copies));
+    let of_this = |held: &&mut HeldPart| {
+        held.part.manifest == *manifest
+            || held.previous.as_ref().is_some_and(|earlier| earlier.part.manifest == *manifest)
+    };
+    let Some(held) = study.parts.iter_mut().find(of_this) else {
         return Ok(Refusal::NoSuchPart.into());
     };
-    match (held.holders.binary_search(&site), holds) {
-        (Err(at), true) => held.holders.insert(at, site),
+    let holders = match &mut held.previous {
+        Some(earlier) if earlier.part.manifest == *manifest => &mut earlier.holders,
+        _ => &mut held.holders,
+    };
+    match (holders.binary_search(&site), holds) {
+        (Err(at), true) => holders.insert(at, site),
         (Ok(at), false) => {
-            held.holders.remove(at);
+            holders.remove(at);
         }
         _ => return Ok(Outcome::Done.into()),
     }
+    if held.previous.as_ref().is_some_and(|earlier| held.holders.len() >= earlier.holders.len().min(wanted)) {
+        held.previous = None;
+    }
     state.put_study(Some(&before), &study)?;
     Ok(Outcome::Done.into())
+}
+
+/// The publication, of a part and the one before it, that more sites hold; none if nobody but the
+/// origin holds it.
+fn best_held(held: HeldPart) -> Option<EarlierPart> {
+    let this = EarlierPart { part: held.part, holders: held.holders };
+    let best = match held.previous {
+        Some(earlier) if earlier.holders.len() > this.holders.len() => earlier,
+        _ => this,
+    };
+    (best.holders.len() > 1).then_some(best)
 }

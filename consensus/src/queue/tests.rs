@@ -16,6 +16,7 @@ use crate::outcome::Grant;
 use crate::view::View;
 
 const PARIS: SiteId = SiteId(1);
+const LEADER: Proposer = Proposer { node: 1, is_leader: true };
 
 /// A queue over an engine in memory, each command committed at the next index.
 struct Bench {
@@ -49,7 +50,8 @@ impl Bench {
         self.now += 1_000;
         let envelope =
             Envelope { id, at: UnixMillisField(0), site, user: Name::fitted("dr-a"), command };
-        let stamped = Queue.stamp(&envelope.encode(), UnixMillis(self.now)).expect("stamp");
+        let from = Proposer { node: site.0, is_leader: true };
+        let stamped = Queue.stamp(&envelope.encode(), from, UnixMillis(self.now)).expect("stamp");
         let mut transaction = Transaction::new(&*self.engine);
         let outcome = Queue.apply(&mut transaction, self.index, &stamped).expect("apply");
         self.engine.commit(transaction.into_batch()).expect("commit");
@@ -118,6 +120,12 @@ fn ready(accession: &str, priority: Priority) -> Request {
     Request { awaits_images: false, priority, ..request(accession, "P1") }
 }
 
+fn born(accession: &str, patient: &str, birth_date: &str) -> Request {
+    let mut request = request(accession, patient);
+    request.patient.birth_date = Text8::fitted(birth_date);
+    request
+}
+
 fn part(study: &str, says: Request, sequence: u64) -> StudyPart {
     StudyPart {
         study: UidText::fitted(study),
@@ -161,6 +169,66 @@ fn a_repeated_command_returns_the_first_outcome_and_does_nothing() {
     assert!(matches!(first, Outcome::Claimed(_)));
     assert_eq!(first, again);
     assert_eq!(bench.view(|view| view.counts()).waiting, 1, "the second exam is still there");
+}
+
+#[test]
+fn a_command_id_used_for_another_command_does_nothing_and_says_so() {
+    let mut bench = Bench::founded();
+    let exam = bench.add(ready("A1", Priority::Urgent));
+    let token = bench.take(PARIS, exam).claim.token;
+    let id = CommandId::random();
+    let first = Command::Complete { exam, token, report: report("no bleeding") };
+    assert_eq!(bench.run_as(id, PARIS, first), Outcome::Completed { report: 1 });
+    let corrected = Command::Complete { exam, token, report: report("bleeding") };
+    assert_eq!(bench.run_as(id, PARIS, corrected), Outcome::Refused(Refusal::OtherCommand));
+    assert_eq!(bench.view(|view| view.reports(exam)).len(), 1);
+}
+
+#[test]
+fn a_refusal_that_a_moment_changes_is_not_remembered() {
+    let mut bench = Bench::founded();
+    bench.add(ready("A1", Priority::Urgent));
+    bench.run(PARIS, Command::ExpireSession { site: PARIS, session: 1 });
+    let id = CommandId::random();
+    let next = || Command::ClaimNext { modalities: vec![] };
+    assert_eq!(bench.run_as(id, PARIS, next()), Outcome::Refused(Refusal::NoSession));
+    bench.run(PARIS, Command::OpenSession);
+    assert!(matches!(bench.run_as(id, PARIS, next()), Outcome::Claimed(_)));
+}
+
+#[test]
+fn nobody_speaks_for_another_site_and_only_the_leader_ends_a_session() {
+    let say = |site: u64, node: u64, is_leader: bool, command: Command| {
+        let envelope = Envelope {
+            id: CommandId::random(),
+            at: UnixMillisField(0),
+            site: SiteId(site),
+            user: Name::default(),
+            command,
+        };
+        Queue.stamp(&envelope.encode(), Proposer { node, is_leader }, UnixMillis(1))
+    };
+    assert!(say(4, 4, false, Command::OpenSession).is_ok());
+    assert!(say(5, 4, false, Command::OpenSession).is_err());
+    let expire = || Command::ExpireSession { site: SiteId(9), session: 1 };
+    assert!(say(4, 4, true, expire()).is_ok());
+    assert!(say(4, 4, false, expire()).is_err());
+}
+
+#[test]
+fn claim_next_passes_over_what_its_reader_has_just_given_back() {
+    let mut bench = Bench::founded();
+    let first = bench.add(ready("A1", Priority::Vital));
+    let second = bench.add(ready("A2", Priority::Scheduled));
+    let next = |bench: &mut Bench| match bench.run(PARIS, Command::ClaimNext { modalities: vec![] }) {
+        Outcome::Claimed(grant) => (grant.exam, grant.claim.token),
+        other => panic!("{other:?}"),
+    };
+    let (exam, token) = next(&mut bench);
+    assert_eq!(exam, first);
+    bench.run(PARIS, Command::Release { exam, token, reason: Line::default() });
+    assert_eq!(next(&mut bench).0, second);
+    assert_eq!(next(&mut bench).0, first, "nothing else is left");
 }
 
 #[test]
@@ -279,12 +347,13 @@ fn images_meet_their_request_by_accession_and_patient() {
 #[test]
 fn images_of_another_patient_are_never_attached_to_the_request() {
     let mut bench = Bench::founded();
-    let exam = bench.add(request("A1", "P1"));
+    let exam = bench.add(born("A1", "P1", "19701231"));
     for (says, why) in [
         (request("A1", "P2"), Unsolicited::OtherPatient),
         (request("A9", "P1"), Unsolicited::NoRequest),
         (request("", "P1"), Unsolicited::NoIdentifiers),
         (request("A1", ""), Unsolicited::NoIdentifiers),
+        (born("A1", "P1", "19990101"), Unsolicited::OtherPatient),
     ] {
         let study = format!("1.2.{}", bench.index);
         match bench.run(PARIS, Command::RecordStudy(part(&study, says, 1))) {
@@ -297,7 +366,7 @@ fn images_of_another_patient_are_never_attached_to_the_request() {
         }
     }
     assert!(bench.exam(exam).studies.is_empty());
-    assert_eq!(bench.view(|view| view.counts()).unsolicited, 4);
+    assert_eq!(bench.view(|view| view.counts()).unsolicited, 5);
 }
 
 #[test]
@@ -327,6 +396,19 @@ fn a_request_that_comes_after_its_images_adopts_them() {
     let exam = bench.exam(exam);
     assert_eq!((exam.unsolicited, exam.request.priority), (None, Priority::Vital));
     assert_eq!(bench.view(|view| view.counts()).unsolicited, 0);
+}
+
+#[test]
+fn an_exam_requested_again_after_a_cancellation_has_its_images() {
+    let mut bench = Bench::founded();
+    let first = bench.add(request("A1", "P1"));
+    bench.run(PARIS, Command::RecordStudy(part("1.2", request("A1", "P1"), 1)));
+    bench.run(PARIS, Command::Cancel { exam: first, reason: Line::fitted("mistake") });
+    let second = bench.add(request("A1", "P1"));
+    assert_eq!(bench.exam(second).state, ExamState::Waiting);
+    let lyon = bench.join("lyon");
+    let more = bench.run(lyon, Command::RecordStudy(part("1.2", request("A1", "P1"), 1)));
+    assert_eq!(more, Outcome::StudyRecorded { exam: second, unsolicited: None });
 }
 
 #[test]
@@ -360,10 +442,17 @@ fn a_part_published_again_counts_only_its_origin_as_holder_until_the_others_catc
     let second = part("1.2", request("A1", "P1"), 2);
     bench.run(PARIS, Command::RecordStudy(second.clone()));
     assert_eq!(bench.view(|view| view.counts()).studies_below_two, 1);
-    assert_eq!(bench.run(lyon, holding(first.manifest)), Outcome::Refused(Refusal::NoSuchPart));
-    bench.run(PARIS, Command::RecordStudy(first));
+    let unknown = bench.run(lyon, holding([7; 32]));
+    assert_eq!(unknown, Outcome::Refused(Refusal::NoSuchPart));
+    let late = bench.run(PARIS, Command::RecordStudy(first));
+    assert_eq!(late, Outcome::Refused(Refusal::PartSuperseded { sequence: 2 }));
     let parts = bench.view(|view| view.study("1.2")).expect("study").parts;
     assert_eq!(parts[0].part.sequence, 2, "an old publication does not come back");
+    let earlier = parts[0].previous.as_ref().expect("the better held publication is remembered");
+    assert_eq!((earlier.part.sequence, earlier.holders.len()), (1, 2));
+    assert_eq!(bench.run(lyon, holding(second.manifest)), Outcome::Done);
+    let parts = bench.view(|view| view.study("1.2")).expect("study").parts;
+    assert_eq!(parts[0].previous, None, "the new publication is held as well as the old one was");
     assert_eq!(bench.view(|view| view.studies_below_wanted(None, 10)), ["1.2"]);
 }
 
@@ -405,7 +494,7 @@ fn an_unknown_command_stops_the_replica_and_is_refused_before_the_log() {
     let bench = Bench::founded();
     let mut transaction = Transaction::new(&*bench.engine);
     for bytes in [&[][..], &[2, 0, 0], &[1, 0xff, 0xff]] {
-        assert!(Queue.stamp(bytes, UnixMillis(1)).is_err());
+        assert!(Queue.stamp(bytes, LEADER, UnixMillis(1)).is_err());
         assert!(matches!(Queue.apply(&mut transaction, 9, bytes), Err(ApplyError::Unknown { index: 9, .. })));
     }
 }

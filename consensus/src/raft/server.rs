@@ -85,7 +85,7 @@ async fn dispatch(
             check::vote(request.from_leader(), from, true)?;
             Frame::Transferred(raft.handle_transfer_leader(request).await.map_err(io::Error::other)?)
         }
-        Frame::Propose(wait, command) => inner.propose_for(command, Instant::now() + wait.min(WAIT_MAX)).await,
+        Frame::Propose(wait, command) => inner.propose_for(from, command, Instant::now() + wait.min(WAIT_MAX)).await,
         Frame::ReadIndex(wait) => inner.read_index_for(Instant::now() + wait.min(WAIT_MAX)).await,
         Frame::KeepAlive => inner.keep_alive_from(from),
         _ => return Err(ServeError::Refused("not a request")),

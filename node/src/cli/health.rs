@@ -36,13 +36,12 @@ struct Check {
 /// What cannot be read counts as degraded: silence is not health.
 fn checks(status: &Value) -> Vec<Check> {
     let quorum = |name: &str| field(status, &["quorum", name]);
-    let (alive, needed) = (number(status, &["quorum", "alive"]), number(status, &["quorum", "needed"]));
     let storage = |name: &str| number(status, &["storage", name]);
     let others = items(&status["peers"], "").len() > 1;
     vec![
         Check {
             name: "quorum",
-            ok: alive.zip(needed).is_some_and(|(alive, needed)| alive >= needed),
+            ok: status["quorum"]["reached"] == Value::Bool(true) && status["fatal"].is_null(),
             detail: format!("{} of {} voters answer, {} needed", quorum("alive"), quorum("voters"), quorum("needed")),
         },
         Check {
@@ -58,6 +57,14 @@ fn checks(status: &Value) -> Vec<Check> {
             ok: storage("bad") == Some(0),
             detail: format!("{} damaged", field(status, &["storage", "bad"])),
         },
+        Check {
+            name: "writer",
+            ok: status["storage"]["writer_failed"] == Value::Bool(false),
+            detail: match status["storage"]["writer_failed"].as_bool() {
+                Some(false) => "images can be written".to_owned(),
+                _ => "images are not written any more: see the log, then restart".to_owned(),
+            },
+        },
     ]
 }
 
@@ -67,8 +74,8 @@ mod tests {
 
     fn degraded(change: impl FnOnce(&mut Value)) -> Vec<&'static str> {
         let mut status = json!({
-            "quorum": { "voters": 3, "needed": 2, "alive": 2 },
-            "storage": { "bad": 0, "under_two_sites": 0 },
+            "quorum": { "voters": 3, "needed": 2, "alive": 2, "reached": true },
+            "storage": { "bad": 0, "under_two_sites": 0, "writer_failed": false },
             "peers": [{ "site": 1 }, { "site": 2 }],
         });
         change(&mut status);
@@ -78,10 +85,12 @@ mod tests {
     #[test]
     fn each_check_can_fail() {
         assert!(degraded(|_| {}).is_empty());
-        assert_eq!(degraded(|status| status["quorum"]["alive"] = json!(1)), ["quorum"]);
+        assert_eq!(degraded(|status| status["quorum"]["reached"] = json!(false)), ["quorum"]);
+        assert_eq!(degraded(|status| status["fatal"] = json!("log")), ["quorum"]);
+        assert_eq!(degraded(|status| status["storage"]["writer_failed"] = json!(true)), ["writer"]);
         assert_eq!(degraded(|status| status["storage"]["under_two_sites"] = json!(1)), ["copies"]);
         assert_eq!(degraded(|status| status["storage"]["bad"] = json!(1)), ["chunks"]);
-        assert_eq!(degraded(|status| *status = json!({})), ["quorum", "copies", "chunks"]);
+        assert_eq!(degraded(|status| *status = json!({})), ["quorum", "copies", "chunks", "writer"]);
     }
 
     #[test]

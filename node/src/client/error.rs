@@ -41,10 +41,9 @@ impl Problem {
     pub(crate) fn exit_code(&self) -> ExitCode {
         match self.code.as_str() {
             "no-quorum" | "unknown-outcome" => ExitCode::NoQuorum,
-            "conflict" | "stale-token" => ExitCode::Conflict,
-            "refused" => ExitCode::Refused,
-            "corrupt" => ExitCode::Corrupt,
-            "degraded" => ExitCode::Degraded,
+            "conflict" | "stale-token" | "wrong-state" => ExitCode::Conflict,
+            "storage-full" | "other-patient" | "several-patients" => ExitCode::Refused,
+            "images-damaged" => ExitCode::Corrupt,
             _ => ExitCode::Error,
         }
     }
@@ -119,8 +118,7 @@ impl ClientError {
             Self::Refused(problem) => match problem.code.as_str() {
                 "no-quorum" => "`maillage status` shows which sites answer".to_owned(),
                 "stale-token" => "`maillage exams show ID` shows who holds the claim now".to_owned(),
-                "corrupt" => "`maillage study verify UID` names what is damaged".to_owned(),
-                "degraded" => "`maillage health` says why".to_owned(),
+                "images-damaged" => "`maillage study verify UID` names what is damaged".to_owned(),
                 _ => return None,
             },
             _ => return None,
@@ -148,9 +146,9 @@ mod tests {
             ("unknown-outcome", ExitCode::NoQuorum),
             ("conflict", ExitCode::Conflict),
             ("stale-token", ExitCode::Conflict),
-            ("refused", ExitCode::Refused),
-            ("corrupt", ExitCode::Corrupt),
-            ("degraded", ExitCode::Degraded),
+            ("wrong-state", ExitCode::Conflict),
+            ("storage-full", ExitCode::Refused),
+            ("images-damaged", ExitCode::Corrupt),
             ("not-found", ExitCode::Error),
             ("", ExitCode::Error),
         ] {

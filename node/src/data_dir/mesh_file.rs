@@ -29,6 +29,9 @@ pub(crate) struct MeshFile {
     pub(crate) site_name: String,
     /// Rises when a mesh is restored or its quorum recovered; older ones are refused.
     pub(crate) epoch: u64,
+    /// Whether this node has had a part of the mesh's log: one that has lost it since must not vote as
+    /// if it had promised nothing.
+    pub(crate) has_log: bool,
     /// All members as last known.
     pub(crate) members: Vec<MeshFileMember>,
 }
@@ -97,12 +100,14 @@ mod tests {
             site_id: 3,
             site_name: "rennes".to_owned(),
             epoch: 1,
+            has_log: true,
             members: vec![member],
         };
         expect![[r#"
             {
               "epoch": 1,
               "format": 1,
+              "has_log": true,
               "members": [
                 {
                   "addresses": [

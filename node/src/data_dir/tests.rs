@@ -17,6 +17,7 @@ fn mesh_file() -> MeshFile {
         site_id: 3,
         site_name: "rennes".to_owned(),
         epoch: 1,
+        has_log: false,
         members: Vec::new(),
     }
 }

@@ -23,7 +23,7 @@ use super::extract::{UrlPath, parse_uid};
 use super::multipart::PartWriter;
 use super::negotiate::{Framing, negotiate};
 use super::problem::Problem;
-use crate::images::{ImagesError, InstanceRef};
+use crate::images::{ImagesError, InstanceRef, StudyImages};
 use crate::node::Node;
 
 /// Pieces of at most 1 MiB between the producer and a client's socket.
@@ -67,8 +67,13 @@ pub(super) async fn instance(
 async fn retrieve(app: App, wanted: Wanted, headers: &HeaderMap) -> Result<Response, Problem> {
     wanted.check()?;
     let place = try_place(&app.limits.retrievals, "retrievals")?;
-    let instances = app.node.images().study(&wanted.study).await?.unwrap_or_default();
+    let Some(StudyImages { instances, missing }) = app.node.images().study(&wanted.study).await? else {
+        return Err(Problem::no_such_study("the mesh knows no such images"));
+    };
     let instances: Vec<InstanceRef> = instances.into_iter().filter(|instance| wanted.matches(instance)).collect();
+    if instances.is_empty() && missing > 0 {
+        return Err(Problem::unreachable(format!("{missing} instances of the study are on no site that answers")));
+    }
     if instances.is_empty() {
         return Err(Problem::no_such_study("the mesh knows no such images"));
     }
@@ -76,7 +81,15 @@ async fn retrieve(app: App, wanted: Wanted, headers: &HeaderMap) -> Result<Respo
     let accept = accept_of(headers)?;
     let framing = negotiate(accept.as_deref(), wanted.instance.is_some() && instances.len() == 1, &stored)
         .map_err(|refused| Problem::not_acceptable(refused.to_string()))?;
-    respond(app.node, instances, framing, place).await
+    let mut answer = respond(app.node, instances, framing, place).await?;
+    if missing > 0 {
+        // The rest of a study is better than none of it, as long as nobody takes it for the whole.
+        let warning = format!("299 maillage \"{missing} instances of this study are on no site that answers\"");
+        if let Ok(warning) = HeaderValue::from_str(&warning) {
+            answer.headers_mut().insert(header::WARNING, warning);
+        }
+    }
+    Ok(answer)
 }
 
 impl Wanted {

@@ -82,6 +82,8 @@ impl Problem {
         other_patient: CONFLICT, "other-patient", "The study belongs to another patient";
         /// Not all of the images are here.
         incomplete: CONFLICT, "images-incomplete", "Not all of the images are here";
+        /// Parts of one study name different patients.
+        several_patients: CONFLICT, "several-patients", "The study names several patients";
     }
 
     fn new(status: StatusCode, code: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
@@ -179,6 +181,8 @@ impl From<Refusal> for Problem {
             Refusal::MeshState(_) => refused(StatusCode::CONFLICT, "mesh-state"),
             Refusal::NoSuchPart => refused(StatusCode::NOT_FOUND, "no-such-part"),
             Refusal::CannotReconcile(_) => refused(StatusCode::CONFLICT, "cannot-reconcile"),
+            Refusal::PartSuperseded { .. } => refused(StatusCode::CONFLICT, "part-superseded"),
+            Refusal::OtherCommand => refused(StatusCode::UNPROCESSABLE_ENTITY, "other-command"),
         }
     }
 }
@@ -220,6 +224,7 @@ impl From<ImagesError> for Problem {
             ImagesError::Unavailable(_) => Self::unreachable(detail),
             ImagesError::Manifest(_) => Self::bad_images(detail),
             ImagesError::Incomplete { .. } => Self::incomplete(detail),
+            ImagesError::SeveralPatients => Self::several_patients(detail),
             ImagesError::Store(error) => error.into(),
             ImagesError::State(error) => error.into(),
         }

@@ -269,6 +269,7 @@ impl MeshStatus {
                 "packs": self.storage.packs,
                 "free_bytes": self.storage.free,
                 "bad": self.storage.bad,
+                "writer_failed": self.storage.is_failed,
                 "studies": counts.studies,
                 "under_two_sites": counts.studies_below_two,
                 "under_wanted": counts.studies_below_wanted,

@@ -184,8 +184,11 @@ impl Volume {
 
     fn forget_unnamed(&mut self) {
         let used: BTreeSet<u64> = self.names.values().chain(self.durable_names.values()).copied().collect();
-        let linked: BTreeSet<u64> =
-            self.name_ops.iter().filter_map(|(_, op)| if let NameOp::Link(_, inode) = op { Some(*inode) } else { None }).collect();
+        let linked: BTreeSet<u64> = self
+            .name_ops
+            .iter()
+            .filter_map(|(_, op)| if let NameOp::Link(_, inode) = op { Some(*inode) } else { None })
+            .collect();
         // A file that is still open keeps its content in truth; nobody here reads an unlinked file.
         self.contents.retain(|inode, _| used.contains(inode) || linked.contains(inode));
     }

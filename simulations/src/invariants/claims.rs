@@ -87,7 +87,12 @@ pub(crate) fn check_all(world: &World, history: &History) -> usize {
             Verdict::Violation { explained } => {
                 let mut told = String::new();
                 for operation in &operations {
-                    told += &format!("\n      {:>6} {:>6} {:?}", operation.call, operation.answer.unwrap_or(0), operation.act);
+                    told += &format!(
+                        "\n      {:>6} {:>6} {:?}",
+                        operation.call,
+                        operation.answer.unwrap_or(0),
+                        operation.act
+                    );
                 }
                 world.violation("I1", format!("exam {exam}: only {explained} answers can be explained of{told}"));
             }
@@ -139,7 +144,8 @@ mod tests {
         assert_eq!(verdict(&history), Verdict::Linearizable);
         history.push((5, Some(6), Act::Read(Shown::Waiting)));
         assert!(matches!(verdict(&history), Verdict::Violation { .. }));
-        let stale = [(1, Some(2), claim(1, None)), (3, Some(4), Act::Complete { claim: 7, token: 9, done: Some(true) })];
+        let stale =
+            [(1, Some(2), claim(1, None)), (3, Some(4), Act::Complete { claim: 7, token: 9, done: Some(true) })];
         assert!(matches!(verdict(&stale), Verdict::Violation { .. }));
     }
 }

@@ -96,7 +96,8 @@ impl Finality {
         let id = ExamId(told.exam);
         let state = view.exam(id).ok().flatten().map(|exam| exam.state);
         if state != Some(ExamState::Reported) {
-            let detail = format!("{:?}: exam {} is {state:?} after its completion was acknowledged", running.owner, told.exam);
+            let detail =
+                format!("{:?}: exam {} is {state:?} after its completion was acknowledged", running.owner, told.exam);
             self.world.violation("I4", detail);
         }
         let reports = view.reports(id).unwrap_or_default();
@@ -105,7 +106,12 @@ impl Finality {
             report.number == told.report && report.token.0 == told.token && report.text.as_str() == told.text
         };
         if standing.len() != 1 || !standing.iter().all(|report| same(report)) {
-            let detail = format!("{:?}: exam {} has {} standing reports, not the one acknowledged", running.owner, told.exam, standing.len());
+            let detail = format!(
+                "{:?}: exam {} has {} standing reports, not the one acknowledged",
+                running.owner,
+                told.exam,
+                standing.len()
+            );
             self.world.violation("I3", detail);
         }
     }

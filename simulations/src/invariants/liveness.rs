@@ -49,8 +49,10 @@ fn describe(running: &Running) -> String {
     let status = running.group.watch().borrow().clone();
     let engine = running.group.reader();
     let claimed = View::new(&*engine).exams(None, Some(ExamState::Claimed), 3).unwrap_or_default();
-    let held: Vec<String> =
-        claimed.iter().filter_map(|exam| exam.claim.as_ref().map(|claim| format!("{} by site {}", exam.id, claim.site))).collect();
+    let held: Vec<String> = claimed
+        .iter()
+        .filter_map(|exam| exam.claim.as_ref().map(|claim| format!("{} by site {}", exam.id, claim.site)))
+        .collect();
     format!(
         "slot {}: {:?} of term {} applied {:?} of {:?}, unread {:?}, held {held:?}",
         running.owner.slot,

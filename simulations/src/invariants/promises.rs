@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::disk::Ending;
 use crate::net::{Ballot, Said, Seen};
+use crate::rng::Rng;
 use crate::world::{Owner, World, lock};
 
 #[derive(Default)]
@@ -26,11 +27,21 @@ struct Promised {
 pub(crate) struct Promises {
     world: Arc<World>,
     by_slot: Mutex<BTreeMap<u32, Promised>>,
+    /// Draws which voters lose power right after they granted a vote, while that is a fault.
+    crashing: Mutex<Option<Rng>>,
 }
+
+/// The share of voters that lose power right after they granted a vote, while that is a fault.
+const CRASH_AFTER_VOTE: f64 = 0.3;
 
 impl Promises {
     pub(crate) fn new(world: Arc<World>) -> Self {
-        Self { world, by_slot: Mutex::default() }
+        Self { world, by_slot: Mutex::default(), crashing: Mutex::default() }
+    }
+
+    /// From now on some voters lose power once their vote is on its way; none with `None`.
+    pub(crate) fn crash_voters(&self, rng: Option<Rng>) {
+        *lock(&self.crashing) = rng;
     }
 
     /// A frame was sent, or arrived.
@@ -63,6 +74,9 @@ impl Promises {
         }
         if granted {
             self.world.sometimes("a vote was granted");
+            if lock(&self.crashing).as_mut().is_some_and(|rng| rng.chance(CRASH_AFTER_VOTE)) {
+                self.world.request_crash(voter.slot, "right after a vote");
+            }
         }
     }
 

@@ -34,9 +34,8 @@ pub(crate) fn check_all(world: &World, history: &History) {
         else {
             continue;
         };
-        let newer = by_exam.get(exam).into_iter().flatten().find(|grant| {
-            grant.token > token && grant.answer < operation.call
-        });
+        let newer =
+            by_exam.get(exam).into_iter().flatten().find(|grant| grant.token > token && grant.answer < operation.call);
         if let Some(newer) = newer {
             world.violation("I2", format!("exam {exam}: token {token} accepted after {} was granted", newer.token));
         }

@@ -73,7 +73,8 @@ async fn expire_sessions(cluster: &Arc<Cluster>, running: &Running, term: u64) {
         }
         let command = Command::ExpireSession { site: site.id, session: site.sessions };
         let expiry = cluster.history.expiry(site.id.0, site.sessions);
-        let proposed = running.group.propose_in_term(term, envelope(running.site, command).encode().into(), LIMIT).await;
+        let proposed =
+            running.group.propose_in_term(term, envelope(running.site, command).encode().into(), LIMIT).await;
         match proposed {
             Ok(committed) => {
                 cluster.history.expired(expiry);

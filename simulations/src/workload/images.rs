@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use maillage_host::UnixMillis;
-use maillage_store::{
-    CutInstance, InstanceIdentity, InstanceManifest, ManifestFlags, StoreError, Stored, cut,
-};
+use maillage_store::{CutInstance, InstanceIdentity, InstanceManifest, ManifestFlags, StoreError, Stored, cut};
 
 use super::hospital::noise;
 use crate::cluster::Cluster;

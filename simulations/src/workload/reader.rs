@@ -18,11 +18,16 @@ use crate::rng::Rng;
 
 /// Mean pause of a reader between two things.
 const PAUSE: Duration = Duration::from_millis(700);
+/// The longest reading once all is to be finished.
+const READING_AT_END: Duration = Duration::from_millis(300);
 /// How long a linearizable read may take.
 const READ_LIMIT: Duration = Duration::from_secs(5);
+/// How often a reader who gave an exam back reports it all the same.
+const STALE_TRIES: f64 = 0.4;
 /// Newest exams among which a reader picks one by hand.
 const CHOICE: usize = 25;
 
+#[derive(Clone, Copy)]
 struct Held {
     exam: u64,
     token: u64,
@@ -126,7 +131,11 @@ impl Reader {
     }
 
     async fn read_and_end(&mut self) {
-        let reading = self.sender.rng.around(self.cluster().plan.reading);
+        let mut reading = self.sender.rng.around(self.cluster().plan.reading);
+        if self.cluster().is_ending() {
+            // The bound on finishing is the mesh's, not that of few readers before a full room.
+            reading = reading.min(READING_AT_END);
+        }
         tokio::time::sleep(reading).await;
         let Some(held) = self.held.take() else { return };
         let ending = self.cluster().is_ending();
@@ -134,8 +143,17 @@ impl Reader {
             self.cluster().world.sometimes("a reader walked away");
         } else if !ending && self.sender.rng.chance(0.15) {
             self.release(held).await;
+            if self.sender.rng.chance(STALE_TRIES) {
+                // The report was under way on another screen.
+                let wait = self.sender.rng.around(PAUSE * 4);
+                tokio::time::sleep(wait).await;
+                self.complete(held).await;
+            }
         } else {
             self.complete(held).await;
+            if self.sender.rng.chance(STALE_TRIES / 4.0) {
+                self.complete(held).await;
+            }
         }
     }
 

@@ -14,6 +14,7 @@ use openraft::raft::ClientWriteResponse;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::Inner;
+use crate::machine::Proposer;
 use crate::raft::MAX_COMMAND;
 use crate::raft::client::{answer, is_refusal};
 use crate::raft::types::{LeaderId, Payload, TypeConfig};
@@ -105,7 +106,7 @@ impl Inner {
             }
             let attempt = match self.leader() {
                 None => Attempt::NotProposed,
-                Some(leader) if leader == self.node_id() => self.propose_here(&command, end, None).await,
+                Some(leader) if leader == self.node_id() => self.propose_here(&command, self.node_id(), end, None).await,
                 Some(leader) => self.forward(leader, &command, end).await,
             };
             busy = matches!(attempt, Attempt::Busy);
@@ -134,7 +135,7 @@ impl Inner {
             return Err(ProposeError::Halted(reason));
         }
         let leader = self.leadership().filter(|leader| leader.term == term).ok_or(ProposeError::NotLeader)?;
-        match self.propose_here(&command, Instant::now() + deadline, Some(leader)).await {
+        match self.propose_here(&command, self.node_id(), Instant::now() + deadline, Some(leader)).await {
             Attempt::Committed(committed) => Ok(committed),
             Attempt::Invalid(reason) => Err(ProposeError::Invalid(reason)),
             Attempt::Unknown => Err(ProposeError::Unknown),
@@ -144,8 +145,8 @@ impl Inner {
         }
     }
 
-    /// Serves another node's proposal; never forwards it further.
-    pub(crate) async fn propose_for(&self, command: Bytes, end: Instant) -> Frame {
+    /// Serves the proposal of the authenticated node `from`; never forwards it further.
+    pub(crate) async fn propose_for(&self, from: u64, command: Bytes, end: Instant) -> Frame {
         if command.len() > MAX_COMMAND {
             return Frame::Failed(Failure::Invalid("the command is too large".to_owned()));
         }
@@ -153,7 +154,7 @@ impl Inner {
             Some(leader) if leader == self.node_id() => {}
             other => return Frame::NotLeader(other),
         }
-        match self.propose_here(&command, end, None).await {
+        match self.propose_here(&command, from, end, None).await {
             Attempt::Committed(committed) => Frame::Committed(committed.index, committed.outcome),
             Attempt::NotProposed | Attempt::Busy => Frame::Failed(Failure::NotProposed),
             Attempt::Unknown => Frame::Failed(Failure::Unknown),
@@ -162,11 +163,12 @@ impl Inner {
     }
 
     /// Proposes as the leader that this node believes to be; `only_as` pins the leadership.
-    async fn propose_here(&self, command: &Bytes, end: Instant, only_as: Option<LeaderId>) -> Attempt {
+    async fn propose_here(&self, command: &Bytes, from: u64, end: Instant, only_as: Option<LeaderId>) -> Attempt {
         let kib = u32::try_from(command.len() / 1024 + 1).unwrap_or(u32::MAX);
         let waited = timeout_at(end, Arc::clone(&self.under_way).acquire_many_owned(kib)).await;
         let Ok(Ok(_permit)) = waited else { return Attempt::Busy };
-        let stamped = match self.machine.stamp(command, self.clock.now()) {
+        let proposer = Proposer { node: from, is_leader: from == self.node_id() };
+        let stamped = match self.machine.stamp(command, proposer, self.clock.now()) {
             Ok(stamped) if stamped.len() <= MAX_COMMAND + STAMP_ROOM => Payload(stamped.into()),
             Ok(_) => return Attempt::Invalid("the stamped command is too large".to_owned()),
             Err(reason) => return Attempt::Invalid(reason),

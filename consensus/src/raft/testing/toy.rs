@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use maillage_host::UnixMillis;
 
-use crate::machine::{ApplyError, Machine};
+use crate::machine::{ApplyError, Machine, Proposer};
 use crate::transaction::Transaction;
 
 /// A value that begins with this is of a version that this machine does not know.
@@ -17,7 +17,7 @@ pub(crate) fn toy_command(id: u64, value: &[u8]) -> Bytes {
 }
 
 impl Machine for Toy {
-    fn stamp(&self, command: &[u8], now: UnixMillis) -> Result<Vec<u8>, String> {
+    fn stamp(&self, command: &[u8], _from: Proposer, now: UnixMillis) -> Result<Vec<u8>, String> {
         if command.len() < 8 {
             return Err("no id".to_owned());
         }

@@ -26,7 +26,7 @@ pub(super) fn table(exams: &[Value]) -> Table {
         table.row([
             column("id"),
             column("priority"),
-            format!("{}{}", column("state"), if flag("unsolicited") { " (unsolicited)" } else { "" }),
+            format!("{}{}", column("state"), if exam.get("unsolicited").is_some_and(Value::is_string) { " (unsolicited)" } else { "" }),
             format!("{}{}", column("due_at"), if flag("overdue") { " OVERDUE" } else { "" }),
             column("accession"),
             field(exam, &["patient", "id"]),
@@ -115,7 +115,7 @@ mod tests {
               "accession": "A1", "patient": { "id": "P1", "name": "Dupont^\u{1b}]0;x\u{7}Zoé" }, "modality": "CT",
               "description": "head", "hospital": "Brest", "copies": 2, "copies_wanted": 3,
               "claim": { "user": "ann", "site": 3, "site_name": "rennes", "token": 99 } },
-            { "id": 8, "unsolicited": true, "state": "waiting" },
+            { "id": 8, "unsolicited": "no-request", "state": "waiting" },
         ]);
         let list = exams.as_array().expect("a list");
         expect![[r#"

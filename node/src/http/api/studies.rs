@@ -130,13 +130,16 @@ pub(super) async fn fetch(State(app): State<App>, UrlPath(uid): UrlPath<String>)
                 Ok(Some(fetched)) => {
                     let recorded = record_holdings(&app, &fetched).await;
                     let report = fetched.report;
-                    json!({
+                    match fetched.failed {
+                        Some(error) => json!({ "complete": false, "problem": Problem::from(error).to_json() }),
+                        None => json!({
                         "complete": true,
                         "instances": report.instances,
                         "bytes": report.bytes,
                         "fetched": report.fetched,
                         "holding_recorded": recorded,
-                    })
+                        }),
+                    }
                 }
                 Ok(None) => json!({ "complete": false, "problem": unknown().to_json() }),
                 Err(error) => json!({ "complete": false, "problem": Problem::from(error).to_json() }),

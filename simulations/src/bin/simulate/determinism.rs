@@ -1,6 +1,10 @@
 //! The same seed twice must give the same events, byte for byte, in different processes.
 
-#![expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "traces of finished runs, outside every simulated disk")]
+#![expect(
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    reason = "traces of finished runs, outside every simulated disk"
+)]
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};

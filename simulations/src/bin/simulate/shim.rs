@@ -38,10 +38,8 @@ pub(crate) fn fix_addresses() {
         eprintln!("addresses stay random: runs may differ in the order of some hash maps");
         return;
     }
-    let error = std::process::Command::new("/proc/self/exe")
-        .args(std::env::args_os().skip(1))
-        .env(STARTED_AGAIN, "1")
-        .exec();
+    let error =
+        std::process::Command::new("/proc/self/exe").args(std::env::args_os().skip(1)).env(STARTED_AGAIN, "1").exec();
     eprintln!("start again without random addresses: {error}");
 }
 

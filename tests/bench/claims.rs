@@ -1,0 +1,162 @@
+//! Claims a second on three nodes, beside put-if-absent transactions a second on three etcd members.
+//!
+//! Both over HTTP with JSON on kept-alive connections, by the same client code. Both clusters run all
+//! the time and take turns; the one that waits does only its heartbeats. "Spread" clients go to the
+//! nodes in turn, followers first, so that a single client speaks to a follower in both.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use crate::lab::{Lab, program};
+use crate::mesh::Mesh;
+use crate::report::{Figure, Row, Section};
+
+mod etcd;
+mod load;
+
+use load::{Answer, Load, Run};
+
+/// How many clients at once.
+const CLIENTS: [usize; 3] = [1, 16, 256];
+/// How long each load lasts.
+const DURATION: Duration = Duration::from_secs(2);
+/// Exams per second that a load may take at most, until it has shown what it takes: by clients.
+const FIRST_GUESS: [f64; 3] = [3_000.0, 8_000.0, 12_000.0];
+/// More than the best rate seen, so that no load runs out of exams.
+const HEADROOM: f64 = 1.5;
+/// Clients that add exams beforehand.
+const ADDERS: usize = 128;
+
+/// One system under one load, over the rounds.
+struct Series {
+    name: String,
+    loads: Vec<Load>,
+}
+
+/// Measures.
+pub(crate) async fn run(lab: &Lab) -> anyhow::Result<Section> {
+    let title = "three nodes on this disk, fsync before every answer, HTTP and JSON, kept alive".to_owned();
+    let mut section = Section::new("claims", title);
+    let mesh = Mesh::start(lab, 3, 1).await.context("start a mesh")?;
+    let mut queue = Queue { mesh, added: 0, tokens: BTreeSet::new(), rates: FIRST_GUESS };
+    let etcd = match program("etcd") {
+        Some(program) => Some(etcd::Cluster::start(lab, &program).await.context("start etcd")?),
+        None => None,
+    };
+    let mut series: Vec<Series> = Vec::new();
+    let mut note = |name: String, load: Load| match series.iter_mut().find(|series| series.name == name) {
+        Some(series) => series.loads.push(load),
+        None => series.push(Series { name, loads: vec![load] }),
+    };
+    for _ in 0..lab.rounds {
+        for (place, clients) in CLIENTS.into_iter().enumerate() {
+            for (variant, spread) in [("spread", true), ("leader", false)] {
+                let load = queue.claim(lab, place, spread).await.context("claims on the mesh")?;
+                note(row("mesh", clients, variant), load);
+                if let Some(etcd) = &etcd {
+                    lab.quiet().await?;
+                    note(row("etcd", clients, variant), etcd.load(clients, DURATION, spread).await.context("etcd")?);
+                }
+            }
+        }
+    }
+    for Series { name, loads } in series {
+        let of = |value: fn(&Load) -> f64| loads.iter().map(value).collect();
+        section.push(Row {
+            name,
+            note: "",
+            figures: vec![
+                Figure::more_is_better("/s", of(Load::rate)),
+                Figure::less_is_better("ms p50", of(|load| load.percentile_ms(50))),
+                Figure::less_is_better("ms p99", of(|load| load.percentile_ms(99))),
+            ],
+        });
+    }
+    if etcd.is_none() {
+        section.skip("etcd");
+    }
+    for clients in CLIENTS {
+        for variant in ["spread", "leader"] {
+            let rate = |system| section.median(&row(system, clients, variant), "/s");
+            let ratio = rate("mesh") / rate("etcd");
+            section.ratio(&format!("mesh / etcd, {clients} clients, {variant}"), ratio, 1.0);
+        }
+    }
+    Ok(section)
+}
+
+fn row(system: &str, clients: usize, variant: &str) -> String {
+    format!("{system}, {clients} clients, {variant}")
+}
+
+/// The mesh under load, and what it has been asked so far.
+struct Queue {
+    mesh: Mesh,
+    added: u64,
+    /// Of every grant: none may come twice.
+    tokens: BTreeSet<u64>,
+    /// The best rate seen for each number of clients.
+    rates: [f64; 3],
+}
+
+impl Queue {
+    /// Claims under one load. Enough exams wait before the clock starts.
+    async fn claim(&mut self, lab: &Lab, place: usize, spread: bool) -> anyhow::Result<Load> {
+        let targets = self.mesh.leader_last().await?;
+        let leader = targets.last().copied().context("a leader")?;
+        let waiting = self.added - self.tokens.len() as u64;
+        let needed = self.rates[place] * DURATION.as_secs_f64() * HEADROOM;
+        self.add(leader, (needed as u64).saturating_sub(waiting)).await.context("add exams")?;
+        lab.quiet().await?;
+        let targets = if spread { targets } else { vec![leader] };
+        let run = Run { targets, clients: CLIENTS[place], duration: DURATION, requests: u64::MAX };
+        let body = Bytes::from(json!({ "user": "dr-bench" }).to_string());
+        let load = run.go(move |_| ("/api/v1/claims/next", body.clone()), granted).await?;
+        for token in &load.numbers {
+            ensure!(self.tokens.insert(*token), "the token {token} was granted twice");
+        }
+        ensure!(!load.ran_out, "no exam was left to claim");
+        self.rates[place] = self.rates[place].min(load.rate() * 1.3).max(load.rate());
+        Ok(load)
+    }
+
+    async fn add(&mut self, leader: SocketAddr, exams: u64) -> anyhow::Result<()> {
+        let from = self.added;
+        let run = Run { targets: vec![leader], clients: ADDERS, duration: Duration::from_secs(60), requests: exams };
+        let exam = move |n: u64| {
+            let accession = format!("B{}", from + n);
+            let exam = json!({
+                "accession": accession,
+                "patient": { "id": format!("P-{accession}"), "name": "TEST^NOBODY", "sex": "O" },
+                "modality": "CT",
+                "description": "CT head",
+                "awaits_images": false,
+            });
+            ("/api/v1/exams", Bytes::from(exam.to_string()))
+        };
+        let load = run.go(exam, added).await?;
+        self.added += load.done();
+        ensure!(load.done() == exams, "{} exams were added of {exams}", load.done());
+        Ok(())
+    }
+}
+
+fn granted(answer: &Value) -> Answer {
+    match (answer["granted"].as_bool(), answer["token"].as_u64()) {
+        (Some(true), Some(token)) => Answer::Done(token),
+        (Some(false), _) => Answer::NothingLeft,
+        _ => Answer::Wrong,
+    }
+}
+
+fn added(answer: &Value) -> Answer {
+    match (answer["existed"].as_bool(), answer["id"].as_u64()) {
+        (Some(false), Some(id)) => Answer::Done(id),
+        _ => Answer::Wrong,
+    }
+}

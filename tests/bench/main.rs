@@ -1,0 +1,139 @@
+//! `bench`: what the mesh does in a second, beside what others do on the same machine.
+//!
+//! ```text
+//! main -- ingest (a CT study by C-STORE: node, storescp, Orthanc, the bare disk)
+//!      -- copy   (that study to a second node: node, bare quinn)
+//!      -- claims (claims by HTTP on three nodes: mesh, etcd)
+//! ```
+//! A figure means nothing without its peer in the same minute on the same disk, so every figure is
+//! measured in rounds in which its peers take their turns. Everything that is measured is checked too:
+//! a sender that failed or a copy that is not whole ends the run instead of giving a figure.
+
+#![expect(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a program beside the nodes, which prepares and reads files from outside and is never simulated"
+)]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::timeout;
+
+mod claims;
+mod copy;
+mod http;
+mod ingest;
+mod lab;
+mod mesh;
+mod process;
+mod report;
+mod study;
+
+use lab::Lab;
+use report::Report;
+
+/// A part that takes longer than this is stuck, and the others are worth having.
+const PART_LIMIT: Duration = Duration::from_secs(300);
+const USAGE: &str = "usage: bench [ingest|copy|claims|all] [--rounds N] [--slices N] [--json FILE] [--dir DIR]";
+
+/// What to do.
+struct Arguments {
+    parts: Vec<&'static str>,
+    rounds: usize,
+    slices: u32,
+    json: Option<PathBuf>,
+    dir: PathBuf,
+}
+
+impl Arguments {
+    fn parse(mut given: impl Iterator<Item = String>) -> anyhow::Result<Self> {
+        let mut arguments =
+            Self { parts: Vec::new(), rounds: 3, slices: 400, json: None, dir: std::env::temp_dir() };
+        while let Some(word) = given.next() {
+            let mut value = || given.next().with_context(|| format!("{word} needs a value"));
+            match word.as_str() {
+                "ingest" => arguments.parts.push("ingest"),
+                "copy" => arguments.parts.push("copy"),
+                "claims" => arguments.parts.push("claims"),
+                "all" => arguments.parts.extend(["ingest", "copy", "claims"]),
+                "--rounds" => arguments.rounds = value()?.parse::<usize>()?.clamp(1, 100),
+                "--slices" => arguments.slices = value()?.parse::<u32>()?.clamp(1, 5000),
+                "--json" => arguments.json = Some(value()?.into()),
+                "--dir" => arguments.dir = value()?.into(),
+                _ => bail!("{word} is not known\n{USAGE}"),
+            }
+        }
+        if arguments.parts.is_empty() {
+            arguments.parts.extend(["ingest", "copy", "claims"]);
+        }
+        Ok(arguments)
+    }
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let mut given = std::env::args().skip(1).peekable();
+    let result = match given.next_if(|word| word == copy::SENDER) {
+        Some(_) => copy::send_raw(given).await,
+        None => interruptible(given).await,
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Ends at a signal by dropping the work, and with it every process and file of it.
+async fn interruptible(given: impl Iterator<Item = String>) -> anyhow::Result<()> {
+    let arguments = Arguments::parse(given)?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        result = all(arguments) => result,
+        _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+        _ = terminate.recv() => bail!("terminated"),
+    }
+}
+
+async fn all(arguments: Arguments) -> anyhow::Result<()> {
+    let lab = Lab::new(&arguments.dir, arguments.rounds)?;
+    let mut report = Report::new(&lab, arguments.rounds);
+    let mut failed = false;
+    let study = match arguments.parts.iter().any(|part| *part != "claims") {
+        true => Some(study::Study::write(&lab, arguments.slices).await?),
+        false => None,
+    };
+    for part in &arguments.parts {
+        let measured = async {
+            match (*part, &study) {
+                ("ingest", Some(study)) => ingest::run(&lab, study).await,
+                ("copy", Some(study)) => copy::run(&lab, study).await,
+                _ => claims::run(&lab).await,
+            }
+        };
+        match timeout(PART_LIMIT, measured).await {
+            Ok(Ok(section)) => {
+                section.print();
+                report.sections.push(section);
+            }
+            Ok(Err(error)) => {
+                eprintln!("{part}: {error:#}");
+                failed = true;
+            }
+            Err(_) => {
+                eprintln!("{part}: not done within {} s", PART_LIMIT.as_secs());
+                failed = true;
+            }
+        }
+    }
+    if let Some(file) = &arguments.json {
+        std::fs::write(file, format!("{:#}\n", report.to_json())).context("write the JSON")?;
+    }
+    if failed { bail!("not every figure could be measured") } else { Ok(()) }
+}

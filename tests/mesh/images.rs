@@ -1,0 +1,129 @@
+//! Copies of images: in distinct zones, made up for when a site returns, read from anywhere.
+
+use maillage_tests::exams::requested;
+use maillage_tests::study::retrieve;
+use maillage_tests::{Http, Mesh, Settings, Slices, until};
+use serde_json::{Value, json};
+
+use crate::{binary, mesh};
+
+/// The names of the sites that hold a study, once they are `count`.
+async fn holders(http: Http, study: &Slices, count: usize) -> Vec<String> {
+    until(&format!("{count} sites hold the study"), async || {
+        let shown = http.get(&format!("/api/v1/studies/{}", study.study)).await;
+        let shown: Value = (shown.status == 200).then(|| shown.json())?;
+        let holders = shown["part_list"][0]["holders"].as_array()?;
+        let names = holders.iter().map(|holder| holder["site_name"].as_str().expect("a name").to_owned());
+        let names: Vec<String> = names.collect();
+        (names.len() == count).then_some(names)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn three_copies_lie_in_three_zones_and_the_fourth_site_reads_them_all_the_same() {
+    // The second site shares the receiver's zone: it is the one that gets no copy.
+    let zones = ["west", "west", "north", "east"];
+    let settings = |n: usize| Settings { zone: zones[n].to_owned(), ..Settings::default() };
+    let mesh = Mesh::start(binary(), 4, settings).await;
+    let (receiver, without) = (&mesh.sites[0], &mesh.sites[1]);
+    for round in 0..3 {
+        let (accession, patient) = (format!("A{round}"), format!("P{round}"));
+        receiver.http().post("/api/v1/exams", &requested(&accession, &patient)).await.expect(201);
+        let study = Slices::new(&accession, &patient, 12);
+        study.send(receiver.dicom()).await;
+        let mut names = holders(receiver.http(), &study, 3).await;
+        names.sort();
+        assert_eq!(names, ["lille", "nantes", "paris"], "one a zone");
+        let list = receiver.http().json("/api/v1/exams?fresh=true").await;
+        let exam = list["exams"].as_array().expect("exams").iter().find(|exam| exam["accession"] == json!(accession));
+        let exam = exam.expect("the exam");
+        assert_eq!((&exam["copies"], &exam["copies_wanted"]), (&json!(3), &json!(3)));
+    }
+    let study = Slices::new("A0", "P0", 12);
+    assert_eq!(without.http().json("/api/v1/chunks").await["chunks"], json!(0), "the fourth site holds nothing");
+    reads_everything(without.http(), &study).await;
+    assert_eq!(without.http().json("/api/v1/chunks").await["chunks"], json!(0), "reading makes no copy");
+
+    without.run(&["study", "verify", &study.study]).await.ended(1);
+    let out = mesh.root().join("fetched");
+    let fetched = without.run_json(&["study", "fetch", &study.study, "--out", &out.display().to_string()]).await;
+    assert_eq!((&fetched["instances"], &fetched["files"]), (&json!(12), &json!(12)));
+    assert_eq!(files_in(&out), 12);
+    let report = without.run_json(&["study", "verify", &study.study]).await;
+    assert_eq!((&report["complete"], &report["instances"]), (&json!(true), &json!(12)));
+    assert_eq!(holders(receiver.http(), &study, 4).await.len(), 4, "a fetched copy is known to the mesh");
+    without.run(&["study", "fetch", "1.2.3.4"]).await.ended(1);
+}
+
+#[expect(clippy::disallowed_methods, reason = "a folder that a person named")]
+fn files_in(folder: &std::path::Path) -> usize {
+    std::fs::read_dir(folder).expect("look").count()
+}
+
+/// The study, its series and an instance by WADO-RS, and what is refused.
+async fn reads_everything(http: Http, study: &Slices) {
+    study.is_whole_at(http).await;
+    let series = format!("{}/series/{}", study.path(), study.series);
+    study.is_whole_in(&retrieve(http, &series).await.expect(200));
+    let (uid, dataset) = study.first();
+    let instance = format!("{series}/instances/{uid}");
+    let parts = retrieve(http, &instance).await.expect(200).parts();
+    assert_eq!(parts.len(), 1);
+    assert!(maillage_tests::multipart::dataset(&parts[0].body) == *dataset);
+    let single = [("accept", "application/dicom; transfer-syntax=*")];
+    let single = http.send(&hyper::Method::GET, &instance, &single, "").await.expect("an answer").expect(200);
+    assert_eq!(single.header("content-type"), "application/dicom; transfer-syntax=1.2.840.10008.1.2.1");
+    assert!(maillage_tests::multipart::dataset(&single.body) == *dataset);
+
+    let other_syntax = [("accept", "multipart/related; type=\"application/dicom\"; transfer-syntax=1.2.840.10008.1.2.4.50")];
+    http.send(&hyper::Method::GET, &instance, &other_syntax, "").await.expect("an answer").expect(406);
+    for unknown in ["/dicom-web/studies/1.2.3", &format!("{}/series/1.2.3", study.path()), &format!("{series}/instances/1.2")] {
+        retrieve(http, unknown).await.expect(404);
+    }
+}
+
+#[tokio::test]
+async fn a_site_that_was_down_gets_its_copy_when_it_returns() {
+    let mut mesh = mesh(3).await;
+    let leader = mesh.leader().await;
+    let (away, receiver) = ((leader + 1) % 3, (leader + 2) % 3);
+    mesh.sites[away].kill();
+    let study = Slices::new("A1", "P1", 20);
+    study.send(mesh.sites[receiver].dicom()).await;
+    let there = holders(mesh.sites[receiver].http(), &study, 2).await;
+    assert!(!there.contains(&mesh.sites[away].name().to_owned()));
+    let exam = mesh.sites[receiver].http().json("/api/v1/exams?fresh=true").await["exams"][0].clone();
+    assert_eq!((&exam["copies"], &exam["copies_wanted"]), (&json!(2), &json!(3)), "what is missing is seen");
+
+    mesh.sites[away].start();
+    mesh.sites[away].ready().await;
+    holders(mesh.sites[receiver].http(), &study, 3).await;
+    let report = mesh.sites[away].run_json(&["study", "verify", &study.study]).await;
+    assert_eq!((&report["complete"], &report["instances"]), (&json!(true), &json!(20)));
+    // Its copy is a copy of its own: with it alone the study is whole.
+    mesh.sites[receiver].kill();
+    mesh.sites[leader].kill();
+    study.is_whole_at(mesh.sites[away].http()).await;
+}
+
+#[tokio::test]
+async fn images_that_no_living_site_holds_are_refused_rather_than_cut_short() {
+    let mut mesh = Mesh::start(binary(), 3, |_| Settings { copies: 1, ..Settings::default() }).await;
+    let leader = mesh.leader().await;
+    let (receiver, reader) = ((leader + 1) % 3, leader);
+    let study = Slices::new("A1", "P1", 10);
+    study.send(mesh.sites[receiver].dicom()).await;
+    assert_eq!(holders(mesh.sites[reader].http(), &study, 1).await, [mesh.sites[receiver].name()]);
+    study.is_whole_at(mesh.sites[reader].http()).await;
+    mesh.sites[receiver].kill();
+    let refused = retrieve(mesh.sites[reader].http(), &study.path()).await.expect(503);
+    assert_eq!(refused.json()["code"], json!("images-unavailable"));
+    mesh.sites[receiver].start();
+    mesh.sites[receiver].ready().await;
+    until("the images can be had again", async || {
+        (retrieve(mesh.sites[reader].http(), &study.path()).await.status == 200).then_some(())
+    })
+    .await;
+    study.is_whole_at(mesh.sites[reader].http()).await;
+}

@@ -1,0 +1,112 @@
+//! A byte that rots on disk is never served, is reported, and is mended from another site.
+
+#![expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "tests spoil packs as a bad disk does")]
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+
+use maillage_tests::multipart::find;
+use maillage_tests::study::retrieve;
+use maillage_tests::{Mesh, Site, Slices, until};
+use serde_json::json;
+
+use crate::mesh;
+
+/// Flips one bit in the middle of an instance's bytes in a site's packs.
+fn rot(site: &Site, dataset: &[u8]) {
+    let middle = &dataset[dataset.len() / 2..][..64];
+    let packs = fs::read_dir(site.data_dir().join("packs")).expect("look");
+    let packs: Vec<PathBuf> = packs.map(|entry| entry.expect("an entry").path()).filter(|path| path.is_file()).collect();
+    for path in &packs {
+        if let Some(at) = find(&fs::read(path).expect("read"), middle) {
+            let pack = OpenOptions::new().read(true).write(true).open(path).expect("open");
+            pack.write_all_at(&[middle[0] ^ 0x10], u64::try_from(at).expect("an offset")).expect("write");
+            pack.sync_all().expect("sync");
+            return;
+        }
+    }
+    panic!("the instance's bytes are in none of {packs:?}");
+}
+
+async fn three_copies(mesh: &Mesh) -> Slices {
+    let study = Slices::new("A1", "P1", 10);
+    study.send(mesh.sites[0].dicom()).await;
+    until("three sites hold the study", async || {
+        let shown = mesh.sites[0].http().get(&format!("/api/v1/studies/{}", study.study)).await;
+        (shown.status == 200 && shown.json()["copies"] == json!(3)).then_some(())
+    })
+    .await;
+    study
+}
+
+#[tokio::test]
+async fn a_rotten_byte_is_never_served_and_is_mended_from_another_site() {
+    let mesh = mesh(3).await;
+    let study = three_copies(&mesh).await;
+    let site = &mesh.sites[1];
+    site.run(&["study", "verify", &study.study]).await.ended(0);
+    rot(site, study.first().1);
+    study.is_whole_at(site.http()).await;
+    until("the copy is whole again", async || {
+        (site.run(&["study", "verify", &study.study]).await.code == 0).then_some(())
+    })
+    .await;
+    study.is_whole_at(site.http()).await;
+    assert_eq!(site.http().json("/api/v1/chunks").await["bad"], json!(0));
+}
+
+#[tokio::test]
+async fn verify_finds_rot_and_ends_with_7() {
+    let mesh = mesh(3).await;
+    let study = three_copies(&mesh).await;
+    let site = &mesh.sites[1];
+    rot(site, study.first().1);
+    let found = site.run(&["-o", "json", "study", "verify", &study.study]).await.ended(7);
+    let report = found.json();
+    assert_eq!(report["complete"], json!(false));
+    assert_eq!(report["corrupt"].as_array().map(Vec::len), Some(1), "{report}");
+    found.complains_of(&["study fetch"]);
+    // What the hint says helps, if the node has not mended it by itself already.
+    site.run(&["study", "fetch", &study.study]).await.ended(0);
+    site.run(&["study", "verify", &study.study]).await.ended(0);
+    study.is_whole_at(site.http()).await;
+}
+
+#[tokio::test]
+async fn rot_that_came_while_the_site_was_down_is_found_too() {
+    let mut mesh = mesh(3).await;
+    let study = three_copies(&mesh).await;
+    mesh.sites[1].terminate().await;
+    rot(&mesh.sites[1], study.first().1);
+    mesh.sites[1].start();
+    mesh.sites[1].ready().await;
+    study.is_whole_at(mesh.sites[1].http()).await;
+    until("the copy is whole again", async || {
+        (mesh.sites[1].run(&["study", "verify", &study.study]).await.code == 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn with_no_other_copy_a_rotten_instance_is_refused() {
+    let mesh = mesh(1).await;
+    let study = Slices::new("A1", "P1", 3);
+    study.send(mesh.sites[0].dicom()).await;
+    until("the study is published", async || {
+        let shown = mesh.sites[0].http().get(&format!("/api/v1/studies/{}", study.study)).await;
+        (shown.status == 200).then_some(())
+    })
+    .await;
+    let (uid, dataset) = study.first();
+    rot(&mesh.sites[0], dataset);
+    let path = format!("{}/series/{}/instances/{uid}", study.path(), study.series);
+    let refused = retrieve(mesh.sites[0].http(), &path).await;
+    assert!([502, 503].contains(&refused.status), "{}: {}", refused.status, refused.text());
+    mesh.sites[0].run(&["study", "verify", &study.study]).await.ended(7);
+    // Its neighbours are well.
+    let (other, bytes) = study.instances.last_key_value().expect("an instance");
+    let path = format!("{}/series/{}/instances/{other}", study.path(), study.series);
+    let parts = retrieve(mesh.sites[0].http(), &path).await.expect(200).parts();
+    assert!(maillage_tests::multipart::dataset(&parts[0].body) == *bytes);
+}

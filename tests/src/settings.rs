@@ -1,0 +1,89 @@
+//! A site's configuration, as far as tests vary it.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::Path;
+
+/// Who may send images.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// Its AE title.
+    pub ae_title: String,
+    /// The addresses that it may come from, as CIDR; any when `None`.
+    pub address: Option<String>,
+}
+
+/// What differs from the defaults of tests.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// What fails together; the site's name when empty.
+    pub zone: String,
+    /// Callers of the DICOM port; anybody when empty.
+    pub callers: Vec<Caller>,
+    /// Silence after which a site's claims are free, in seconds.
+    pub session_ttl_s: u64,
+    /// Log entries between two snapshots.
+    pub snapshot_every: u64,
+    /// Log entries kept behind a snapshot.
+    pub keep_log: u64,
+    /// A study is complete after so long without a new instance, in seconds.
+    pub quiet_seconds: u64,
+    /// Copies of each image in the mesh.
+    pub copies: u8,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            zone: String::new(),
+            callers: Vec::new(),
+            session_ttl_s: 30,
+            snapshot_every: 20_000,
+            keep_log: 5_000,
+            quiet_seconds: 1,
+            copies: 3,
+        }
+    }
+}
+
+/// Where a site listens.
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses {
+    /// HTTP.
+    pub http: SocketAddr,
+    /// DICOM.
+    pub dicom: SocketAddr,
+    /// The mesh, UDP.
+    pub mesh: SocketAddr,
+}
+
+impl Settings {
+    /// The configuration file.
+    pub fn toml(&self, name: &str, data_dir: &Path, at: Addresses) -> String {
+        let zone = if self.zone.is_empty() { name } else { &self.zone };
+        let mut text = format!(
+            "[node]\nname = \"{name}\"\nzone = \"{zone}\"\ndata_dir = {data_dir:?}\n\
+             [mesh]\nlisten = \"{}\"\n[http]\nlisten = \"{}\"\n\
+             [raft]\nsession_ttl_s = {}\nsnapshot_every = {}\nkeep_log = {}\n\
+             [storage]\nreserve_mib = 64\ncopies = {}\n[log]\nfilter = \"info\"\n\
+             [dicom]\nlisten = \"{}\"\nquiet_seconds = {}\n",
+            at.mesh,
+            at.http,
+            self.session_ttl_s,
+            self.snapshot_every,
+            self.keep_log,
+            self.copies,
+            at.dicom,
+            self.quiet_seconds,
+        );
+        if self.callers.is_empty() {
+            text.push_str("any_caller = true\n");
+        }
+        for caller in &self.callers {
+            let address = caller.address.as_ref().map(|address| format!("address = \"{address}\"\n"));
+            let address = address.unwrap_or_default();
+            write!(text, "[[dicom.callers]]\nae_title = \"{}\"\n{address}", caller.ae_title).expect("to memory");
+        }
+        text
+    }
+}
