@@ -11,7 +11,7 @@ mod studies;
 use maillage_host::UnixMillis;
 
 use crate::command::{Command, CommandError, Envelope, UnixMillisField};
-use crate::ids::{CommandId, Name};
+use crate::ids::{CommandId, Name, SiteId};
 use crate::keys;
 use crate::machine::{ApplyError, Machine, Proposer};
 use crate::outcome::{Outcome, Refusal};
@@ -100,9 +100,10 @@ impl Machine for Queue {
 /// What tells two commands under one id apart, in bytes.
 const FINGERPRINT: usize = 16;
 
-/// A digest of who asked for what, without when.
+/// A digest of who asked for what, without when, and without where: a client whose site died repeats
+/// its command at another.
 fn fingerprint(envelope: &Envelope) -> [u8; FINGERPRINT] {
-    let timeless = Envelope { at: UnixMillisField::default(), ..envelope.clone() };
+    let timeless = Envelope { at: UnixMillisField::default(), site: SiteId(0), ..envelope.clone() };
     let digest = blake3::hash(&timeless.encode());
     let mut short = [0; FINGERPRINT];
     short.copy_from_slice(&digest.as_bytes()[..FINGERPRINT]);

@@ -18,8 +18,9 @@ pub(crate) trait Record: Serialize + DeserializeOwned {
 
     fn decode(bytes: &[u8]) -> Result<Self, ApplyError> {
         match bytes.split_first() {
-            Some((&version, body)) if version == Self::VERSION => postcard::from_bytes(body)
-                .map_err(|e| ApplyError::Corrupt(format!("{} record: {e}", Self::WHAT))),
+            Some((&version, body)) if version == Self::VERSION => {
+                postcard::from_bytes(body).map_err(|e| ApplyError::Corrupt(format!("{} record: {e}", Self::WHAT)))
+            }
             Some((version, _)) => Err(ApplyError::Corrupt(format!("{} record of version {version}", Self::WHAT))),
             None => Err(ApplyError::Corrupt(format!("empty {} record", Self::WHAT))),
         }

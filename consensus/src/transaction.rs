@@ -143,8 +143,8 @@ impl fmt::Debug for Transaction<'_> {
 
 #[cfg(test)]
 mod tests {
-    use maillage_host::engine::MemoryHome;
     use maillage_host::EngineHome as _;
+    use maillage_host::engine::MemoryHome;
 
     use super::*;
 
@@ -176,9 +176,6 @@ mod tests {
         let after = maillage_host::engine::scan_prefix(&*engine, b"a", usize::MAX).expect("scan");
         assert_eq!(seen, after);
         let keys: Vec<_> = after.iter().map(|(key, value)| (key.as_slice(), value.as_slice())).collect();
-        assert_eq!(
-            keys,
-            [(&b"a1"[..], &b"base"[..]), (b"a2", b"new"), (b"a5", b"changed"), (b"a6", b"new")]
-        );
+        assert_eq!(keys, [(&b"a1"[..], &b"base"[..]), (b"a2", b"new"), (b"a5", b"changed"), (b"a6", b"new")]);
     }
 }

@@ -188,7 +188,13 @@ impl Sweep {
                     return view.studies(after.as_deref(), STUDIES_PER_ROUND);
                 }
                 let uids = view.studies_below_wanted(after.as_deref(), STUDIES_PER_ROUND)?;
-                Ok(uids.iter().map(|uid| view.study(uid)).collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+                Ok(uids
+                    .iter()
+                    .map(|uid| view.study(uid))
+                    .collect::<Result<Vec<_>, _>>()?
+                    .into_iter()
+                    .flatten()
+                    .collect())
             })?;
             let lacking: Vec<HeldPart> = page
                 .iter()

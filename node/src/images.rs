@@ -174,7 +174,8 @@ impl Images {
     fn to_ask(&self, sites: &[SiteId]) -> Arc<[PeerId]> {
         let others = sites.iter().filter(|site| **site != self.0.site);
         let peers: Vec<PeerId> = others.filter_map(|site| self.0.roster.peer(*site)).collect();
-        let connected: Arc<[PeerId]> = peers.iter().copied().filter(|peer| self.0.presence.is_connected(peer)).collect();
+        let connected: Arc<[PeerId]> =
+            peers.iter().copied().filter(|peer| self.0.presence.is_connected(peer)).collect();
         if connected.is_empty() { peers.into() } else { connected }
     }
 
@@ -186,7 +187,9 @@ impl Images {
     pub(crate) async fn study(&self, uid: &str) -> Result<Option<StudyImages>, ImagesError> {
         let parts = self.known_study(uid)?.map(|study| study.parts).unwrap_or_default();
         let patients = || parts.iter().map(|held| &held.part.says.patient);
-        if patients().any(|one| patients().any(|other| !one.id.is_empty() && !other.id.is_empty() && !one.same_as(other))) {
+        if patients()
+            .any(|one| patients().any(|other| !one.id.is_empty() && !other.id.is_empty() && !one.same_as(other)))
+        {
             return Err(ImagesError::SeveralPatients);
         }
         let mut listing = Listing::default();
@@ -285,7 +288,8 @@ impl Images {
             }
         }
         for (hash, bytes) in self.fetch_objects(absent, holders, class).await {
-            let manifest = InstanceManifest::decode(&bytes).map_err(|error| ImagesError::Manifest(error.to_string()))?;
+            let manifest =
+                InstanceManifest::decode(&bytes).map_err(|error| ImagesError::Manifest(error.to_string()))?;
             manifests.insert(hash, Arc::new(manifest));
         }
         Ok(manifests)

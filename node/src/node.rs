@@ -27,7 +27,7 @@ use crate::token::Token;
 
 /// A command is retried for so long, over changes of leader, before its outcome is called unknown.
 /// A mesh without a quorum is told earlier, by Raft.
-const COMMAND_DEADLINE: Duration = Duration::from_secs(10);
+const COMMAND_DEADLINE: Duration = Duration::from_secs(6);
 /// The site that founded the mesh. No command has this index, so no other site has this number.
 pub(crate) const FOUNDER: SiteId = SiteId(1);
 /// A linearizable read waits no longer than a person would.

@@ -16,8 +16,8 @@ use crate::study::Study;
 
 mod quinn;
 
-pub(crate) use quinn::{SENDER, send_raw};
 use quinn::{RawSender, Receive};
+pub(crate) use quinn::{SENDER, send_raw};
 
 const FETCH: &str = "study fetch on an empty node";
 const PLACED: &str = "placed copy, publish to holder";
@@ -27,7 +27,8 @@ const RAW_WRITTEN: &str = "limit: bare quinn, BLAKE3, disk";
 
 /// Measures.
 pub(crate) async fn run(lab: &Lab, study: &Study) -> anyhow::Result<Section> {
-    let title = format!("{} slices, {:.0} MB, one node to another on loopback", study.slices.len(), study.bytes as f64 / 1e6);
+    let title =
+        format!("{} slices, {:.0} MB, one node to another on loopback", study.slices.len(), study.bytes as f64 / 1e6);
     let mut section = Section::new("copy", title);
     let [mut fetch, mut placed, mut raw, mut hashed, mut written] = [const { Vec::new() }; 5];
     let mut sender = RawSender::start(lab, study).await.context("start the bare sender")?;

@@ -21,12 +21,36 @@ mod storescp;
 
 pub(crate) use disk::preallocated;
 
+/// Rounds in which a receiver that stalls is measured: it takes 20 s, of which nearly all is waiting.
+const STALLED_ROUNDS: usize = 2;
+
 const NODE: &str = "node <- storescu";
 const NODE_OWN: &str = "node <- our sender";
 const STORESCP: &str = "storescp <- storescu";
+const STORESCP_NODELAY: &str = "storescp, TCP_NODELAY=1 <- storescu";
 const ORTHANC: &str = "Orthanc <- storescu";
-const ORTHANC_OWN: &str = "Orthanc <- our sender";
+const ORTHANC_NODELAY: &str = "Orthanc, TCP_NODELAY=1 <- storescu";
 const DISK: &str = "limit: the disk, fdatasync a slice";
+
+/// A receiver built on dcmtk, which by default leaves Nagle's algorithm on: each message then waits
+/// for the sender's delayed acknowledgement, and the figure is of that wait more than of the receiver.
+#[derive(Debug, Clone, Copy)]
+enum Nagle {
+    /// As it comes.
+    Default,
+    /// `TCP_NODELAY=1` in the receiver's environment: what it can do when set up with care.
+    Off,
+}
+
+impl Nagle {
+    /// Sets the receiver's environment.
+    fn apply(self, receiver: &mut Command) {
+        match self {
+            Self::Default => receiver.env_remove("TCP_NODELAY"),
+            Self::Off => receiver.env("TCP_NODELAY", "1"),
+        };
+    }
+}
 
 /// Who sends.
 #[derive(Debug, Clone, Copy)]
@@ -63,46 +87,52 @@ pub(crate) async fn run(lab: &Lab, study: &Study) -> anyhow::Result<Section> {
     let mut section = Section::new("ingest", title);
     let (storescu, storescp, orthanc) = (program("storescu"), program("storescp"), program("Orthanc"));
     let storescu = storescu.as_deref().map(Sender::Storescu);
-    let [mut node, mut node_own, mut scp, mut other, mut other_own, mut bare] = [const { Vec::new() }; 6];
-    for _ in 0..lab.rounds {
+    let [mut node, mut node_own, mut bare] = [const { Vec::new() }; 3];
+    let [mut scp, mut scp_off, mut other, mut other_off] = [const { Vec::new() }; 4];
+    for round in 0..lab.rounds {
+        node_own.push(into_node(lab, study, Sender::Own).await.context(NODE_OWN)?);
         if let Some(sender) = storescu {
             node.push(into_node(lab, study, sender).await.context(NODE)?);
-        }
-        node_own.push(into_node(lab, study, Sender::Own).await.context(NODE_OWN)?);
-        if let (Some(sender), Some(storescp)) = (storescu, &storescp) {
-            scp.push(storescp::measure(lab, study, storescp, sender).await.context(STORESCP)?);
-        }
-        if let Some(orthanc) = &orthanc {
-            if let Some(sender) = storescu {
-                other.push(orthanc::measure(lab, study, orthanc, sender).await.context(ORTHANC)?);
+            for (nagle, scp, other) in
+                [(Nagle::Off, &mut scp_off, &mut other_off), (Nagle::Default, &mut scp, &mut other)]
+            {
+                if matches!(nagle, Nagle::Default) && round >= STALLED_ROUNDS {
+                    continue;
+                }
+                if let Some(storescp) = &storescp {
+                    scp.push(storescp::measure(lab, study, storescp, sender, nagle).await.context(STORESCP)?);
+                }
+                if let Some(orthanc) = &orthanc {
+                    other.push(orthanc::measure(lab, study, orthanc, sender, nagle).await.context(ORTHANC)?);
+                }
             }
-            other_own.push(orthanc::measure(lab, study, orthanc, Sender::Own).await.context(ORTHANC_OWN)?);
         }
         bare.push(disk::measure(lab, study).await.context(DISK)?);
     }
     for (name, note, seconds) in [
         (NODE, "durable when confirmed", node),
         (NODE_OWN, "durable when confirmed", node_own),
-        (STORESCP, "NOT durable: no fsync at all", scp),
-        (ORTHANC, "SyncStorageArea: each file synced", other),
-        (ORTHANC_OWN, "SyncStorageArea: each file synced", other_own),
+        (STORESCP, "NOT durable: no fsync; Nagle stalls", scp),
+        (STORESCP_NODELAY, "NOT durable: no fsync", scp_off),
+        (ORTHANC, "each file synced; Nagle stalls", other),
+        (ORTHANC_NODELAY, "each file synced", other_off),
         (DISK, "preallocated, zeroed, one file, no network", bare),
     ] {
         if !seconds.is_empty() {
             section.push(Row::transfer(name, note, study.bytes, seconds));
         }
     }
-    for (name, found) in [
-        ("storescu", storescu.is_some()),
-        ("storescp", storescp.is_some()),
-        ("Orthanc", orthanc.is_some()),
-    ] {
+    for (name, found) in
+        [("storescu", storescu.is_some()), ("storescp", storescp.is_some()), ("Orthanc", orthanc.is_some())]
+    {
         if !found {
             section.skip(name);
         }
     }
     section.ratio("node, MB/s from storescu", section.median(NODE, "MB/s"), 150.0);
-    section.ratio("node / Orthanc", section.median(NODE, "MB/s") / section.median(ORTHANC, "MB/s"), 4.0);
+    for (name, peer) in [("node / Orthanc as it comes", ORTHANC), ("node / Orthanc, TCP_NODELAY=1", ORTHANC_NODELAY)] {
+        section.ratio(name, section.median(NODE, "MB/s") / section.median(peer, "MB/s"), 4.0);
+    }
     Ok(section)
 }
 

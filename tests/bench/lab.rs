@@ -67,3 +67,36 @@ pub(crate) fn machine() -> String {
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     format!("{cores} cores ({}), Linux {}", model.unwrap_or("unknown"), kernel.trim())
 }
+
+/// Processor time since a moment: the machine's, and what this program and its ended children took.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ticks {
+    busy: u64,
+    all: u64,
+    own: u64,
+}
+
+impl Ticks {
+    /// Since the start of each; `None` where there is no `/proc`.
+    pub(crate) fn now() -> Option<Self> {
+        let machine = fs::read_to_string("/proc/stat").ok()?;
+        let times: Vec<u64> =
+            machine.lines().next()?.split_whitespace().skip(1).take(8).map_while(|t| t.parse().ok()).collect();
+        let [_, _, _, idle, waiting, _, _, _] = times[..] else { return None };
+        let all: u64 = times.iter().sum();
+        let own = fs::read_to_string("/proc/self/stat").ok()?;
+        // The name before it may contain anything but is in brackets; utime is the 12th after it.
+        let (_, fields) = own.rsplit_once(')')?;
+        let own = fields.split_whitespace().skip(11).take(4).map_while(|t| t.parse::<u64>().ok()).sum();
+        // Time stolen by the host is in `all` but neither idle nor waiting: it counts as other work.
+        Some(Self { busy: all - idle - waiting, all, own })
+    }
+
+    /// The part of the machine that other work had since `earlier`, in percent. The kernel's own
+    /// threads count as other work.
+    pub(crate) fn others_since(self, earlier: Self) -> u64 {
+        let busy = self.busy.saturating_sub(earlier.busy);
+        let own = self.own.saturating_sub(earlier.own);
+        busy.saturating_sub(own) * 100 / self.all.saturating_sub(earlier.all).max(1)
+    }
+}

@@ -51,8 +51,7 @@ struct Arguments {
 
 impl Arguments {
     fn parse(mut given: impl Iterator<Item = String>) -> anyhow::Result<Self> {
-        let mut arguments =
-            Self { parts: Vec::new(), rounds: 3, slices: 400, json: None, dir: std::env::temp_dir() };
+        let mut arguments = Self { parts: Vec::new(), rounds: 3, slices: 400, json: None, dir: std::env::temp_dir() };
         while let Some(word) = given.next() {
             let mut value = || given.next().with_context(|| format!("{word} needs a value"));
             match word.as_str() {
@@ -103,7 +102,7 @@ async fn interruptible(given: impl Iterator<Item = String>) -> anyhow::Result<()
 
 async fn all(arguments: Arguments) -> anyhow::Result<()> {
     let lab = Lab::new(&arguments.dir, arguments.rounds)?;
-    let mut report = Report::new(&lab, arguments.rounds);
+    let mut report = Report::new(arguments.rounds);
     let mut failed = false;
     let study = match arguments.parts.iter().any(|part| *part != "claims") {
         true => Some(study::Study::write(&lab, arguments.slices).await?),
@@ -118,7 +117,8 @@ async fn all(arguments: Arguments) -> anyhow::Result<()> {
             }
         };
         match timeout(PART_LIMIT, measured).await {
-            Ok(Ok(section)) => {
+            Ok(Ok(mut section)) => {
+                section.ended();
                 section.print();
                 report.sections.push(section);
             }

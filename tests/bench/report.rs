@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::lab::{Lab, machine};
+use crate::lab::{Ticks, machine};
 
 /// All of it.
 #[derive(Debug)]
@@ -20,6 +20,9 @@ pub(crate) struct Section {
     rows: Vec<Row>,
     ratios: Vec<Ratio>,
     skipped: Vec<String>,
+    began: Option<Ticks>,
+    /// Of the machine's processor time while it was measured, in percent.
+    other_work: Option<u64>,
 }
 
 /// One thing measured in every round.
@@ -51,7 +54,7 @@ struct Ratio {
 
 impl Report {
     /// Nothing yet.
-    pub(crate) fn new(_: &Lab, rounds: usize) -> Self {
+    pub(crate) fn new(rounds: usize) -> Self {
         println!("{}; {rounds} rounds; best and median of the rounds", machine());
         Self { sections: Vec::new(), rounds }
     }
@@ -114,7 +117,15 @@ impl Row {
 impl Section {
     /// An empty one.
     pub(crate) fn new(name: &'static str, title: String) -> Self {
-        Self { name, title, rows: Vec::new(), ratios: Vec::new(), skipped: Vec::new() }
+        Self {
+            name,
+            title,
+            rows: Vec::new(),
+            ratios: Vec::new(),
+            skipped: Vec::new(),
+            began: Ticks::now(),
+            other_work: None,
+        }
     }
 
     /// Adds what was measured.
@@ -139,9 +150,17 @@ impl Section {
         self.rows.iter().find(|found| found.name == row).map_or(f64::NAN, |found| found.median(unit))
     }
 
+    /// Notes what else the machine did while this was measured. Called once every process has ended.
+    pub(crate) fn ended(&mut self) {
+        self.other_work = Ticks::now().zip(self.began).map(|(now, began)| now.others_since(began));
+    }
+
     /// For people.
     pub(crate) fn print(&self) {
         println!("\n{}: {}", self.name, self.title);
+        if let Some(percent) = self.other_work {
+            println!("  other work had {percent} % of the machine meanwhile");
+        }
         for row in &self.rows {
             let shown = |figure: &Figure| {
                 let (best, median) = (number(figure.best()), number(figure.median()));
@@ -160,9 +179,7 @@ impl Section {
     }
 
     fn to_json(&self) -> Value {
-        let figure = |figure: &Figure| {
-            json!({ "unit": figure.unit, "best": figure.best(), "median": figure.median(), "values": figure.values })
-        };
+        let figure = |figure: &Figure| json!({ "unit": figure.unit, "best": figure.best(), "median": figure.median(), "values": figure.values });
         let row = |row: &Row| {
             let figures: Vec<Value> = row.figures.iter().map(figure).collect();
             json!({ "name": row.name, "note": row.note, "figures": figures })
@@ -174,6 +191,7 @@ impl Section {
         json!({
             "name": self.name,
             "title": self.title,
+            "other_work_percent": self.other_work,
             "rows": self.rows.iter().map(row).collect::<Vec<_>>(),
             "ratios": self.ratios.iter().map(ratio).collect::<Vec<_>>(),
             "skipped": self.skipped,

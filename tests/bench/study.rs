@@ -61,8 +61,7 @@ impl Study {
     pub(crate) async fn send(&self, to: SocketAddr) -> anyhow::Result<()> {
         let (calling, called) = (AeTitle::parse("BENCH")?, AeTitle::parse("MAILLAGE")?);
         let contexts = [(CtPhantom::SOP_CLASS, vec![CtPhantom::TRANSFER_SYNTAX])];
-        let mut association =
-            Association::connect(to, &calling, &called, &contexts, ScuTimeouts::default()).await?;
+        let mut association = Association::connect(to, &calling, &called, &contexts, ScuTimeouts::default()).await?;
         for (instance, dataset) in &self.slices {
             let status = association
                 .store(&CtPhantom::SOP_CLASS, instance, &CtPhantom::TRANSFER_SYNTAX, dataset.clone())
@@ -76,7 +75,8 @@ impl Study {
 
 /// The data sets in the files of a directory, one after another.
 pub(crate) fn read_all(dir: &Path) -> anyhow::Result<Bytes> {
-    let mut names: Vec<PathBuf> = std::fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
+    let mut names: Vec<PathBuf> =
+        std::fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
     names.sort_unstable();
     let mut all = Vec::new();
     for name in names {

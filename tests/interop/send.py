@@ -1,7 +1,11 @@
 """Sends every file that the PyPI packages pydicom and pydicom-data carry, each in its own transfer
 syntax, by C-STORE with pynetdicom; the data set's bytes go as they are in the file.
 
-    send.py HOST PORT CALLED_AE OUT
+    send.py HOST PORT CALLED_AE OUT ROUND
+
+Many of the files are one image in several transfer syntaxes under one SOP Instance UID, which no archive
+may show twice. So they go in rounds, each to a node of its own: round N sends the N-th file, from 0, of
+each UID. What is skipped is printed by round 0; a round in which nothing is left prints nothing.
 
 Prints one JSON object a file: `{"file", "fate", ...}`. `sent` and `refused` were answered by the node;
 `skipped` is no storable instance, with the reason. The data set's bytes of each file that was sent are
@@ -17,7 +21,7 @@ from pathlib import Path
 
 import pydicom
 from pydicom.data import get_testdata_files
-from pydicom.filereader import read_file_meta_info, read_preamble
+from pydicom.filereader import read_preamble
 from pydicom.uid import UID
 from pynetdicom import AE
 from pynetdicom.dimse_primitives import C_STORE
@@ -30,6 +34,8 @@ MEDIA_STORAGE_DIRECTORY = "1.2.840.10008.1.3.10"
 
 def take_apart(path):
     """The file's identifiers and the bytes after group 0002; a `ValueError` says why it is no instance."""
+    if not Path(path).is_file():
+        raise ValueError("a folder")
     raw = Path(path).read_bytes()
     stream = io.BytesIO(raw)
     if len(raw) < 132 or raw[128:132] != b"DICM":
@@ -92,14 +98,24 @@ def send(host, port, called, uids, syntax, dataset):
 
 
 def main():
-    host, port, called, out = sys.argv[1], int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
+    host, port, called, out, wanted = sys.argv[1], int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), int(sys.argv[5])
     out.mkdir(parents=True, exist_ok=True)
+    rounds, known = {}, set()
     for n, path in enumerate(sorted(set(get_testdata_files()))):
         line = {"file": str(Path(path).name)}
         try:
             uids, syntax, dataset = take_apart(path)
         except ValueError as error:
-            print(json.dumps({**line, "fate": "skipped", "why": str(error)}), flush=True)
+            if wanted == 0:
+                print(json.dumps({**line, "fate": "skipped", "why": str(error)}), flush=True)
+            continue
+        # The packages carry some files twice.
+        if (syntax, dataset) in known:
+            continue
+        known.add((syntax, dataset))
+        turn = rounds.get(uids["SOPInstanceUID"], 0)
+        rounds[uids["SOPInstanceUID"]] = turn + 1
+        if turn != wanted:
             continue
         status, comment = send(host, port, called, uids, syntax, dataset)
         fate = "sent" if status == 0 else "refused"

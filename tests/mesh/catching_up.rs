@@ -47,7 +47,10 @@ async fn a_site_that_missed_a_thousand_commands_and_a_snapshot_catches_up() {
     .await;
     let status = mesh.sites[leader].http().json("/api/v1/status").await;
     let snapshot = status["snapshot"].as_u64().expect("a snapshot was made");
-    assert!(snapshot > left_at + 50, "the log that the site would need is gone: snapshot at {snapshot}, left at {left_at}");
+    assert!(
+        snapshot > left_at + 50,
+        "the log that the site would need is gone: snapshot at {snapshot}, left at {left_at}"
+    );
 
     mesh.sites[away].start();
     mesh.sites[away].ready().await;

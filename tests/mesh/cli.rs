@@ -37,7 +37,10 @@ async fn every_command_that_prints_prints_one_json_document_when_asked() {
     let granted = site.run_json(&["claim", "take", &id, "--user", "dr-a"]).await;
     assert_eq!(granted["exam"]["priority"], json!("scheduled"));
     site.run_json(&["claim", "release", &id, "--token", &granted["token"].to_string()]).await;
-    assert_eq!(site.run_json(&["--yes", "exams", "cancel", &id, "--reason", "a test"]).await["state"], json!("cancelled"));
+    assert_eq!(
+        site.run_json(&["--yes", "exams", "cancel", &id, "--reason", "a test"]).await["state"],
+        json!("cancelled")
+    );
     assert_eq!(site.run_json(&["claim", "next", "--user", "dr-a"]).await["granted"], json!(false));
 
     assert_eq!(site.run_json(&["status"]).await["mesh"]["name"], json!("test"));
@@ -47,7 +50,9 @@ async fn every_command_that_prints_prints_one_json_document_when_asked() {
     assert_eq!(site.run_json(&["chunks", "stats"]).await["bad"], json!(0));
     assert_eq!(site.run_json(&["config", "check"]).await["ok"], json!(true));
     assert_eq!(site.run_json(&["version"]).await["name"], json!("maillage"));
-    assert!(site.run_json(&["config", "template"]).await["template"].as_str().is_some_and(|text| text.contains("[raft]")));
+    assert!(
+        site.run_json(&["config", "template"]).await["template"].as_str().is_some_and(|text| text.contains("[raft]"))
+    );
 }
 
 #[tokio::test]
@@ -57,7 +62,9 @@ async fn tables_are_for_people_and_carry_no_escape_sequences() {
     let mut exam = ready("A1");
     exam["description"] = json!("CT of the head");
     site.http().post("/api/v1/exams", &exam).await.expect(201);
-    for line in [&["status"][..], &["exams", "list"], &["peers", "list"], &["health"], &["token", "list"], &["study", "list"]] {
+    for line in
+        [&["status"][..], &["exams", "list"], &["peers", "list"], &["health"], &["token", "list"], &["study", "list"]]
+    {
         let ran = site.run(line).await.ended(0);
         assert!(!ran.stdout.trim().is_empty(), "{line:?}");
         assert!(!ran.stdout.contains('\u{1b}'), "{line:?}: {}", ran.stdout);

@@ -34,10 +34,21 @@ async fn a_repeated_command_gets_the_first_answer_at_another_site() {
     // Also what was refused, and also on the command line.
     let id = first["exam"]["id"].to_string();
     let command_id = Uuid::new_v4().to_string();
-    let line = ["claim", "release", &id, "--token", &first["token"].to_string(), "--command-id", &command_id, "--user", "dr-a"];
+    let line = [
+        "claim",
+        "release",
+        &id,
+        "--token",
+        &first["token"].to_string(),
+        "--command-id",
+        &command_id,
+        "--user",
+        "dr-a",
+    ];
     lyon.run(&line).await.ended(0);
     nantes.run(&line).await.ended(0);
-    let without: Vec<&str> = line.iter().copied().filter(|word| *word != "--command-id" && *word != command_id).collect();
+    let without: Vec<&str> =
+        line.iter().copied().filter(|word| *word != "--command-id" && *word != command_id).collect();
     nantes.run(&without).await.ended(6);
 }
 
@@ -90,7 +101,10 @@ async fn what_makes_no_sense_changes_nothing() {
     ] {
         http.post(path, &body).await.expect(status);
     }
-    http.send(&Method::POST, "/api/v1/exams", &[("content-type", "application/json")], "{").await.expect("an answer").expect(400);
+    http.send(&Method::POST, "/api/v1/exams", &[("content-type", "application/json")], "{")
+        .await
+        .expect("an answer")
+        .expect(400);
     http.send(&Method::POST, "/api/v1/exams", &[("content-type", "text/plain")], ready("A1").to_string())
         .await
         .expect("an answer")

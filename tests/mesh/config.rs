@@ -26,7 +26,8 @@ async fn the_template_is_a_good_configuration() {
     fs::write(site.config(), &all).expect("write");
     site.run(&["config", "check"]).await.ended(0);
     let shown = site.run_json(&["config", "show"]).await;
-    let from_file = shown.as_object().expect("settings").values().filter(|value| value["from"] != json!("default")).count();
+    let from_file =
+        shown.as_object().expect("settings").values().filter(|value| value["from"] != json!("default")).count();
     assert!(from_file > 25, "the template names every setting: {from_file}");
 }
 
@@ -46,11 +47,19 @@ async fn an_unknown_key_is_refused_with_its_line_by_every_command() {
 async fn every_problem_is_named_at_once() {
     let mesh = Mesh::empty(binary()).await;
     let site = mesh.prepare("paris", &Settings::default());
-    let text = "[raft]\nelection_min_ms = 100\n[dicom]\nae_title = \"LONGER THAN SIXTEEN\"\n[storage]\ncopies = 0\n\
-                [http]\nlisten = \"0.0.0.0:7480\"\n";
+    let text = "[raft]\nelection_min_ms = 100\n[storage]\ncopies = 0\n[http]\nlisten = \"0.0.0.0:7480\"\n";
     fs::write(site.config(), text).expect("write");
     let ran = site.run(&["config", "check"]).await.ended(2);
-    ran.complains_of(&["election_min", "ae_title", "copies", "trusted_network"]);
+    ran.complains_of(&["election_min", "copies", "trusted_network"]);
+}
+
+#[tokio::test]
+async fn a_value_that_cannot_be_read_hides_no_other_problem() {
+    let mesh = Mesh::empty(binary()).await;
+    let site = mesh.prepare("paris", &Settings::default());
+    let text = "[dicom]\nae_title = \"LONGER THAN SIXTEEN\"\n[storage]\ncopies = 0\n[http]\nlisten = \"nowhere\"\n";
+    fs::write(site.config(), text).expect("write");
+    site.run(&["config", "check"]).await.ended(2).complains_of(&["ae_title", "http.listen", "copies"]);
 }
 
 #[tokio::test]

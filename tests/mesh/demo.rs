@@ -13,7 +13,9 @@ async fn the_demonstration_ends_with_success() {
     let mut command = Command::new(binary());
     command.args(["demo", "--exit", "--nodes", "5", "--slices", "20"]);
     let ran = Ran::to_end_within(Duration::from_secs(180), &mut command).await.ended(0);
-    for step in ["sites are one mesh", "killed (kill -9)", "dr-petit at", "equal byte for byte", "every step was checked"] {
+    for step in
+        ["sites are one mesh", "killed (kill -9)", "dr-petit at", "equal byte for byte", "every step was checked"]
+    {
         assert!(ran.stdout.contains(step), "{step:?} should be in {}", ran.stdout);
     }
     let data = ran.stdout.split("data in ").nth(1).and_then(|rest| rest.lines().next()).expect("where its data is");

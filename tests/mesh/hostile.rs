@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hyper::Method;
 use maillage_tests::study::{echo, file};
-use maillage_tests::{Mesh, Site, Slices};
+use maillage_tests::{Mesh, Site, Slices, until};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -145,7 +145,12 @@ async fn paths_and_uids_that_climb_lead_nowhere() {
     }
     let found = walk(mesh.root());
     assert!(!found.iter().any(|name| name.contains("passwd") || name.contains("..")), "{found:?}");
-    assert_eq!(site.http().json("/api/v1/exams?fresh=true").await["exams"].as_array().map(Vec::len), Some(1), "only the first");
+    let studies = until("the first study is published", async || {
+        let studies = site.http().json("/api/v1/studies?fresh=true").await["studies"].as_array()?.clone();
+        (!studies.is_empty()).then_some(studies)
+    })
+    .await;
+    assert_eq!(studies.len(), 1, "and nothing else: {studies:?}");
     still_serves(site).await;
 }
 
@@ -174,7 +179,9 @@ async fn other_protocols_on_the_http_port_are_closed() {
         "POST /api/v1/exams HTTP/1.1\r\nHost: {}\r\nContent-Length: 5\r\nContent-Length: 6\r\nConnection: close\r\n\r\nabcdef",
         site.http().0
     );
-    for bytes in [&associate[..], b"\x16\x03\x01\x02\0\x01\0\r\n\r\n", &[0xFF; 4096], header.as_bytes(), two_lengths.as_bytes()] {
+    for bytes in
+        [&associate[..], b"\x16\x03\x01\x02\0\x01\0\r\n\r\n", &[0xFF; 4096], header.as_bytes(), two_lengths.as_bytes()]
+    {
         let answer = raw(site.http().0, bytes).await;
         let text = String::from_utf8_lossy(&answer);
         assert!(answer.is_empty() || text.starts_with("HTTP/1.1 4"), "{text}");

@@ -76,7 +76,9 @@ impl Elements {
 }
 
 fn hostile_datasets() -> Vec<(&'static str, Vec<u8>)> {
-    let image = |rows, columns| Elements::instance().short(0x0028, 0x0002, 1).short(0x0028, 0x0010, rows).short(0x0028, 0x0011, columns);
+    let image = |rows, columns| {
+        Elements::instance().short(0x0028, 0x0002, 1).short(0x0028, 0x0010, rows).short(0x0028, 0x0011, columns)
+    };
     vec![
         ("a bomb: OB of almost 4 GiB", Elements::instance().long(0x7FE0, 0x0010, "OB", 0xFFFF_FFFE).0),
         ("a bomb: UN of almost 4 GiB", Elements::instance().long(0x0029, 0x0010, "UN", 0xFFFF_FFFE).0),
@@ -120,7 +122,8 @@ async fn hostile_data_sets_are_refused_by_every_door_at_once_and_without_memory(
     took_no_memory(site, before);
     let metrics = site.http().get("/metrics").await.expect(200).text();
     for (interface, least) in [("dimse", 10), ("import", 10)] {
-        let lines = metrics.lines().filter(|line| line.starts_with("maillage_rejected_total") && line.contains(interface));
+        let lines =
+            metrics.lines().filter(|line| line.starts_with("maillage_rejected_total") && line.contains(interface));
         let sum: u64 = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum();
         assert!(sum >= least, "{interface}: {sum} refusals are counted");
     }

@@ -76,9 +76,12 @@ async fn reads_everything(http: Http, study: &Slices) {
     assert_eq!(single.header("content-type"), "application/dicom; transfer-syntax=1.2.840.10008.1.2.1");
     assert!(maillage_tests::multipart::dataset(&single.body) == *dataset);
 
-    let other_syntax = [("accept", "multipart/related; type=\"application/dicom\"; transfer-syntax=1.2.840.10008.1.2.4.50")];
+    let other_syntax =
+        [("accept", "multipart/related; type=\"application/dicom\"; transfer-syntax=1.2.840.10008.1.2.4.50")];
     http.send(&hyper::Method::GET, &instance, &other_syntax, "").await.expect("an answer").expect(406);
-    for unknown in ["/dicom-web/studies/1.2.3", &format!("{}/series/1.2.3", study.path()), &format!("{series}/instances/1.2")] {
+    for unknown in
+        ["/dicom-web/studies/1.2.3", &format!("{}/series/1.2.3", study.path()), &format!("{series}/instances/1.2")]
+    {
         retrieve(http, unknown).await.expect(404);
     }
 }

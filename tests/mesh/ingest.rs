@@ -6,7 +6,7 @@ use maillage_dicom::dimse::scu::ScuError;
 use maillage_tests::exams::requested;
 use maillage_tests::study::{CALLED, CALLING, associate, echo, file};
 use maillage_tests::{Caller, Mesh, Settings, Slices, until};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{binary, mesh};
 
@@ -16,9 +16,9 @@ async fn every_confirmed_instance_survives_kill_9_straight_after_the_last_succes
     let settings = Settings { quiet_seconds: 60, ..Settings::default() };
     let mut mesh = Mesh::start(binary(), 1, |_| settings.clone()).await;
     let site = &mut mesh.sites[0];
-    site.http().post("/api/v1/exams", &requested("A1", "P1")).await.expect(201);
-    for round in 0..3 {
-        let study = Slices::new("A1", "P1", 20 + round);
+    for accession in ["A1", "A2", "A3"] {
+        site.http().post("/api/v1/exams", &requested(accession, "P1")).await.expect(201);
+        let study = Slices::new(accession, "P1", 20);
         let association = study.send_unreleased(site.dicom()).await;
         site.kill();
         drop(association);
@@ -29,8 +29,10 @@ async fn every_confirmed_instance_survives_kill_9_straight_after_the_last_succes
     // And what was never published is found and published after the restart.
     until("the studies reach their exam", async || {
         let exams = site.http().json("/api/v1/exams").await;
-        let exam = exams["exams"].as_array()?.iter().find(|exam| exam["accession"] == json!("A1"))?.clone();
-        (exam["state"] == json!("waiting") && exam["studies"].as_array()?.len() == 1).then_some(())
+        let waits =
+            |exam: &Value| exam["state"] == json!("waiting") && exam["studies"].as_array().map(Vec::len) == Some(1);
+        let exams = exams["exams"].as_array()?;
+        (exams.len() == 3 && exams.iter().all(waits)).then_some(())
     })
     .await;
 }
@@ -129,7 +131,10 @@ async fn the_same_bytes_twice_are_one_instance_and_other_bytes_never_replace_it(
     assert!(kept > chunks, "the other bytes are kept too, apart: {kept} chunks after {chunks}");
     let metrics = http.get("/metrics").await.expect(200).text();
     assert!(metrics.lines().any(|line| line.contains("rejected_total") && line.contains("uid-conflict")), "{metrics}");
-    // By C-STORE as well: the sender is told success, since its bytes are kept.
+    // By C-STORE as well: a sender must not believe that what it sent is what is shown.
+    let mut association = associate(mesh.sites[0].dicom(), CALLING, CALLED).await.expect("an association");
+    let status = maillage_tests::study::store(&mut association, uid, other.into()).await.expect("an answer");
+    assert!(!status.is_stored(), "{status:?}");
     study.send(mesh.sites[0].dicom()).await;
     study.is_whole_at(http).await;
 }

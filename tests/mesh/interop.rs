@@ -5,8 +5,9 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests write and read the files that other programs send")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,9 +21,14 @@ use crate::mesh;
 /// For a script that sends some two hundred files, one association each.
 const SCRIPT_DEADLINE: Duration = Duration::from_secs(180);
 /// Fewer files than this means that the packages are not what they are meant to be.
-const FILES_MIN: usize = 60;
-/// Transfer syntaxes among them, at least.
-const SYNTAXES_MIN: usize = 8;
+const FILES_MIN: usize = 190;
+/// Transfer syntaxes among them, at least: all but JPEG-LS near-lossless, whose files have no study.
+const SYNTAXES_MIN: usize = 11;
+
+/// Files that are broken on purpose: cut short, and one that says explicit value representations in its
+/// meta information and has none in its data set.
+const BROKEN: [&str; 4] =
+    ["MR_truncated.dcm", "SC_rgb_jpeg.dcm", "emri_small_jpeg_2k_lossless_too_short.dcm", "rtplan_truncated.dcm"];
 
 /// Whether to go on: `found`, or nobody insists.
 fn present(tool: &str, found: bool) -> bool {
@@ -84,11 +90,11 @@ async fn storescu_sends_files_and_folders_by_default_settings() {
     second.is_whole_at(site.http()).await;
 }
 
-/// What `send.py` printed, a file a line.
-async fn send_all(python: &Path, to: std::net::SocketAddr, out: &Path) -> Vec<Value> {
+/// What `send.py` printed in a round, a file a line.
+async fn send_round(python: &Path, to: SocketAddr, out: &Path, round: usize) -> Vec<Value> {
     let mut command = Command::new(python);
     command.arg(script("send.py")).args([to.ip().to_string(), to.port().to_string(), CALLED.to_owned()]).arg(out);
-    let ran = Ran::to_end_within(SCRIPT_DEADLINE, &mut command).await.ended(0);
+    let ran = Ran::to_end_within(SCRIPT_DEADLINE, command.arg(round.to_string())).await.ended(0);
     ran.stdout.lines().map(|line| serde_json::from_str(line).expect("a JSON line")).collect()
 }
 
@@ -96,36 +102,46 @@ fn text<'a>(line: &'a Value, name: &str) -> &'a str {
     line[name].as_str().unwrap_or_else(|| panic!("{name} in {line}"))
 }
 
+fn with_fate<'a>(lines: &'a [Value], fate: &str) -> Vec<&'a Value> {
+    lines.iter().filter(|line| line["fate"] == json!(fate)).collect()
+}
+
 #[tokio::test]
 async fn all_of_pydicoms_files_come_back_byte_for_byte_in_their_own_transfer_syntax() {
     let Some(python) = python("pydicom, pynetdicom, numpy").await else { return };
-    let mesh = mesh(2).await;
-    let out = mesh.root().join("sent");
-    let lines = send_all(&python, mesh.sites[0].dicom(), &out).await;
-    let with_fate = |fate: &str| lines.iter().filter(|line| line["fate"] == json!(fate)).collect::<Vec<_>>();
-    let (sent, refused, skipped) = (with_fate("sent"), with_fate("refused"), with_fate("skipped"));
-    eprintln!("{} sent, {} refused, {} skipped", sent.len(), refused.len(), skipped.len());
+    let (mut lines, mut round) = (Vec::new(), 0);
+    loop {
+        // The first round also shows that a site which did not receive them gives the same bytes.
+        let mesh = mesh(if round == 0 { 2 } else { 1 }).await;
+        let out = mesh.root().join("sent");
+        let came = send_round(&python, mesh.sites[0].dicom(), &out, round).await;
+        if came.is_empty() {
+            break;
+        }
+        for site in &mesh.sites {
+            compare(site.http(), &with_fate(&came, "sent"), &out).await;
+        }
+        lines.extend(came);
+        round += 1;
+    }
+    let (sent, refused, skipped) =
+        (with_fate(&lines, "sent"), with_fate(&lines, "refused"), with_fate(&lines, "skipped"));
+    eprintln!("{} sent in {round} rounds, {} refused, {} skipped", sent.len(), refused.len(), skipped.len());
     for line in skipped.iter().chain(&refused) {
-        let why = line["why"].as_str().unwrap_or_else(|| line["comment"].as_str().unwrap_or_default());
+        let why = if line["fate"] == json!("skipped") { text(line, "why") } else { text(line, "comment") };
         eprintln!("{}: {}: {why}", text(line, "fate"), text(line, "file"));
     }
     let syntaxes: BTreeSet<&str> = sent.iter().map(|line| text(line, "syntax")).collect();
     assert!(sent.len() >= FILES_MIN, "only {} files were taken", sent.len());
     assert!(syntaxes.len() >= SYNTAXES_MIN, "{syntaxes:?}");
-    // The site that received them, and one that fetches them.
-    for site in &mesh.sites {
-        compare(site.http(), &sent, &out).await;
-    }
-    assert!(refused.is_empty(), "refused: {}", refused.iter().map(|line| format!("\n  {line}")).collect::<String>());
+    let refused: BTreeSet<&str> = refused.iter().map(|line| text(line, "file")).collect();
+    assert_eq!(refused, BTreeSet::from(BROKEN), "what is broken is refused, and nothing else");
 }
 
-/// Every instance's bytes. Of files that share a SOP Instance UID the first stays: the others are kept apart.
+/// Every instance's bytes.
 async fn compare(http: Http, sent: &[&Value], out: &Path) {
-    let mut firsts: BTreeMap<&str, &Value> = BTreeMap::new();
     for line in sent {
-        firsts.entry(text(line, "SOPInstanceUID")).or_insert(line);
-    }
-    for (instance, line) in firsts {
+        let instance = text(line, "SOPInstanceUID");
         let (study, series) = (text(line, "StudyInstanceUID"), text(line, "SeriesInstanceUID"));
         let path = format!("/dicom-web/studies/{study}/series/{series}/instances/{instance}");
         let answer = until(&format!("{} is known", text(line, "file")), async || {

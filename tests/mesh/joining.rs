@@ -4,10 +4,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use maillage_host::{Clock, UnixMillis};
-use maillage_tests::{Mesh, Settings, Site};
+use maillage_tests::{Mesh, Settings, Site, until};
 use maillage_transport::{Accepted, Alpn, Endpoint, EndpointConfig, Identity, Membership, PeerId, Socket};
 use serde_json::json;
 use tokio::time::{sleep, timeout};
@@ -113,12 +114,16 @@ async fn a_token_of_one_mesh_is_nothing_to_another_mesh_at_the_same_address() {
 }
 
 /// An endpoint on the address in a token that admits whoever holds the token.
-fn trap(identity: Identity, token_key: &str, at: std::net::SocketAddr) -> (Endpoint, Accepted) {
+async fn trap(secret: [u8; 32], token_key: &str, at: SocketAddr) -> (Endpoint, Accepted) {
     let membership = Membership::new(Clock::system());
     let key: PeerId = token_key.parse().expect("a token's key");
     membership.set_guests(BTreeMap::from([(key, UnixMillis(u64::MAX))]));
-    let endpoint = Endpoint::bind(EndpointConfig::new(identity, membership, Socket::Udp(at), Clock::system()));
-    let endpoint = endpoint.expect("an endpoint");
+    // The last endpoint's tasks may hold the port a moment longer.
+    let endpoint = until("the port is free", async || {
+        let identity = Identity::from_secret(&secret);
+        Endpoint::bind(EndpointConfig::new(identity, membership.clone(), Socket::Udp(at), Clock::system())).ok()
+    })
+    .await;
     let accepted = endpoint.accept(Alpn::Join);
     (endpoint, accepted)
 }
@@ -130,11 +135,11 @@ async fn a_false_mesh_that_asks_for_a_token_is_told_nothing() {
     let (token, key) = (made["token"].as_str().expect("a token"), made["key"].as_str().expect("a key"));
     let secret = fs::read_to_string(mesh.sites[0].data_dir().join("identity")).expect("read");
     let secret = data_encoding::HEXLOWER_PERMISSIVE.decode(secret.trim().as_bytes()).expect("hexadecimal digits");
-    let genuine = Identity::from_secret(&secret.try_into().expect("32 bytes"));
+    let genuine: [u8; 32] = secret.try_into().expect("32 bytes");
     let address = mesh.sites[0].mesh();
     mesh.sites[0].terminate().await;
 
-    let (endpoint, mut accepted) = trap(Identity::generate(), key, address);
+    let (endpoint, mut accepted) = trap(*Identity::generate().secret(), key, address).await;
     let lyon = mesh.prepare("lyon", &Settings::default());
     let ran = lyon.run(&["join", token]).await;
     assert_ne!(ran.code, 0);
@@ -145,7 +150,7 @@ async fn a_false_mesh_that_asks_for_a_token_is_told_nothing() {
     drop((endpoint, accepted));
 
     // The same trap with the right key catches the joiner: so it was the key that it looked at.
-    let (endpoint, mut accepted) = trap(genuine, key, address);
+    let (endpoint, mut accepted) = trap(genuine, key, address).await;
     let joining = mesh.prepare("nantes", &Settings::default());
     let line = ["join", token];
     let (ran, caught) = tokio::join!(joining.run(&line), async {

@@ -44,7 +44,7 @@ async fn images_of_another_patient_are_never_attached_to_the_request() {
     let request = site.http().json(&format!("/api/v1/exams/{id}?fresh=true")).await;
     assert_eq!((&request["state"], &request["studies"]), (&json!("requested"), &json!([])));
     let page = site.http().get("/?lang=en").await.expect(200).text();
-    assert!(page.contains("Unsolicited"), "a person is told");
+    assert!(page.contains("To reconcile") && page.contains("another patient"), "a person is told");
 
     // A person decides that they belong together after all.
     let (from, into) = (exam["id"].to_string(), id.to_string());

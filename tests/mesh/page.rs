@@ -79,7 +79,9 @@ async fn other_names_and_other_sites_are_refused() {
         ask(http, &Method::POST, "/ui/next", &headers, "key=00000000-0000-4000-8000-000000000000").await.expect(403);
     }
     // A form that any page can send without asking is not taken for JSON either.
-    ask(http, &Method::POST, "/api/v1/exams", &[("content-type", "text/plain")], &ready("FORGED").to_string()).await.expect(415);
+    ask(http, &Method::POST, "/api/v1/exams", &[("content-type", "text/plain")], &ready("FORGED").to_string())
+        .await
+        .expect(415);
     assert_eq!(http.json("/api/v1/exams?fresh=true").await["exams"], json!([]), "nothing was done");
     let origin = format!("http://{own}");
     let headers = [json_body[0], ("origin", origin.as_str()), ("sec-fetch-site", "same-origin")];

@@ -118,8 +118,10 @@ async fn a_report_under_a_stale_token_is_refused_and_kept_as_a_draft() {
     assert_eq!((&exam["state"], &exam["claim"]["user"]), (&json!("claimed"), &json!("dr-b")));
     site.run_json(&["claim", "complete", &id, "--token", &current, "--text", "In time.", "--user", "dr-b"]).await;
     let exam = site.http().json(&format!("/api/v1/exams/{id}?fresh=true")).await;
-    let reports: Vec<_> = exam["report_list"].as_array().expect("reports").iter().map(|r| (&r["text"], &r["stale"])).collect();
-    let expected = [(json!("Too late."), json!(true)), (json!("Again."), json!(true)), (json!("In time."), json!(false))];
+    let reports: Vec<_> =
+        exam["report_list"].as_array().expect("reports").iter().map(|r| (&r["text"], &r["stale"])).collect();
+    let expected =
+        [(json!("Too late."), json!(true)), (json!("Again."), json!(true)), (json!("In time."), json!(false))];
     assert_eq!(reports, expected.each_ref().map(|(text, stale)| (text, stale)), "both versions are visible");
 
     let invented = json!({ "user": "dr-x", "token": 999_999, "text": "Never held it." });

@@ -11,6 +11,8 @@ use crate::mesh;
 
 /// How soon a write without a quorum is refused; the rest is the test machine's slack.
 const REFUSED_WITHIN: Duration = Duration::from_secs(3);
+/// What may have reached a leader that died is waited for until the next could have answered.
+const UNKNOWN_WITHIN: Duration = Duration::from_secs(8);
 
 /// Kills the leader and, of the others, as many as it takes to be `count`.
 async fn kill_with_leader(mesh: &mut Mesh, count: usize) {
@@ -46,6 +48,15 @@ async fn five_sites_work_with_two_killed_and_only_read_with_three_killed() {
     kill_with_leader(&mut mesh, 1).await;
     let living: Vec<usize> = (0..5).filter(|&n| mesh.sites[n].runs()).collect();
     assert_eq!(living.len(), 2);
+    until("the survivors know that nobody leads", async || {
+        for &n in &living {
+            if mesh.sites[n].http().json("/api/v1/status").await["quorum"]["reached"] == json!(true) {
+                return None;
+            }
+        }
+        Some(())
+    })
+    .await;
     for &n in &living {
         refuses_writes_and_answers_reads(&mesh, n).await;
     }
@@ -66,19 +77,45 @@ async fn five_sites_work_with_two_killed_and_only_read_with_three_killed() {
     .await;
 }
 
+#[tokio::test]
+async fn a_write_without_a_quorum_is_refused_within_3_seconds() {
+    let mut mesh = mesh(3).await;
+    kill_with_leader(&mut mesh, 2).await;
+    let survivor = mesh.sites.iter().find(|site| site.runs()).expect("a survivor");
+    until("the survivor knows that it is alone", async || {
+        (survivor.http().json("/api/v1/status").await["quorum"]["reached"] == json!(false)).then_some(())
+    })
+    .await;
+    let since = Instant::now();
+    survivor.http().post("/api/v1/exams", &ready("NEVER")).await.expect(503);
+    assert!(since.elapsed() < REFUSED_WITHIN, "by HTTP after {:?}", since.elapsed());
+    let since = Instant::now();
+    survivor.run(&["claim", "next", "--user", "dr-a"]).await.ended(4);
+    assert!(since.elapsed() < REFUSED_WITHIN, "on the command line after {:?}", since.elapsed());
+}
+
+#[tokio::test]
+async fn a_write_in_the_moment_in_which_the_quorum_is_lost_is_answered_in_seconds() {
+    let mut mesh = mesh(3).await;
+    kill_with_leader(&mut mesh, 2).await;
+    let survivor = mesh.sites.iter().find(|site| site.runs()).expect("a survivor");
+    let since = Instant::now();
+    let refused = survivor.http().post("/api/v1/exams", &ready("NEVER")).await;
+    let took = since.elapsed();
+    // It may have reached the leader that died: then its fate is unknown, and is said to be.
+    assert!([503, 504].contains(&refused.status), "{}: {}", refused.status, refused.text());
+    let within = if refused.status == 503 { REFUSED_WITHIN } else { UNKNOWN_WITHIN };
+    assert!(took < within, "{} after {took:?}", refused.status);
+}
+
 async fn refuses_writes_and_answers_reads(mesh: &Mesh, n: usize) {
     let site = &mesh.sites[n];
-    let since = Instant::now();
     let refused = site.http().post("/api/v1/exams", &ready("NEVER")).await;
-    let took = since.elapsed();
     assert_eq!(refused.clone().expect(503).json()["code"], json!("no-quorum"));
     assert!(!refused.header("retry-after").is_empty());
-    assert!(took < REFUSED_WITHIN, "refused after {took:?}");
 
-    let since = Instant::now();
     let add = ["exams", "add", "--patient-id", "P1", "--accession", "NEVER"];
     site.run(&add).await.ended(4).complains_of(&["error:"]);
-    assert!(since.elapsed() < REFUSED_WITHIN + Duration::from_secs(1), "on the command line: {:?}", since.elapsed());
     site.http().get("/api/v1/exams?fresh=true").await.expect(503);
     site.run(&["exams", "list", "--fresh"]).await.ended(4);
 

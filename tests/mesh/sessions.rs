@@ -67,12 +67,19 @@ async fn a_frozen_site_loses_its_claim_and_its_readers_learn_it_when_it_thaws() 
     let (frozen, other) = ((leader + 1) % 3, (leader + 2) % 3);
     let id = mesh.sites[other].http().post("/api/v1/exams", &ready("A1")).await.expect(201).json()["id"].to_string();
     let token = mesh.sites[frozen].run_json(&["claim", "next", "--user", "dr-cold"]).await["token"].to_string();
+    until_within(FREE_WITHIN, "the claim is known at the other site", async || {
+        let exam = mesh.sites[other].http().json(&format!("/api/v1/exams/{id}")).await;
+        (exam["state"] == json!("claimed")).then_some(())
+    })
+    .await;
     mesh.sites[frozen].signal(Signal::STOP);
+    let since = Instant::now();
     until_within(FREE_WITHIN, "the claim is free", async || {
         let exam = mesh.sites[other].http().json(&format!("/api/v1/exams/{id}")).await;
         (exam["state"] == json!("waiting")).then_some(())
     })
     .await;
+    assert!(since.elapsed() > Duration::from_secs(TTL_S - 1), "not before its time: {:?}", since.elapsed());
     mesh.sites[frozen].signal(Signal::CONT);
     // Whatever the thawed site still believes, the mesh decides.
     let line = ["claim", "complete", &id, "--token", &token, "--text", "Thawed.", "--user", "dr-cold"];

@@ -81,7 +81,10 @@ impl Mesh {
         self.sites.push(site);
         if self.sites.len() == 1 {
             // A token needs a leader.
-            until("the founder leads", async || (self.sites[0].http().json("/api/v1/status").await["role"] == json!("leader")).then_some(())).await;
+            until("the founder leads", async || {
+                (self.sites[0].http().json("/api/v1/status").await["role"] == json!("leader")).then_some(())
+            })
+            .await;
         }
     }
 

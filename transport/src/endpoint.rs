@@ -56,6 +56,9 @@ const SEND_WINDOW_BYTES: u64 = 32 << 20;
 /// Streams that a peer may have open towards us, each way.
 const STREAMS_MAX: u32 = 256;
 
+/// How long peers are given to hear that the port closes: a few round trips.
+const FAREWELL: Duration = Duration::from_secs(1);
+
 /// Datagrams buffered before a handshake is accepted. quinn's own 100 MiB would be a stranger's to fill.
 const INCOMING_MAX: usize = 256;
 const INCOMING_BUFFER_BYTES: u64 = 64 << 10;
@@ -255,8 +258,8 @@ impl Endpoint {
     /// Closes every connection and the port, and waits until the peers have been told.
     pub async fn close(&self) {
         self.0.0.close();
-        // A peer that is gone need not be waited for longer than it would be believed alive.
-        let _ = timeout(IDLE_TIMEOUT, self.0.0.quinn.wait_idle()).await;
+        // A peer that is gone notices by itself.
+        let _ = timeout(FAREWELL, self.0.0.quinn.wait_idle()).await;
     }
 }
 

@@ -3,8 +3,8 @@
 use super::{Applied, Effect, exams};
 use crate::command::Envelope;
 use crate::exam::{Claim, Exam, ExamState, Report, WorkitemState};
-use crate::keys;
 use crate::ids::{ExamId, FencingToken, Line, Name, Prose, UidText};
+use crate::keys;
 use crate::machine::ApplyError;
 use crate::outcome::{Grant, Holder, Outcome, Refusal};
 use crate::state::State;
@@ -67,9 +67,7 @@ impl Room {
 fn has_just_released(state: &State<'_, '_>, envelope: &Envelope, exam: &Exam) -> Result<bool, ApplyError> {
     let Some(last) = exam.workitem.checked_sub(1).filter(|number| *number > 0) else { return Ok(false) };
     let Some(workitem) = state.workitem(exam.id, last)? else { return Ok(false) };
-    let theirs = workitem
-        .performer
-        .is_some_and(|claim| claim.user == envelope.user && claim.site == envelope.site);
+    let theirs = workitem.performer.is_some_and(|claim| claim.user == envelope.user && claim.site == envelope.site);
     Ok(theirs && state.now.0.saturating_sub(workitem.at.0) < RELEASED_PASSED_OVER_MS)
 }
 

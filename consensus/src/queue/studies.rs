@@ -58,11 +58,7 @@ pub(super) fn record(state: &mut State<'_, '_>, origin: SiteId, part: &StudyPart
 }
 
 /// The exam that images which say `says` belong to, or why none.
-fn belongs_to(
-    state: &State<'_, '_>,
-    study: &Study,
-    says: &Request,
-) -> Result<Result<Exam, Unsolicited>, ApplyError> {
+fn belongs_to(state: &State<'_, '_>, study: &Study, says: &Request) -> Result<Result<Exam, Unsolicited>, ApplyError> {
     // Another site received some of this very study: same exam, if it is the same patient.
     for held in &study.parts {
         if let Some(exam) = state.exam(held.exam)?

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use maillage_host::EngineHome as _;
 use maillage_host::UnixMillis;
 use maillage_host::engine::{Engine, MemoryHome};
-use maillage_host::EngineHome as _;
 use proptest::prelude::{Just, Strategy, any, prop, prop_oneof};
 use proptest::{prop_assert, prop_assert_eq, proptest};
 
@@ -48,8 +48,7 @@ impl Bench {
     fn run_as(&mut self, id: CommandId, site: SiteId, command: Command) -> Outcome {
         self.index += 1;
         self.now += 1_000;
-        let envelope =
-            Envelope { id, at: UnixMillisField(0), site, user: Name::fitted("dr-a"), command };
+        let envelope = Envelope { id, at: UnixMillisField(0), site, user: Name::fitted("dr-a"), command };
         let from = Proposer { node: site.0, is_leader: true };
         let stamped = Queue.stamp(&envelope.encode(), from, UnixMillis(self.now)).expect("stamp");
         let mut transaction = Transaction::new(&*self.engine);

@@ -43,7 +43,7 @@ impl Problem {
             "no-quorum" | "unknown-outcome" => ExitCode::NoQuorum,
             "conflict" | "stale-token" | "wrong-state" => ExitCode::Conflict,
             "storage-full" | "other-patient" | "several-patients" => ExitCode::Refused,
-            "images-damaged" => ExitCode::Corrupt,
+            "images-damaged" | "corrupt" => ExitCode::Corrupt,
             _ => ExitCode::Error,
         }
     }
@@ -118,7 +118,7 @@ impl ClientError {
             Self::Refused(problem) => match problem.code.as_str() {
                 "no-quorum" => "`maillage status` shows which sites answer".to_owned(),
                 "stale-token" => "`maillage exams show ID` shows who holds the claim now".to_owned(),
-                "images-damaged" => "`maillage study verify UID` names what is damaged".to_owned(),
+                "images-damaged" | "corrupt" => "`maillage study verify UID` names what is damaged".to_owned(),
                 _ => return None,
             },
             _ => return None,
@@ -149,6 +149,7 @@ mod tests {
             ("wrong-state", ExitCode::Conflict),
             ("storage-full", ExitCode::Refused),
             ("images-damaged", ExitCode::Corrupt),
+            ("corrupt", ExitCode::Corrupt),
             ("not-found", ExitCode::Error),
             ("", ExitCode::Error),
         ] {

@@ -154,14 +154,14 @@ pub(crate) fn load(sources: &Sources) -> Loaded {
     }
     derive(&mut loaded);
     // What could not be read kept its default, about which cross checks would only confuse.
-    if loaded.problems.is_empty() {
-        let mut found = Vec::new();
-        check(&loaded.config, &mut |name, message| found.push((name, message)));
-        for (name, message) in found {
-            let at = SETTINGS.iter().position(|setting| setting.name() == name);
-            let origin = at.and_then(|at| loaded.origins.get(at)).cloned().unwrap_or(Origin::Default);
-            loaded.problem(origin, format!("{name}: {message}"));
-        }
+    let unread: Vec<String> = loaded.problems.iter().map(|problem| problem.message.clone()).collect();
+    let is_unread = |name: &str| unread.iter().any(|message| message.starts_with(&format!("{name}:")));
+    let mut found = Vec::new();
+    check(&loaded.config, &mut |name, message| found.push((name, message)));
+    for (name, message) in found.into_iter().filter(|(name, _)| !is_unread(name)) {
+        let at = SETTINGS.iter().position(|setting| setting.name() == name);
+        let origin = at.and_then(|at| loaded.origins.get(at)).cloned().unwrap_or(Origin::Default);
+        loaded.problem(origin, format!("{name}: {message}"));
     }
     loaded
 }

@@ -54,7 +54,9 @@ impl Cluster {
             servers.push(Server::start("etcd", &mut command, &dir.path().join(format!("m{n}.log")))?);
         }
         for (server, (client, _)) in servers.iter_mut().zip(&addresses) {
-            server.ready(async || http::get(*client, "/health").await.is_some_and(|h| h["health"] == json!("true"))).await?;
+            server
+                .ready(async || http::get(*client, "/health").await.is_some_and(|h| h["health"] == json!("true")))
+                .await?;
         }
         let clients: Vec<SocketAddr> = addresses.iter().map(|(client, _)| *client).collect();
         let targets = until("an etcd member leads", async || leader_last(&clients).await).await?;

@@ -43,10 +43,8 @@ pub(super) enum Answer {
 pub(super) struct Load {
     /// The numbers of what was done.
     pub(super) numbers: Vec<u64>,
-    /// Whether nothing was left before the time was over.
-    pub(super) ran_out: bool,
     micros: Vec<u64>,
-    seconds: f64,
+    took: Duration,
 }
 
 impl Load {
@@ -57,7 +55,12 @@ impl Load {
 
     /// Done a second.
     pub(super) fn rate(&self) -> f64 {
-        self.done() as f64 / self.seconds
+        self.done() as f64 / self.took.as_secs_f64()
+    }
+
+    /// As [`Load::rate`], without its fraction.
+    pub(super) fn whole_rate(&self) -> u64 {
+        self.done() * 1000 / u64::try_from(self.took.as_millis()).unwrap_or(u64::MAX).max(1)
     }
 
     /// A percentile of the time from a request to its answer, in milliseconds.
@@ -99,10 +102,7 @@ impl Run {
                             load.numbers.push(number);
                             load.micros.push(micros);
                         }
-                        Answer::NothingLeft => {
-                            load.ran_out = true;
-                            break;
-                        }
+                        Answer::NothingLeft => break,
                         Answer::Wrong => bail!("{path}: {}", String::from_utf8_lossy(&answer)),
                     }
                 }
@@ -116,9 +116,8 @@ impl Run {
             let load = load??;
             all.numbers.extend(load.numbers);
             all.micros.extend(load.micros);
-            all.ran_out |= load.ran_out;
         }
-        all.seconds = begun.elapsed().as_secs_f64();
+        all.took = begun.elapsed();
         all.micros.sort_unstable();
         Ok(all)
     }

@@ -6,14 +6,20 @@ use std::process::Command;
 use anyhow::Context as _;
 use serde_json::json;
 
-use super::{Sender, is_whole};
+use super::{Nagle, Sender, is_whole};
 use crate::http;
 use crate::lab::Lab;
 use crate::process::{Server, free_address};
 use crate::study::Study;
 
 /// Seconds until Orthanc has confirmed the study.
-pub(super) async fn measure(lab: &Lab, study: &Study, program: &Path, sender: Sender<'_>) -> anyhow::Result<f64> {
+pub(super) async fn measure(
+    lab: &Lab,
+    study: &Study,
+    program: &Path,
+    sender: Sender<'_>,
+    nagle: Nagle,
+) -> anyhow::Result<f64> {
     let dir = lab.dir("orthanc")?;
     let (web, dicom) = (free_address()?, free_address()?);
     let config = dir.path().join("orthanc.json");
@@ -29,7 +35,10 @@ pub(super) async fn measure(lab: &Lab, study: &Study, program: &Path, sender: Se
         "Plugins": [],
     });
     std::fs::write(&config, settings.to_string())?;
-    let mut server = Server::start("Orthanc", Command::new(program).arg(&config), &dir.path().join("log"))?;
+    let mut command = Command::new(program);
+    command.arg(&config);
+    nagle.apply(&mut command);
+    let mut server = Server::start("Orthanc", &mut command, &dir.path().join("log"))?;
     server.ready(async || http::answers(web, "/system").await).await?;
     lab.quiet().await?;
     let seconds = sender.send(study, dicom).await?;

@@ -30,8 +30,8 @@ const REFUSE_AFTER: Duration = Duration::from_millis(1800);
 const GONE_AFTER: Duration = Duration::from_secs(10);
 /// Between two attempts, when no change of leader comes first.
 const RETRY: Duration = Duration::from_millis(50);
-/// How long reaching the leader may take.
-const OPEN_LIMIT: Duration = Duration::from_secs(2);
+/// How long reaching the leader may take; less than [`REFUSE_AFTER`], which would otherwise be late.
+const OPEN_LIMIT: Duration = Duration::from_secs(1);
 
 /// A committed and applied command.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,7 +106,9 @@ impl Inner {
             }
             let attempt = match self.leader() {
                 None => Attempt::NotProposed,
-                Some(leader) if leader == self.node_id() => self.propose_here(&command, self.node_id(), end, None).await,
+                Some(leader) if leader == self.node_id() => {
+                    self.propose_here(&command, self.node_id(), end, None).await
+                }
                 Some(leader) => self.forward(leader, &command, end).await,
             };
             busy = matches!(attempt, Attempt::Busy);

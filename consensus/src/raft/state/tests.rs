@@ -17,7 +17,8 @@ fn id(index: u64) -> LogId {
 }
 
 fn normal(index: u64, value: &[u8]) -> Entry {
-    let stamped = Toy.stamp(&toy_command(index, value), Proposer { node: 1, is_leader: true }, UnixMillis(0)).expect("valid");
+    let stamped =
+        Toy.stamp(&toy_command(index, value), Proposer { node: 1, is_leader: true }, UnixMillis(0)).expect("valid");
     Entry { log_id: id(index), payload: EntryPayload::Normal(Payload(Bytes::from(stamped))) }
 }
 

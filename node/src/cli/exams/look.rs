@@ -26,7 +26,11 @@ pub(super) fn table(exams: &[Value]) -> Table {
         table.row([
             column("id"),
             column("priority"),
-            format!("{}{}", column("state"), if exam.get("unsolicited").is_some_and(Value::is_string) { " (unsolicited)" } else { "" }),
+            format!(
+                "{}{}",
+                column("state"),
+                if exam.get("unsolicited").is_some_and(Value::is_string) { " (unsolicited)" } else { "" }
+            ),
             format!("{}{}", column("due_at"), if flag("overdue") { " OVERDUE" } else { "" }),
             column("accession"),
             field(exam, &["patient", "id"]),
