@@ -12,6 +12,10 @@ pub(crate) const SITES: [u8; 1] = [0x10];
 pub(crate) const TOKENS: [u8; 1] = [0x12];
 pub(crate) const EXAMS: [u8; 1] = [0x20];
 pub(crate) const WAITING: [u8; 1] = [0x21];
+/// No place of the waiting room before this key is taken. Claims empty the room from its front, and an
+/// LSM walks over every removed key that it has not compacted yet: without the floor, each claim of a
+/// busy night would cost the next one more.
+pub(crate) const WAITING_FLOOR: [u8; 1] = [0x27];
 pub(crate) const CLAIMS: [u8; 1] = [0x22];
 pub(crate) const ENDED: [u8; 1] = [0x23];
 pub(crate) const STUDIES: [u8; 1] = [0x30];

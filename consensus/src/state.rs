@@ -77,7 +77,7 @@ impl State<'_, '_> {
             *count_of(&mut counts, exam.state) -= 1;
             counts.unsolicited -= u64::from(exam.unsolicited.is_some());
         }
-        self.index(after);
+        self.index(after)?;
         *count_of(&mut counts, after.state) += 1;
         counts.unsolicited += u64::from(after.unsolicited.is_some());
         self.write(keys::COUNTS.to_vec(), &counts);
@@ -100,9 +100,13 @@ impl State<'_, '_> {
         }
     }
 
-    fn index(&mut self, exam: &Exam) {
+    fn index(&mut self, exam: &Exam) -> Result<(), ApplyError> {
         if let (ExamState::Waiting, Some(due_at)) = (exam.state, exam.due_at) {
-            self.transaction.put(keys::waiting(exam.request.priority, due_at, exam.id), []);
+            let place = keys::waiting(exam.request.priority, due_at, exam.id);
+            if place < self.waiting_floor()? {
+                self.transaction.put(keys::WAITING_FLOOR, place.clone());
+            }
+            self.transaction.put(place, []);
         }
         if let Some(claim) = &exam.claim {
             self.transaction.put(keys::claim(claim.site, exam.id), []);
@@ -113,6 +117,7 @@ impl State<'_, '_> {
         if !exam.request.accession.is_empty() {
             self.transaction.put(keys::accession(exam.request.accession.as_str(), exam.id), []);
         }
+        Ok(())
     }
 
     /// Exams that bear an accession number, in ascending order.
@@ -126,10 +131,25 @@ impl State<'_, '_> {
         Ok(exams)
     }
 
-    /// Up to `limit` places of the waiting room after `after`, first due first.
-    pub(crate) fn waiting_after(&self, after: &[u8], limit: usize) -> Result<Vec<Vec<u8>>, ApplyError> {
-        let pairs = self.transaction.scan_prefix_after(&keys::WAITING, after, limit)?;
+    /// Up to `limit` places of the waiting room, first due first: all, or those after `after`.
+    pub(crate) fn waiting(&self, after: Option<&[u8]>, limit: usize) -> Result<Vec<Vec<u8>>, ApplyError> {
+        let pairs = match after {
+            Some(after) => self.transaction.scan_prefix_after(&keys::WAITING, after, limit)?,
+            None => self.transaction.scan_prefix_from(&keys::WAITING, &self.waiting_floor()?, limit)?,
+        };
         Ok(pairs.into_iter().map(|(key, _)| key).collect())
+    }
+
+    fn waiting_floor(&self) -> Result<Vec<u8>, ApplyError> {
+        Ok(self.transaction.get(&keys::WAITING_FLOOR)?.unwrap_or_else(|| keys::WAITING.to_vec()))
+    }
+
+    /// Notes that no place before `first` is taken.
+    pub(crate) fn raise_waiting_floor(&mut self, first: &[u8]) -> Result<(), ApplyError> {
+        if self.waiting_floor()?.as_slice() < first {
+            self.transaction.put(keys::WAITING_FLOOR, first);
+        }
+        Ok(())
     }
 
     /// Exams claimed at a site.

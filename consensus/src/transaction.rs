@@ -75,6 +75,14 @@ impl<'a> Transaction<'a> {
         self.scan(prefix, Bound::Excluded(after), limit)
     }
 
+    /// As [`Transaction::scan_prefix`], only `from` and keys after it.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub fn scan_prefix_from(&self, prefix: &[u8], from: &[u8], limit: usize) -> io::Result<Vec<Pair>> {
+        self.scan(prefix, Bound::Included(from), limit)
+    }
+
     fn scan(&self, prefix: &[u8], from: Bound<&[u8]>, limit: usize) -> io::Result<Vec<Pair>> {
         let mut pairs = Vec::new();
         let mut pending = self
@@ -171,6 +179,7 @@ mod tests {
         let seen = transaction.scan_prefix(b"a", usize::MAX).expect("scan");
         assert_eq!(transaction.scan_prefix(b"a", 2).expect("scan"), seen[..2]);
         assert_eq!(transaction.scan_prefix_after(b"a", b"a2", 9).expect("scan"), seen[2..]);
+        assert_eq!(transaction.scan_prefix_from(b"a", b"a2", 9).expect("scan"), seen[1..]);
         assert_eq!(transaction.get(b"a3").expect("get"), None);
         engine.commit(transaction.into_batch()).expect("commit");
         let after = maillage_host::engine::scan_prefix(&*engine, b"a", usize::MAX).expect("scan");

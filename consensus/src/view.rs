@@ -81,7 +81,17 @@ impl<'a> View<'a> {
 
     /// Up to `limit` exams of the waiting room, in the order in which they are to be read.
     pub fn waiting(&self, limit: usize) -> Result<Vec<Exam>, ApplyError> {
-        self.indexed(&keys::WAITING, limit)
+        let floor = self.0.get(&keys::WAITING_FLOOR)?.unwrap_or_else(|| keys::WAITING.to_vec());
+        let mut ids = Vec::new();
+        if limit > 0 {
+            let end = [keys::WAITING[0] + 1];
+            self.0.scan(Bound::Included(floor.as_slice()), Bound::Excluded(&end), &mut |key, _| {
+                ids.extend(keys::trailing_number(key).map(ExamId));
+                ids.len() < limit
+            })?;
+        }
+        let exams: Result<Vec<_>, _> = ids.into_iter().map(|id| self.exam(id)).collect();
+        Ok(exams?.into_iter().flatten().collect())
     }
 
     /// Up to `limit` claimed exams, by site.

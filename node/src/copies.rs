@@ -291,27 +291,8 @@ fn belongs(study: &str, holders: &[SiteId], eligible: &[Site], copies: usize) ->
 
 #[cfg(test)]
 mod tests {
-    use maillage_consensus::command::{SiteDescription, UnixMillisField};
-    use maillage_consensus::ids::PeerKey;
-
     use super::*;
-
-    fn site(id: u64, zone: &str) -> Site {
-        Site {
-            id: SiteId(id),
-            description: SiteDescription {
-                key: PeerKey::new(vec![1; 38]).expect("a key"),
-                name: Name::fitted(&format!("site-{id}")),
-                zone: Name::fitted(zone),
-                addresses: Vec::new(),
-                weight: 100,
-            },
-            joined_at: UnixMillisField(0),
-            sessions: 1,
-            session_open: true,
-            away_since: None,
-        }
-    }
+    use crate::roster::testing::site;
 
     #[test]
     fn copies_go_to_distinct_zones_and_holders_keep_theirs() {

@@ -217,27 +217,8 @@ fn grown_voters(voters: &BTreeSet<u64>, sites: &[Site], caught_up: impl Fn(u64) 
 
 #[cfg(test)]
 mod tests {
-    use maillage_consensus::command::{SiteDescription, UnixMillisField};
-    use maillage_consensus::ids::PeerKey;
-
     use super::*;
-
-    fn site(id: u64, zone: &str) -> Site {
-        Site {
-            id: SiteId(id),
-            description: SiteDescription {
-                key: PeerKey::new(vec![1; 38]).expect("a key"),
-                name: Name::fitted(&format!("site-{id}")),
-                zone: Name::fitted(zone),
-                addresses: Vec::new(),
-                weight: 100,
-            },
-            joined_at: UnixMillisField(0),
-            sessions: 1,
-            session_open: true,
-            away_since: None,
-        }
-    }
+    use crate::roster::testing::site;
 
     #[test]
     fn voters_stay_odd_prefer_other_zones_and_never_shrink() {

@@ -92,3 +92,29 @@ pub(crate) fn key_of(peer: &PeerId) -> PeerKey {
     #[expect(clippy::expect_used, reason = "an ed25519 peer id has 38 bytes, and only such are made here")]
     PeerKey::new(peer.to_bytes()).expect("a peer id fits")
 }
+
+/// Sites for tests of what is decided by them.
+#[cfg(test)]
+pub(crate) mod testing {
+    use maillage_consensus::command::{SiteDescription, UnixMillisField};
+    use maillage_consensus::ids::{Name, PeerKey, SiteId};
+    use maillage_consensus::mesh::Site;
+
+    /// A site in session.
+    pub(crate) fn site(id: u64, zone: &str) -> Site {
+        Site {
+            id: SiteId(id),
+            description: SiteDescription {
+                key: PeerKey::new(vec![1; 38]).expect("a key"),
+                name: Name::fitted(&format!("site-{id}")),
+                zone: Name::fitted(zone),
+                addresses: Vec::new(),
+                weight: 100,
+            },
+            joined_at: UnixMillisField(0),
+            sessions: 1,
+            session_open: true,
+            away_since: None,
+        }
+    }
+}

@@ -1,11 +1,11 @@
 //! Claims a second on three nodes, beside put-if-absent transactions a second on three etcd members.
 //!
-//! Both over HTTP with JSON on kept-alive connections, by the same client code. The clusters take turns;
-//! the one that waits does only its heartbeats. "Spread" clients go to the nodes in turn, followers
+//! Both over HTTP with JSON on kept-alive connections, by the same client code. The clusters take turns,
+//! each alone on the machine. "Spread" clients go to the nodes in turn, followers
 //! first, so that a single client speaks to a follower in both.
 //!
-//! For each number of clients and each round both clusters are new: what one load leaves behind in a
-//! store must not be taken for the next load's cost. What it does cost is a row of its own.
+//! For each load and each round both clusters are new: what one load leaves behind in a store must not
+//! be taken for the next load's cost. What it does cost is a row of its own.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -54,36 +54,29 @@ pub(crate) async fn run(lab: &Lab) -> anyhow::Result<Section> {
         Some(series) => series.loads.push(load),
         None => series.push(Series { name, loads: vec![load] }),
     };
-    for round in 0..lab.rounds {
+    for _ in 0..lab.rounds {
         for (place, clients) in CLIENTS.into_iter().enumerate() {
-            let mesh = Mesh::start(lab, 3, 1).await.context("start a mesh")?;
-            let mut queue = Queue { mesh, added: 0, tokens: BTreeSet::new() };
-            let etcd = match &program {
-                Some(program) => Some(etcd::Cluster::start(lab, program).await.context("start etcd")?),
-                None => None,
-            };
-            let mut variants = [("spread", true), ("leader", false)];
-            // Neither always finds what the other left behind.
-            if round % 2 == 1 {
-                variants.reverse();
-            }
-            for (variant, spread) in variants {
+            for (variant, spread) in [("spread", true), ("leader", false)] {
+                let mesh = Mesh::start(lab, 3, 1).await.context("start a mesh")?;
+                let mut queue = Queue { mesh, added: 0, tokens: BTreeSet::new() };
                 let load = queue.claim(lab, clients, rates[place], spread).await.context("claims on the mesh")?;
                 rates[place] = load.whole_rate().max(FIRST_GUESS[place] / 4);
                 note(row("mesh", clients, variant), load);
-                if let Some(etcd) = &etcd {
+                if place + 1 == CLIENTS.len() && !spread {
+                    note(LATER.to_owned(), queue.claim(lab, 1, rates[0], false).await.context(LATER)?);
+                }
+                drop(queue);
+                if let Some(program) = &program {
+                    let etcd = etcd::Cluster::start(lab, program).await.context("start etcd")?;
                     lab.quiet().await?;
                     note(row("etcd", clients, variant), etcd.load(clients, DURATION, spread).await.context("etcd")?);
                 }
-            }
-            if place + 1 == CLIENTS.len() {
-                note(LATER.to_owned(), queue.claim(lab, 1, rates[0], false).await.context(LATER)?);
             }
         }
     }
     for Series { name, loads } in series {
         let of = |value: fn(&Load) -> f64| loads.iter().map(value).collect();
-        let note = if name == LATER { "after the two loads of 256 clients" } else { "" };
+        let note = if name == LATER { "after the load of 256 clients" } else { "" };
         section.push(Row {
             name,
             note,

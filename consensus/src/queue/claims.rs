@@ -48,13 +48,17 @@ struct Room {
 }
 
 impl Room {
-    fn next(&mut self, state: &State<'_, '_>) -> Result<Option<ExamId>, ApplyError> {
+    fn next(&mut self, state: &mut State<'_, '_>) -> Result<Option<ExamId>, ApplyError> {
         if self.seen >= NEXT_SCAN_MAX {
             return Ok(None);
         }
         if self.page.is_empty() {
-            let after = if self.seen == 0 { &keys::WAITING[..] } else { &self.after };
-            self.page = state.waiting_after(after, NEXT_PAGE)?.into();
+            let after = (self.seen > 0).then_some(self.after.as_slice());
+            self.page = state.waiting(after, NEXT_PAGE)?.into();
+            if self.seen == 0 {
+                let end = [keys::WAITING[0] + 1];
+                state.raise_waiting_floor(self.page.front().map_or(&end[..], Vec::as_slice))?;
+            }
         }
         let Some(key) = self.page.pop_front() else { return Ok(None) };
         self.seen += 1;

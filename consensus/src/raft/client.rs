@@ -223,6 +223,9 @@ impl RaftNetworkV2<TypeConfig> for Peer {
                     Ok(None) => None,
                     Ok(Some(Ok(matched))) => Some((Ok(Ok(matched)), Some(answers))),
                     Ok(Some(Err(refusal))) => Some((Ok(Err(refusal)), None)),
+                    // A node that answered nothing on this stream refuses us or is going away: trying at once
+                    // again would only ask it in a tight loop.
+                    Err(error) if answers.answered == 0 => Some((Err(unreachable(&error)), None)),
                     Err(error) => Some((Err(failed(&error)), None)),
                 }
             });

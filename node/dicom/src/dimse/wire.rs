@@ -134,6 +134,7 @@ impl Wire {
             if self.stream.read_buf(&mut self.buffer).await? == 0 {
                 return Err(WireError::Closed);
             }
+            self.acknowledge_at_once();
         }
         Ok(())
     }
@@ -253,9 +254,10 @@ impl Wire {
         }
     }
 
-    /// Acknowledge at once what comes next. A peer that writes its answer in two pieces, header and
-    /// body, waits for the acknowledgement of the first. The kernel forgets this, so it is said for
-    /// each answer; where it cannot be said the answer merely comes later.
+    /// Acknowledge at once what comes next. A peer with Nagle's algorithm on, as dcmtk's tools have it,
+    /// keeps the end of each message back until what went before is acknowledged, and the kernel
+    /// delays that by 40 ms. It forgets this wish, so it is said again after each read; where it cannot
+    /// be said the message merely comes later.
     pub(crate) fn acknowledge_at_once(&self) {
         #[cfg(target_os = "linux")]
         let _ = socket2::SockRef::from(&self.stream).set_tcp_quickack(true);
@@ -298,6 +300,7 @@ impl Wire {
     }
 
     fn count(&mut self, read: usize) {
+        self.acknowledge_at_once();
         if let Some(pace) = &mut self.pace {
             pace.received += read as u64;
         }
