@@ -1,6 +1,6 @@
 //! Chunks and manifests by their BLAKE3 hash, over `mesh-chunk/1`.
 //!
-//! One request, one bidirectional stream: the asker writes a [`Request`] and ends its side; the holder
+//! One request, one bidirectional stream: the asker writes a request and ends its side; the holder
 //! answers a header and the bytes. The asker hashes what came, as one buffer (hashing packet-sized
 //! pieces costs 0.9 CPU-seconds a GiB more), and hands it out only if it is what was asked for.
 //!
