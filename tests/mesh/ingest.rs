@@ -121,6 +121,8 @@ async fn the_same_bytes_twice_are_one_instance_and_other_bytes_never_replace_it(
     other[last] ^= 1;
     assert_eq!(outcome(&other).await, json!("conflict"));
     assert_eq!(outcome(&other).await, json!("conflict"), "still flagged when it comes again");
+    let apart = http.json("/api/v1/chunks").await["conflicts"].clone();
+    assert_eq!(apart.as_array().map(Vec::len), Some(1), "one instance is listed as kept apart: {apart}");
     assert_eq!(outcome(dataset).await, json!("duplicate"));
 
     let path = format!("{}/series/{}/instances/{uid}", study.path(), study.series);

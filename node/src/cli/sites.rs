@@ -80,6 +80,12 @@ pub(super) async fn chunks(context: &Context, command: ChunksCommand) -> anyhow:
         for hash in items(&stats["bad_hashes"], "") {
             text.push_str(&format!("         {}\n", field(hash, &[])));
         }
+        let conflicts = items(&stats["conflicts"], "");
+        text.push_str(&format!("apart    {} instances: other data came first under their UIDs\n", conflicts.len()));
+        for conflict in conflicts {
+            let [uid, study, source] = ["sop_instance", "study", "source"].map(|name| field(conflict, &[name]));
+            text.push_str(&format!("         {uid} of study {study}, from {source}\n"));
+        }
         if let Some(true) = stats.get("writer_failed").and_then(Value::as_bool) {
             text.push_str("warning: nothing can be stored since a write failed; restart the node\n");
         }
