@@ -238,11 +238,13 @@ fn studies_of(counts: &Counts) -> (u64, u64, u64) {
 
 /// The sites that can hold copies: in session, or away for less than the grace.
 fn eligible(node: &Node, view: &View<'_>) -> Result<Vec<Site>, ApplyError> {
-    let clock = view.clock()?;
+    // The state's clock stands still while nothing is proposed, as on a quiet night; this node's own goes
+    // on. A wrong one costs copies too many or too late, never a wrong state.
+    let now = view.clock()?.0.max(node.clock().now().0);
     let grace_ms = node.config().storage.placement_grace_s.saturating_mul(1000);
     let mut sites = view.sites()?;
     sites.retain(|site| {
-        let away = site.away_since.is_some_and(|at| clock.0.saturating_sub(at.0) < grace_ms);
+        let away = site.away_since.is_some_and(|at| now.saturating_sub(at.0) < grace_ms);
         site.description.weight > 0 && (site.session_open || away)
     });
     Ok(sites)
