@@ -158,8 +158,10 @@ fn claimed_parts(node: &Node) -> anyhow::Result<Vec<HeldPart>> {
 /// What a pass over the studies looked at, so that the next knows whether there is anything new.
 #[derive(Debug, Default)]
 struct Sweep {
-    /// The sites that could hold copies when all studies were last looked at.
+    /// The sites that could hold copies when all studies were last looked at and no copy failed.
     eligible: BTreeSet<SiteId>,
+    /// … and at the last pass, whatever became of it.
+    attempted: BTreeSet<SiteId>,
     seen: Option<Counts>,
     warned: BTreeSet<[u8; 32]>,
 }
@@ -170,7 +172,7 @@ impl Sweep {
         let now = node.read(|view| Ok((view.counts()?, eligible(node, view)?)));
         now.is_ok_and(|(counts, sites)| {
             let ids: BTreeSet<SiteId> = sites.iter().map(|site| site.id).collect();
-            ids != self.eligible || self.seen.is_none_or(|seen| studies_of(&seen) != studies_of(&counts))
+            ids != self.attempted || self.seen.is_none_or(|seen| studies_of(&seen) != studies_of(&counts))
         })
     }
 
@@ -181,6 +183,7 @@ impl Sweep {
         let copies = mesh.map_or(1, |mesh| usize::from(mesh.copies)).min(sites.len());
         let ids: BTreeSet<SiteId> = sites.iter().map(|site| site.id).collect();
         let all = ids != self.eligible;
+        let mut whole = true;
         let mut after: Option<String> = None;
         loop {
             let page = node.read(|view| {
@@ -206,6 +209,7 @@ impl Sweep {
             let pulls: Vec<_> = lacking.into_iter().map(|held| pull(node.clone(), held)).collect();
             let mut pulls = stream::iter(pulls).buffer_unordered(PULLS);
             while let Some(Some((held, result))) = shutdown.run_until_cancelled(pulls.next()).await {
+                whole &= result.is_ok();
                 self.tell(&held, result);
             }
             match page.last() {
@@ -215,7 +219,11 @@ impl Sweep {
                 _ => break,
             }
         }
-        (self.eligible, self.seen) = (ids, Some(counts));
+        // After a failure the next pass looks at all again: a study that counts a lost holder is in no list.
+        if whole && !shutdown.is_cancelled() {
+            self.eligible.clone_from(&ids);
+        }
+        (self.attempted, self.seen) = (ids, Some(counts));
         Ok(())
     }
 
