@@ -19,7 +19,7 @@ mod serve;
 mod tests;
 mod wire;
 
-pub use get::{GetError, get};
+pub use get::{GetError, get, verify};
 pub use serve::{Limits, serve};
 
 /// The longest chunk, in bytes.

@@ -10,7 +10,7 @@ mod planner;
 #[cfg(test)]
 mod tests;
 
-pub use driver::{ChunkFault, FaultReason, FetchError, Fetcher};
+pub use driver::{AskError, ChunkFault, FaultReason, FetchError, Fetcher, Holders};
 pub use planner::{Assignment, Failure, HolderIndex, ItemIndex, Planner, Settled, Ticket};
 
 /// An object to fetch.

@@ -79,7 +79,10 @@ pub async fn get(connection: &quinn::Connection, hash: Hash, len_max: usize, cla
 }
 
 /// Compares the bytes with the hash; long ones away from the async threads.
-async fn verify(hash: Hash, bytes: Bytes) -> Result<Bytes, GetError> {
+///
+/// # Errors
+/// [`GetError::WrongBytes`].
+pub async fn verify(hash: Hash, bytes: Bytes) -> Result<Bytes, GetError> {
     let found = if bytes.len() <= CHUNK_LEN_MAX {
         blake3::hash(&bytes)
     } else {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use blake3::Hash;
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use libp2p::PeerId;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -80,10 +81,46 @@ impl FaultReason {
     }
 }
 
+/// Why one holder did not give an object.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// There is no link to it.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// It was asked and did not give it.
+    #[error(transparent)]
+    Get(#[from] GetError),
+}
+
+/// The way to those who hold objects: the endpoint's links, or a simulator's.
+pub trait Holders: Send + Sync + 'static {
+    /// The node's own id, which is never asked.
+    fn own(&self) -> PeerId;
+
+    /// Asks `peer` for one object. What is returned has the hash that was asked for.
+    ///
+    /// # Errors
+    /// See [`AskError`].
+    fn ask(&self, peer: PeerId, wanted: Wanted, class: Class) -> BoxFuture<'_, Result<Bytes, AskError>>;
+}
+
+impl Holders for Endpoint {
+    fn own(&self) -> PeerId {
+        self.peer_id()
+    }
+
+    fn ask(&self, peer: PeerId, wanted: Wanted, class: Class) -> BoxFuture<'_, Result<Bytes, AskError>> {
+        Box::pin(async move {
+            let connection = self.link(peer, Plane::Chunk).await?;
+            Ok(chunk::get(&connection, wanted.hash, wanted.len, class).await?)
+        })
+    }
+}
+
 /// Fetches objects from other members. Clones share what is known of holders.
 #[derive(Clone)]
 pub struct Fetcher {
-    endpoint: Endpoint,
+    way: Arc<dyn Holders>,
     faults: mpsc::Sender<ChunkFault>,
     /// Holders that sent wrong bytes, and until when they are a last resort.
     penalties: Arc<Mutex<BTreeMap<PeerId, Instant>>>,
@@ -91,15 +128,15 @@ pub struct Fetcher {
 
 impl fmt::Debug for Fetcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Fetcher").field("endpoint", &self.endpoint).finish_non_exhaustive()
+        f.debug_struct("Fetcher").field("own", &self.way.own()).finish_non_exhaustive()
     }
 }
 
 impl Fetcher {
-    /// A fetcher over the links of `endpoint`. Faults are offered to `faults`, and dropped when it is
-    /// full: a fetch never waits for who counts.
-    pub fn new(endpoint: Endpoint, faults: mpsc::Sender<ChunkFault>) -> Self {
-        Self { endpoint, faults, penalties: Arc::default() }
+    /// A fetcher that asks by `way`. Faults are offered to `faults`, and dropped when it is full: a
+    /// fetch never waits for who counts.
+    pub fn new(way: Arc<dyn Holders>, faults: mpsc::Sender<ChunkFault>) -> Self {
+        Self { way, faults, penalties: Arc::default() }
     }
 
     /// Fetches every object of `wanted` from whichever of `holders` has it. Each hash comes out once, as
@@ -114,7 +151,7 @@ impl Fetcher {
         let (tx, rx) = mpsc::channel(DELIVERED_QUEUE);
         let mut seen = BTreeSet::new();
         let wanted: Vec<Wanted> = wanted.into_iter().filter(|w| seen.insert(*w.hash.as_bytes())).collect();
-        let own = self.endpoint.peer_id();
+        let own = self.way.own();
         let mut seen = BTreeSet::from([own]);
         let holders: Vec<PeerId> = holders.into_iter().filter(|peer| seen.insert(*peer)).collect();
         let window = (IN_FLIGHT_TOTAL / holders.len().max(1)).clamp(1, IN_FLIGHT_MAX);
@@ -156,16 +193,7 @@ impl Fetcher {
     }
 }
 
-/// Why one request of a fetch failed.
-#[derive(Debug, thiserror::Error)]
-enum RequestError {
-    #[error(transparent)]
-    Link(#[from] LinkError),
-    #[error(transparent)]
-    Get(#[from] GetError),
-}
-
-type Outcome = (Ticket, HolderIndex, ItemIndex, Result<Bytes, RequestError>);
+type Outcome = (Ticket, HolderIndex, ItemIndex, Result<Bytes, AskError>);
 
 /// The tasks of the requests under way; they end with the fetch.
 #[derive(Default)]
@@ -238,13 +266,9 @@ impl Fetch {
         if is_second {
             tracing::debug!(%peer, hash = %wanted.hash, "asking a second holder");
         }
-        let (endpoint, outcomes) = (self.fetcher.endpoint.clone(), self.outcomes_tx.clone());
+        let (way, outcomes) = (Arc::clone(&self.fetcher.way), self.outcomes_tx.clone());
         let task = maillage_host::spawn(async move {
-            let result = async {
-                let connection = endpoint.link(peer, Plane::Chunk).await?;
-                Ok(chunk::get(&connection, wanted.hash, wanted.len, class).await?)
-            };
-            let result = result.await;
+            let result = way.ask(peer, wanted, class).await;
             // Nobody listens when the fetch has ended.
             let _ = outcomes.send((ticket, holder, item, result)).await;
         });
@@ -269,22 +293,22 @@ impl Fetch {
         }
     }
 
-    fn judge(&self, holder: HolderIndex, item: ItemIndex, error: &RequestError) -> Failure {
+    fn judge(&self, holder: HolderIndex, item: ItemIndex, error: &AskError) -> Failure {
         let (Some(peer), Some(wanted)) = (self.holders.get(holder.0), self.wanted.get(item.0)) else {
             return Failure::Unavailable;
         };
         tracing::debug!(%peer, hash = %wanted.hash, %error, "a holder did not give a chunk");
         let reason = match error {
-            RequestError::Get(GetError::Absent | GetError::TooLong { .. }) => return Failure::Absent,
-            RequestError::Get(GetError::WrongBytes) => FaultReason::WrongBytes,
-            RequestError::Get(error) if error.is_fault_of_holder() => FaultReason::Malformed,
-            RequestError::Get(_) | RequestError::Link(_) => FaultReason::Unavailable,
+            AskError::Get(GetError::Absent | GetError::TooLong { .. }) => return Failure::Absent,
+            AskError::Get(GetError::WrongBytes) => FaultReason::WrongBytes,
+            AskError::Get(error) if error.is_fault_of_holder() => FaultReason::Malformed,
+            AskError::Get(_) | AskError::Link(_) => FaultReason::Unavailable,
         };
         self.fetcher.report(*peer, wanted.hash, reason);
         match (reason, error) {
             (FaultReason::WrongBytes | FaultReason::Malformed, _) => Failure::Fault,
             // No waiting makes a member of it.
-            (_, RequestError::Link(LinkError::NotAMember(_) | LinkError::NoAddress(_))) => Failure::Fault,
+            (_, AskError::Link(LinkError::NotAMember(_) | LinkError::NoAddress(_))) => Failure::Fault,
             (FaultReason::Unavailable, _) => Failure::Unavailable,
         }
     }

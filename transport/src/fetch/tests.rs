@@ -32,7 +32,7 @@ impl Mesh {
             drop(maillage_host::spawn(chunk::serve(incoming, Arc::new(shelf), Limits::default())));
         }
         let (tx, faults) = mpsc::channel(100);
-        let fetcher = Fetcher::new(asker.endpoint.clone(), tx);
+        let fetcher = Fetcher::new(Arc::new(asker.endpoint.clone()), tx);
         Self { asker, holders, faults, fetcher }
     }
 
@@ -153,7 +153,7 @@ async fn a_slow_reader_slows_the_fetch_and_memory_stays_bounded() {
     acquaint(&[&asker, &holder]);
     let incoming = holder.endpoint.accept(Alpn::Chunk);
     drop(maillage_host::spawn(chunk::serve(incoming, Arc::<Shelf>::clone(&shelf), Limits::default())));
-    let fetcher = Fetcher::new(asker.endpoint.clone(), mpsc::channel(1).0);
+    let fetcher = Fetcher::new(Arc::new(asker.endpoint.clone()), mpsc::channel(1).0);
     let wanted = all.iter().map(|bytes| Wanted { hash: blake3::hash(bytes), len: bytes.len() }).collect();
     let results = fetcher.fetch(wanted, vec![holder.peer()], Class::Urgent);
     tokio::time::sleep(Duration::from_millis(500)).await;

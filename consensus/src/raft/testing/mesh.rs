@@ -50,11 +50,11 @@ impl Mesh {
             mesh_id: [9; 32],
             epoch: 1,
             timing: Timing {
-                heartbeat: Duration::from_millis(50),
-                election_min: Duration::from_millis(200),
-                election_max: Duration::from_millis(400),
+                heartbeat: Duration::from_millis(100),
+                election_min: Duration::from_millis(500),
+                election_max: Duration::from_millis(1000),
             },
-            keepalive: Duration::from_millis(200),
+            keepalive: Duration::from_millis(500),
             snapshot_every: site.snapshot_every,
             keep_log: site.keep_log,
             disk: site.disk,
@@ -86,6 +86,10 @@ impl Mesh {
             groups[0].add_learner(node_id).await.expect("a learner is added");
         }
         groups[0].set_voters((1..=groups.len() as u64).collect()).await.expect("learners become voters");
+        for group in &groups {
+            // The others hear who leads with the next heartbeat.
+            group.watch().wait_for(|status| status.leader == Some(1)).await.expect("the group runs");
+        }
         groups
     }
 
