@@ -15,9 +15,38 @@ mod load;
 mod network;
 mod settings;
 
-pub(crate) use load::{ConfigError, Loaded, Sources, load};
+pub use load::ConfigError;
+pub(crate) use load::{Loaded, Sources, load};
 pub(crate) use network::Network;
 pub(crate) use settings::template;
+
+/// A configuration that was read and found good.
+#[derive(Debug, Clone)]
+pub struct Settings(Config);
+
+impl Settings {
+    /// The settings of one TOML text, defaults for the rest; no file and no environment is read.
+    ///
+    /// # Errors
+    /// All that is wrong with it.
+    pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
+        load::of_text(text).checked().map(Self)
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.0
+    }
+
+    pub(crate) fn into_config(self) -> Config {
+        self.0
+    }
+}
+
+impl From<Config> for Settings {
+    fn from(config: Config) -> Self {
+        Self(config)
+    }
+}
 
 /// Everything that an operator may set, checked.
 #[derive(Debug, Clone, PartialEq)]

@@ -32,7 +32,8 @@ mod error;
 mod mesh_file;
 
 pub(crate) use error::DataDirError;
-pub(crate) use mesh_file::{MESH_FILE_FORMAT, MeshFile, MeshFileMember};
+pub(crate) use mesh_file::MESH_FILE_FORMAT;
+pub use mesh_file::{MeshFile, MeshFileMember};
 
 /// The format of the directory as a whole. It rises when an older version could not use it.
 const FORMAT: u32 = 1;
@@ -47,7 +48,7 @@ const VERSION: &str = "VERSION";
 const LOCK: &str = "LOCK";
 const IDENTITY: &str = "identity";
 const IDENTITY_NEW: &str = "identity.new";
-const MESH: &str = "mesh.json";
+const MESH: &str = mesh_file::FILE;
 const MESH_NEW: &str = "mesh.json.new";
 
 /// The paths of a data directory. Knows nothing of what is there.

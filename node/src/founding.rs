@@ -8,7 +8,7 @@ use maillage_consensus::command::Command;
 use maillage_consensus::ids::{CommandId, Name};
 
 use crate::config::Config;
-use crate::data_dir::{MESH_FILE_FORMAT, MeshFile};
+use crate::data_dir::MeshFile;
 use crate::joining::{describe, prepare};
 use crate::node::{FOUNDER, Node};
 
@@ -31,18 +31,9 @@ pub(crate) fn init(config: &Config, mesh_name: &str) -> anyhow::Result<InitRepor
     let mesh_name = Name::filled(mesh_name)?.to_string();
     let (directory, identity) = prepare(&config.node.data_dir)?;
     describe(config, &identity)?;
-    let mesh_id = data_encoding::HEXLOWER.encode(&rand::random::<[u8; 32]>());
-    directory.store_mesh(&MeshFile {
-        format: MESH_FILE_FORMAT,
-        mesh_id: mesh_id.clone(),
-        mesh_name,
-        site_id: FOUNDER.0,
-        site_name: config.node.name.clone(),
-        epoch: 1,
-        has_log: false,
-        members: Vec::new(),
-    })?;
-    Ok(InitReport { mesh_id, peer_id: identity.peer_id().to_string(), site: config.node.name.clone() })
+    let mesh = MeshFile::of_founder(rand::random(), &mesh_name, &config.node.name);
+    directory.store_mesh(&mesh)?;
+    Ok(InitReport { mesh_id: mesh.mesh_id, peer_id: identity.peer_id().to_string(), site: config.node.name.clone() })
 }
 
 /// Founds the mesh, once, when this node is its founder.

@@ -18,7 +18,7 @@ use maillage_transport::{Accepted, Alpn, Endpoint, EndpointConfig, Identity, Inc
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Config;
+use crate::config::{Config, Settings};
 use crate::data_dir::{DataDir, DataDirError, IdentitySecret, Locked, MESH_FILE_FORMAT, MeshFile, MeshFileMember};
 use crate::exit::{ExitCode, Failure};
 use crate::node::Node;
@@ -68,38 +68,128 @@ pub(crate) struct JoinReport {
     pub(crate) peer_id: String,
 }
 
+/// Why a member's answer is no admission.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// The text is no join token.
+    #[error("{0}")]
+    Token(String),
+    /// The mesh says no.
+    #[error("the mesh refused this site: {0}")]
+    Refused(String),
+    /// The mesh cannot say: no quorum. Ask again.
+    #[error("the mesh cannot decide now: {0}")]
+    Unavailable(String),
+    /// The answer, or what was to be asked, makes no sense.
+    #[error("{0}")]
+    Malformed(String),
+}
+
+/// A site that wants to join: what it asks, and what an answer makes of it.
+pub struct Joining {
+    token: Token,
+    site_name: String,
+    request: Vec<u8>,
+}
+
+impl std::fmt::Debug for Joining {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Joining").field("site", &self.site_name).finish_non_exhaustive()
+    }
+}
+
+impl Joining {
+    /// Prepares the request of the site of `settings`, with the key it wants to join with.
+    ///
+    /// # Errors
+    /// [`JoinError::Token`], [`JoinError::Malformed`] when the site cannot be described.
+    pub fn new(settings: &Settings, identity: &Identity, token: &str) -> Result<Self, JoinError> {
+        let malformed = |error: anyhow::Error| JoinError::Malformed(format!("{error:#}"));
+        let token = Token::decode(token).map_err(|error| JoinError::Token(error.to_string()))?;
+        let joiner = describe(settings.config(), identity).map_err(malformed)?;
+        let signed = signed_bytes(&token.identity().peer_id(), &joiner).map_err(malformed)?;
+        let request = JoinRequest { mesh: token.mesh, joiner, signature: identity.sign(&signed) };
+        let request = postcard::to_stdvec(&request).map_err(|error| malformed(error.into()))?;
+        Ok(Self { token, site_name: settings.config().node.name.clone(), request })
+    }
+
+    /// The key by which the joiner shows that it holds the token.
+    pub fn token_identity(&self) -> Identity {
+        self.token.identity()
+    }
+
+    /// Members to ask, and where.
+    pub fn members(&self) -> Vec<(PeerId, SocketAddr)> {
+        self.token.members()
+    }
+
+    /// What to ask.
+    pub fn request(&self) -> &[u8] {
+        &self.request
+    }
+
+    /// Asks one member. `endpoint` must have the token's identity.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn ask(&self, endpoint: &Endpoint, peer: PeerId, address: SocketAddr) -> anyhow::Result<Vec<u8>> {
+        let connection = endpoint.dial(peer, address, Alpn::Join).await?;
+        let (mut writer, mut reader) = connection.open_bi().await?;
+        frame::write(&mut writer, &self.request, FRAME_MAX).await?;
+        Ok(frame::read(&mut reader, FRAME_MAX).await?.context("the member closed without an answer")?.into())
+    }
+
+    /// What the data directory is to say after this answer.
+    ///
+    /// # Errors
+    /// See [`JoinError`].
+    pub fn admitted(&self, reply: &[u8]) -> Result<MeshFile, JoinError> {
+        let reply = postcard::from_bytes(reply).map_err(|error| JoinError::Malformed(error.to_string()))?;
+        match reply {
+            JoinReply::Joined { site, mesh_name, epoch, members } => Ok(MeshFile {
+                format: MESH_FILE_FORMAT,
+                mesh_id: data_encoding::HEXLOWER.encode(&self.token.mesh),
+                mesh_name,
+                site_id: site,
+                site_name: self.site_name.clone(),
+                epoch,
+                has_log: false,
+                members: members.iter().filter_map(ReplyMember::to_file).collect(),
+            }),
+            JoinReply::Refused { why } => Err(JoinError::Refused(why)),
+            JoinReply::Unavailable { why } => Err(JoinError::Unavailable(why)),
+        }
+    }
+}
+
 /// Joins the mesh that `token` is for, and leaves a data directory ready for `serve`.
 ///
 /// # Errors
 /// When the token is damaged or refused, no member answers, or the data directory is in use.
 pub(crate) async fn join(config: &Config, token: &str) -> anyhow::Result<JoinReport> {
-    let token = Token::decode(token).map_err(|e| Failure::new(ExitCode::Usage, e.to_string()))?;
+    // A damaged token must not leave a directory behind.
+    Token::decode(token).map_err(|error| Failure::new(ExitCode::Usage, error.to_string()))?;
     let (directory, identity) = prepare(&config.node.data_dir)?;
-    let joiner = describe(config, &identity)?;
-    let signature = identity.sign(&signed_bytes(&token.identity().peer_id(), &joiner)?);
-    let request = JoinRequest { mesh: token.mesh, joiner, signature };
-    let (site_id, mesh_name, epoch, members) = match ask_members(&token, &request).await? {
-        JoinReply::Joined { site, mesh_name, epoch, members } => (site, mesh_name, epoch, members),
-        JoinReply::Refused { why } => {
+    let joining = Joining::new(&Settings::from(config.clone()), &identity, token)?;
+    let mesh = match ask_members(&joining).await {
+        Ok(mesh) => mesh,
+        Err(JoinError::Refused(why)) => {
             directory.discard()?;
             return Err(Failure::new(ExitCode::Refused, format!("the mesh refused this site: {why}")).into());
         }
-        JoinReply::Unavailable { why } => {
-            let failure = Failure::new(ExitCode::NoQuorum, format!("the mesh cannot decide now: {why}"));
+        Err(error @ JoinError::Unavailable(_)) => {
+            let failure = Failure::new(ExitCode::NoQuorum, error.to_string());
             return Err(failure.with_hint("run the same command again").into());
         }
+        Err(error) => return Err(error.into()),
     };
-    directory.store_mesh(&MeshFile {
-        format: MESH_FILE_FORMAT,
-        mesh_id: data_encoding::HEXLOWER.encode(&token.mesh),
-        mesh_name: mesh_name.clone(),
-        site_id,
-        site_name: config.node.name.clone(),
-        epoch,
-        has_log: false,
-        members: members.iter().filter_map(ReplyMember::to_file).collect(),
-    })?;
-    Ok(JoinReport { mesh: mesh_name, site_id, site: config.node.name.clone(), peer_id: identity.peer_id().to_string() })
+    directory.store_mesh(&mesh)?;
+    Ok(JoinReport {
+        mesh: mesh.mesh_name,
+        site_id: mesh.site_id,
+        site: mesh.site_name,
+        peer_id: identity.peer_id().to_string(),
+    })
 }
 
 /// A data directory with an identity, new or left by an attempt that was cut off: the mesh may have
@@ -173,42 +263,40 @@ fn signed_bytes(token: &PeerId, joiner: &SiteDescription) -> anyhow::Result<Vec<
     Ok(bytes)
 }
 
-async fn ask_members(token: &Token, request: &JoinRequest) -> anyhow::Result<JoinReply> {
-    let body = postcard::to_stdvec(request)?;
+async fn ask_members(joining: &Joining) -> Result<MeshFile, JoinError> {
     let mut failures = Vec::new();
     let mut unavailable = None;
-    for (peer, address) in token.members() {
-        match tokio::time::timeout(MEMBER_TIMEOUT, ask(token, peer, address, &body)).await {
-            Ok(Ok(reply @ JoinReply::Unavailable { .. })) => unavailable = Some(reply),
-            Ok(Ok(reply)) => return Ok(reply),
+    for (peer, address) in joining.members() {
+        match tokio::time::timeout(MEMBER_TIMEOUT, ask(joining, peer, address)).await {
+            Ok(Ok(reply)) => match joining.admitted(&reply) {
+                Err(error @ JoinError::Unavailable(_)) => unavailable = Some(error),
+                Err(JoinError::Malformed(error)) => failures.push(format!("{address}: {error}")),
+                decided => return decided,
+            },
             Ok(Err(e)) => failures.push(format!("{address}: {e:#}")),
             Err(_) => failures.push(format!("{address}: no answer within {} s", MEMBER_TIMEOUT.as_secs())),
         }
     }
-    if let Some(reply) = unavailable {
-        return Ok(reply);
-    }
-    bail!(
-        "no member of the mesh let this site in; nothing secret was sent\n  {}\n\
-         Is the token from this mesh, unused and not expired? Is UDP open to these addresses?",
-        failures.join("\n  ")
-    )
+    Err(unavailable.unwrap_or_else(|| {
+        JoinError::Malformed(format!(
+            "no member of the mesh let this site in; nothing secret was sent\n  {}\n\
+             Is the token from this mesh, unused and not expired? Is UDP open to these addresses?",
+            failures.join("\n  ")
+        ))
+    }))
 }
 
-async fn ask(token: &Token, peer: PeerId, address: SocketAddr, body: &[u8]) -> anyhow::Result<JoinReply> {
+async fn ask(joining: &Joining, peer: PeerId, address: SocketAddr) -> anyhow::Result<Vec<u8>> {
     let unspecified = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let endpoint = Endpoint::bind(EndpointConfig::new(
-        token.identity(),
+        joining.token_identity(),
         Membership::new(Clock::system()),
         Socket::Udp(unspecified.parse()?),
         Clock::system(),
     ))?;
-    let connection = endpoint.dial(peer, address, Alpn::Join).await?;
-    let (mut writer, mut reader) = connection.open_bi().await?;
-    frame::write(&mut writer, body, FRAME_MAX).await?;
-    let reply = frame::read(&mut reader, FRAME_MAX).await?.context("the member closed without an answer")?;
+    let reply = joining.ask(&endpoint, peer, address).await;
     endpoint.close().await;
-    Ok(postcard::from_bytes(&reply)?)
+    reply
 }
 
 /// Answers sites that hold a token, until `shutdown`.
@@ -233,13 +321,21 @@ async fn answer(node: &Node, guest: Incoming) -> anyhow::Result<()> {
     let Incoming { peer, connection, .. } = guest;
     let (mut writer, mut reader) = connection.accept_bi().await?;
     let request = frame::read(&mut reader, FRAME_MAX).await?.context("no request")?;
-    let request: JoinRequest = postcard::from_bytes(&request)?;
-    let reply = decide(node, &peer, connection.remote_address().ip(), request).await?;
-    frame::write(&mut writer, &postcard::to_stdvec(&reply)?, FRAME_MAX).await?;
+    let reply = admit(node, &peer, connection.remote_address().ip(), &request).await?;
+    frame::write(&mut writer, &reply, FRAME_MAX).await?;
     writer.finish()?;
     // The reply is in flight until the joiner closes; closing first could drop it.
     connection.closed().await;
     Ok(())
+}
+
+/// Answers the bytes of a request by whoever holds the token's key.
+///
+/// # Errors
+/// When the request is malformed.
+pub(crate) async fn admit(node: &Node, token: &PeerId, seen_at: IpAddr, request: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let request: JoinRequest = postcard::from_bytes(request)?;
+    Ok(postcard::to_stdvec(&decide(node, token, seen_at, request).await?)?)
 }
 
 async fn decide(node: &Node, token: &PeerId, seen_at: IpAddr, request: JoinRequest) -> anyhow::Result<JoinReply> {

@@ -8,16 +8,16 @@ use maillage_consensus::command::{Command, Envelope, UnixMillisField};
 use maillage_consensus::ids::{CommandId, Name, SiteId};
 use maillage_consensus::machine::ApplyError;
 use maillage_consensus::mesh::Site;
-use maillage_consensus::raft::{Group, GroupStatus, ProposeError, ReadError};
+use maillage_consensus::raft::{Committed, Group, GroupStatus, ProposeError, ReadError};
 use maillage_consensus::{Outcome, View};
-use maillage_host::Clock;
+use maillage_host::{Clock, Disk};
 use maillage_store::Store;
-use maillage_transport::{Endpoint, Identity};
+use maillage_transport::Identity;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::config::Config;
-use crate::data_dir::{DataDirError, Locked, MeshFile, MeshFileMember};
+use crate::data_dir::{MeshFile, MeshFileMember};
 use crate::images::Images;
 use crate::ingest::Ingest;
 use crate::metrics::{Metrics, command_kind, outcome_label};
@@ -77,14 +77,13 @@ impl From<ProposeError> for CommandError {
 /// The parts of a running node.
 pub(crate) struct Parts {
     pub(crate) config: Config,
-    pub(crate) directory: Arc<Locked>,
+    pub(crate) disk: Disk,
     pub(crate) identity: Identity,
     pub(crate) mesh: MeshFile,
     pub(crate) mesh_id: [u8; 32],
     pub(crate) clock: Clock,
     pub(crate) group: Group,
     pub(crate) store: Store,
-    pub(crate) endpoint: Endpoint,
     pub(crate) roster: Roster,
     pub(crate) presence: Presence,
     pub(crate) images: Images,
@@ -122,16 +121,16 @@ impl Node {
         &self.0.store
     }
 
-    pub(crate) fn endpoint(&self) -> &Endpoint {
-        &self.0.endpoint
-    }
-
     pub(crate) fn roster(&self) -> &Roster {
         &self.0.roster
     }
 
     pub(crate) fn images(&self) -> &Images {
         &self.0.images
+    }
+
+    pub(crate) fn presence(&self) -> &Presence {
+        &self.0.presence
     }
 
     pub(crate) fn ingest(&self) -> &Ingest {
@@ -168,9 +167,17 @@ impl Node {
     /// [`CommandError`]; only [`CommandError::Unknown`] leaves open whether it took effect.
     pub(crate) async fn command(&self, id: CommandId, user: Name, command: Command) -> Result<Outcome, CommandError> {
         let (kind, started) = (command_kind(&command), Instant::now());
-        let bytes = self.envelope(id, user, command).encode();
-        let proposed = self.group().propose(Bytes::from(bytes), COMMAND_DEADLINE).await;
+        let proposed = self.propose(id, user, command).await;
         self.outcome(kind, started, proposed.map(|committed| committed.outcome))
+    }
+
+    /// As [`Node::command`], with the command's place in the log and its outcome's bytes.
+    ///
+    /// # Errors
+    /// See [`ProposeError`].
+    pub(crate) async fn propose(&self, id: CommandId, user: Name, command: Command) -> Result<Committed, ProposeError> {
+        let bytes = self.envelope(id, user, command).encode();
+        self.group().propose(Bytes::from(bytes), COMMAND_DEADLINE).await
     }
 
     /// As [`Node::command`], for the leader's own: not proposed once this node leads no more in `term`.
@@ -280,19 +287,11 @@ impl Node {
         Ok(NewToken { text, key: key.peer_id().to_string(), expires_at: UnixMillisField(expires_at) })
     }
 
-    /// Where the command line reaches this node.
-    ///
-    /// # Errors
-    /// When the path is too long for a socket.
-    pub(crate) fn control_socket(&self) -> Result<std::path::PathBuf, DataDirError> {
-        self.0.directory.control_socket()
-    }
-
     /// Remembers the members for the next start.
     ///
     /// # Errors
     /// When `mesh.json` cannot be written.
-    pub(crate) async fn save_members(&self, sites: &[Site]) -> anyhow::Result<()> {
+    pub(crate) async fn save_members(&self, sites: &[Site]) -> std::io::Result<()> {
         let members = sites.iter().filter_map(|site| {
             Some(MeshFileMember {
                 peer_id: peer_of(&site.description.key)?.to_string(),
@@ -302,9 +301,7 @@ impl Node {
             })
         });
         let mesh = MeshFile { has_log: true, members: members.collect(), ..self.0.mesh.clone() };
-        let directory = Arc::clone(&self.0.directory);
-        maillage_host::offload(move || directory.store_mesh(&mesh).map_err(std::io::Error::other)).await?;
-        Ok(())
+        mesh.save(&self.0.disk).await
     }
 }
 

@@ -1,16 +1,20 @@
 //! The mesh under test: its nodes' lives over the simulated machine.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use maillage::site::{Settings, Site};
 use maillage_consensus::raft::{Group, Role};
 use maillage_store::Store;
+use maillage_transport::{Identity, PeerId};
+use tokio_util::sync::CancellationToken;
 
 use crate::disk::{Disks, Ending};
 use crate::history::History;
 use crate::invariants::Watch;
+use crate::liars::Liars;
 use crate::net::{Fabric, Quality};
 use crate::plan::Plan;
 use crate::rng::Rng;
@@ -20,13 +24,19 @@ use crate::world::{Owner, World, lock};
 /// How long a supervisor waits before it starts a node again.
 const RESTART_MS: (u64, u64) = (200, 2_000);
 
+/// As long as a token may live: wall clocks jump here.
+const TOKEN_LASTS: Duration = Duration::from_secs(7 * 24 * 3600);
+
 /// A node that is up.
 #[derive(Clone)]
 pub(crate) struct Running {
     pub(crate) owner: Owner,
     pub(crate) site: u64,
+    pub(crate) node: Site,
     pub(crate) group: Group,
     pub(crate) store: Store,
+    /// Closes its doors for a stop with courtesy.
+    pub(crate) shutdown: CancellationToken,
 }
 
 /// See the module.
@@ -37,18 +47,32 @@ pub(crate) struct Cluster {
     pub(crate) fabric: Arc<Fabric>,
     pub(crate) watch: Arc<Watch>,
     pub(crate) history: Arc<History>,
+    pub(crate) liars: Liars,
     running: Mutex<BTreeMap<u32, Running>>,
     /// Site numbers by slot, once they joined.
     sites: Arc<Mutex<BTreeMap<u32, u64>>>,
+    /// Slots by the identity of the node there, and how often each was replaced by a new one.
+    peers: Arc<Mutex<BTreeMap<PeerId, u32>>>,
+    generations: Mutex<BTreeMap<u32, u32>>,
+    /// Join tokens by slot: what a sysadmin typed there.
+    tokens: Mutex<BTreeMap<u32, String>>,
+    /// Numbers of sites that are no more.
+    lost: Mutex<BTreeSet<u64>>,
     /// Slots that must stay down.
     held_down: Mutex<BTreeMap<u32, u32>>,
     /// When each slot went down.
     restart_at: Mutex<BTreeMap<u32, Duration>>,
     restarts: Mutex<Rng>,
+    /// Sites there are.
+    count: AtomicU32,
+    rotten: Mutex<Option<u32>>,
+    lost_one: AtomicBool,
     /// Set when no more work is to begin.
     ending: AtomicBool,
 }
 
+/// The slot that founds the mesh.
+pub(crate) const FOUNDER: u32 = 1;
 /// The mesh's identity in every run.
 pub(crate) const MESH_ID: [u8; 32] = *b"a mesh that exists in simulation";
 
@@ -60,7 +84,8 @@ impl Cluster {
             Fabric::new(Arc::clone(&world), plan.seed, plan.mutant, Box::new(move |seen| wire.promises.saw(seen)));
         let disks = Disks::new(Arc::clone(&world), plan.seed, plan.mutant);
         let mut rng = Rng::stream(plan.seed, "links");
-        for a in 1..=plan.sites {
+        // One more than there are at first may come.
+        for a in 1..=plan.sites + 1 {
             for b in 1..a {
                 let latency = Duration::from_micros(rng.between(200, plan.latency_ms_max * 1000));
                 let bytes_per_second = [1_250_000, 12_500_000, 125_000_000][rng.index(3)];
@@ -69,8 +94,10 @@ impl Cluster {
                 fabric.set_quality(b, a, quality);
             }
         }
+        let sites = plan.sites;
         Arc::new(Self {
             history: Arc::new(History::new(Arc::clone(&world))),
+            liars: Liars::new(Arc::clone(&world), plan.seed),
             restarts: Mutex::new(Rng::stream(plan.seed, "restarts")),
             world,
             plan,
@@ -79,14 +106,50 @@ impl Cluster {
             watch,
             running: Mutex::default(),
             sites: Arc::default(),
+            peers: Arc::default(),
+            generations: Mutex::default(),
+            tokens: Mutex::default(),
+            lost: Mutex::default(),
             held_down: Mutex::default(),
             restart_at: Mutex::default(),
+            count: AtomicU32::new(sites),
+            rotten: Mutex::default(),
+            lost_one: AtomicBool::new(false),
             ending: AtomicBool::new(false),
         })
     }
 
     pub(crate) fn slots(&self) -> impl Iterator<Item = u32> + use<> {
-        1..=self.plan.sites
+        1..=self.count.load(Relaxed)
+    }
+
+    /// How many sites there are now.
+    pub(crate) fn count(&self) -> usize {
+        usize::try_from(self.count.load(Relaxed)).unwrap_or(usize::MAX)
+    }
+
+    /// Makes room for one more site; `None` when there is one more already.
+    pub(crate) fn one_more(&self) -> Option<u32> {
+        let more = self.plan.sites + 1;
+        (self.count.swap(more, Relaxed) < more).then_some(more)
+    }
+
+    /// The one disk of the run whose images may rot: others hold what it loses.
+    pub(crate) fn rotten(&self) -> Option<u32> {
+        *lock(&self.rotten)
+    }
+
+    pub(crate) fn set_rotten(&self, slot: u32) {
+        lock(&self.rotten).get_or_insert(slot);
+    }
+
+    /// Whether a machine was lost for good: once in a run is what the mesh promises to bear.
+    pub(crate) fn lose_one(&self) -> bool {
+        !self.lost_one.swap(true, Relaxed)
+    }
+
+    pub(crate) fn has_lost_one(&self) -> bool {
+        self.lost_one.load(Relaxed)
     }
 
     pub(crate) fn admit(&self, slot: u32, site: u64) {
@@ -100,6 +163,61 @@ impl Cluster {
     pub(crate) fn slot_of(&self) -> Box<dyn Fn(u64) -> Option<u32> + Send + Sync> {
         let sites = Arc::clone(&self.sites);
         Box::new(move |site| lock(&sites).iter().find(|(_, known)| **known == site).map(|(slot, _)| *slot))
+    }
+
+    /// The slot of the node with this identity, if it is the one there now.
+    pub(crate) fn slot_of_peer(&self) -> Box<dyn Fn(&PeerId) -> Option<u32> + Send + Sync> {
+        let peers = Arc::clone(&self.peers);
+        Box::new(move |peer| lock(&peers).get(peer).copied())
+    }
+
+    /// The key of the node in `slot`. In production it is drawn once, and durable before it is used.
+    pub(crate) fn identity(&self, slot: u32) -> Identity {
+        let generation = lock(&self.generations).get(&slot).copied().unwrap_or(0);
+        let seed = format!("{} {slot} {generation}", self.plan.seed);
+        let identity = Identity::from_secret(&blake3::derive_key("simulated node key", seed.as_bytes()));
+        lock(&self.peers).insert(identity.peer_id(), slot);
+        identity
+    }
+
+    /// What the sysadmin of `slot` wrote into its configuration.
+    pub(crate) fn settings(&self, slot: u32) -> Result<Settings, maillage::site::ConfigError> {
+        let generation = lock(&self.generations).get(&slot).copied().unwrap_or(0);
+        Settings::from_toml(&self.plan.configuration(slot, generation))
+    }
+
+    /// Gets a join token from any node that gives one, for the sysadmin of `slot`. Asks until there is.
+    pub(crate) async fn invite(self: &Arc<Self>, slot: u32) {
+        loop {
+            for running in self.all_running() {
+                let asked = self.world.spawn_on(running.owner, async move { running.node.create_token(TOKEN_LASTS).await });
+                if let Ok(Ok(token)) = asked.await {
+                    lock(&self.tokens).insert(slot, token);
+                    return;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    pub(crate) fn token(&self, slot: u32) -> Option<String> {
+        lock(&self.tokens).get(&slot).cloned()
+    }
+
+    /// The machine in `slot` is lost with its disk; what comes next there is a new node.
+    pub(crate) fn forget(&self, slot: u32) {
+        self.stop(slot, Ending::PowerCut, "and its disk is lost");
+        self.disks.forget(slot);
+        self.watch.promises.forget(slot);
+        lock(&self.tokens).remove(&slot);
+        lock(&self.lost).extend(lock(&self.sites).remove(&slot));
+        lock(&self.peers).retain(|_, known| *known != slot);
+        *lock(&self.generations).entry(slot).or_default() += 1;
+    }
+
+    /// Whether the site of this number was lost for good.
+    pub(crate) fn is_lost(&self, site: u64) -> bool {
+        lock(&self.lost).contains(&site)
     }
 
     pub(crate) fn running(&self, slot: u32) -> Option<Running> {
@@ -117,6 +235,12 @@ impl Cluster {
         leaders.max_by_key(|running| running.group.watch().borrow().term).map(|running| running.owner.slot)
     }
 
+    /// The last index of any node's log.
+    pub(crate) fn newest_index(&self) -> u64 {
+        let newest = |running: Running| running.group.watch().borrow().last_log.unwrap_or(0);
+        self.all_running().into_iter().map(newest).max().unwrap_or(0)
+    }
+
     pub(crate) fn is_ending(&self) -> bool {
         self.ending.load(Relaxed)
     }
@@ -125,15 +249,15 @@ impl Cluster {
         self.ending.store(true, Relaxed);
     }
 
-    /// Starts the node of `slot`, if it has a site and is down.
+    /// Starts the node of `slot`, if it is down and has been told of a mesh.
     pub(crate) fn boot(self: &Arc<Self>, slot: u32) {
-        let Some(site) = self.site(slot) else { return };
-        if self.world.is_up(slot) {
+        let can_be = slot == FOUNDER || self.site(slot).is_some() || self.token(slot).is_some();
+        if self.world.is_up(slot) || !can_be {
             return;
         }
         let owner = self.world.boot(slot);
         self.fabric.node_began(slot);
-        self.world.spawn_on(owner, site::run(Arc::clone(self), owner, site));
+        self.world.spawn_on(owner, site::run(Arc::clone(self), owner));
     }
 
     pub(crate) fn entered(&self, running: Running) {

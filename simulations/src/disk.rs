@@ -88,6 +88,16 @@ impl Disks {
         self.with(slot, |drive| change(&mut drive.faults));
     }
 
+    /// The disk is lost; an empty one takes its place.
+    pub(crate) fn forget(&self, slot: u32) {
+        self.with(slot, |drive| drive.volume = Volume::default());
+    }
+
+    /// Flips one bit of the durable bytes `what` among the images of `slot`; `false` when they are nowhere.
+    pub(crate) fn rot(&self, slot: u32, what: &[u8], bit: usize) -> bool {
+        self.with(slot, |drive| drive.volume.rot("packs/", what, bit))
+    }
+
     /// What is left when the node's life ends.
     pub(crate) fn end(&self, slot: u32, ending: Ending) {
         let told = self.with(slot, |drive| drive.volume.end(ending, &mut drive.rng));

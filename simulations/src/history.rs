@@ -75,6 +75,8 @@ struct Records {
     moment: u64,
     records: BTreeMap<u64, Record>,
     exams: Vec<u64>,
+    /// The calls of sessions' ends, by site and session.
+    expiries: BTreeMap<(u64, u64), u64>,
 }
 
 /// See the module.
@@ -129,17 +131,23 @@ impl History {
         lock(&self.records).records.remove(&call);
     }
 
-    /// A leader begins to end a session.
-    pub(crate) fn expiry(&self, site: u64, session: u64) -> u64 {
-        self.call(None, Act::Expire { site, session })
+    /// A leader is about to propose the end of a session; the first time counts.
+    pub(crate) fn expiry(&self, site: u64, session: u64) {
+        let known = lock(&self.records).expiries.contains_key(&(site, session));
+        if !known {
+            let call = self.call(None, Act::Expire { site, session });
+            lock(&self.records).expiries.insert((site, session), call);
+        }
     }
 
-    pub(crate) fn expired(&self, call: u64) {
+    /// A replica applied it; the first to do so counts.
+    pub(crate) fn expired(&self, site: u64, session: u64) {
         let mut records = lock(&self.records);
+        let Some(call) = records.expiries.get(&(site, session)).copied() else { return };
         records.moment += 1;
         let moment = records.moment;
         if let Some(record) = records.records.get_mut(&call) {
-            record.operation.answer = Some(moment);
+            record.operation.answer.get_or_insert(moment);
         }
     }
 

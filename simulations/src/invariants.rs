@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 pub(crate) mod claims;
+pub(crate) mod copies;
 pub(crate) mod finality;
 pub(crate) mod instances;
 pub(crate) mod liveness;
 pub(crate) mod promises;
 pub(crate) mod replicas;
+pub(crate) mod retrieval;
 pub(crate) mod tokens;
 
 use crate::world::World;

@@ -1,7 +1,6 @@
 //! The mesh's production code under a simulated clock, network, disk and scheduler, from one seed.
 //!
-//! What runs here is the queue, the Raft group and the image store as they are, put together by
-//! `site` as the real node does. A seed draws a plan (`plan`); a `nemesis` does harm to a `cluster` in
+//! What runs here is the production node, whole: `site` gives it a simulated machine. A seed draws a plan (`plan`); a `nemesis` does harm to a `cluster` in
 //! a `world` while clients (`workload`) use it; `invariants` watch, and judge at the end. One world per
 //! process, because the scheduler of `maillage_host` is installed for good.
 
@@ -9,6 +8,8 @@ mod cluster;
 mod disk;
 mod history;
 mod invariants;
+mod liars;
+mod machine;
 mod mutant;
 mod nemesis;
 mod net;

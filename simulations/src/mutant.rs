@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 use clap::ValueEnum;
 use maillage_consensus::command::{Command, Envelope};
@@ -67,16 +67,6 @@ impl Mutant {
         }
     }
 
-    /// The machine that a node of `slot` runs.
-    pub(crate) fn machine(of: Option<Self>, slot: u32) -> Arc<dyn Machine> {
-        match of {
-            Some(mutant @ (Self::FencingRemoved | Self::RepeatsRun | Self::ApplyDiffers | Self::DoubleGrant)) => {
-                Arc::new(Mutated { mutant, slot, grants: Mutex::default() })
-            }
-            _ => Arc::new(Queue),
-        }
-    }
-
     /// A frame as it travels, changed if the mutant forges such frames. Tags as in the mesh's wire
     /// format, version 1: 130 refuses entries, 129 acknowledges them.
     pub(crate) fn forge(self, bytes: &[u8]) -> Option<Vec<u8>> {
@@ -102,7 +92,7 @@ impl fmt::Display for Mutant {
 }
 
 /// The real machine, with commands or outcomes changed on the way.
-struct Mutated {
+pub(crate) struct Mutated {
     mutant: Mutant,
     slot: u32,
     /// The newest token granted for each exam, as far as this life saw.
@@ -110,6 +100,15 @@ struct Mutated {
 }
 
 impl Mutated {
+    /// Whether the mutant is one of the machine.
+    pub(crate) fn is_of(mutant: Mutant) -> bool {
+        matches!(mutant, Mutant::FencingRemoved | Mutant::RepeatsRun | Mutant::ApplyDiffers | Mutant::DoubleGrant)
+    }
+
+    pub(crate) fn new(mutant: Mutant, slot: u32) -> Self {
+        Self { mutant, slot, grants: Mutex::default() }
+    }
+
     fn change(&self, index: u64, envelope: &mut Envelope) {
         match (self.mutant, &mut envelope.command) {
             (Mutant::RepeatsRun, _) => envelope.id = CommandId(uuid::Uuid::from_u128(u128::from(index))),

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, FOUNDER};
 use crate::disk::Ending;
+use crate::invariants::copies;
 use crate::plan::Fault;
 use crate::rng::Rng;
+use crate::{site, workload};
 
 /// Probability that a write is a node's last act, while writes may be.
 const DIES_WRITING: f64 = 0.002;
@@ -49,6 +51,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>, until: Duration) {
     cluster.watch.promises.crash_voters(None);
     for slot in cluster.slots() {
         cluster.disks.set_faults(slot, |faults| *faults = Default::default());
+        cluster.liars.set(slot, None);
         cluster.world.resume(slot);
     }
     cluster.fabric.heal();
@@ -90,6 +93,25 @@ impl Harm {
                 self.cluster.world.resume(self.slot);
             }
             Fault::DiskFull | Fault::FsyncFails | Fault::SlowDisk => self.disk(fault).await,
+            Fault::Restart => self.restart().await,
+            Fault::WrongBytes => {
+                let share = [0.05, 0.5, 1.0][self.rng.index(3)];
+                self.cluster.liars.set(self.slot, Some(share));
+                tokio::time::sleep(self.lasts * 2).await;
+                self.cluster.liars.set(self.slot, None);
+            }
+            Fault::BitRot => self.rot().await,
+            Fault::Replace => self.replace().await,
+            Fault::JoinLate => {
+                let Some(slot) = self.cluster.one_more() else { return };
+                self.cluster.invite(slot).await;
+                self.cluster.boot(slot);
+                self.cluster.world.sometimes("a site joined among faults");
+            }
+            Fault::ClockDrift => {
+                let ppm = i64::try_from(self.rng.below(20_000)).unwrap_or(0) - 10_000;
+                self.cluster.world.set_clock_drift(self.slot, ppm);
+            }
             Fault::ClockJump => self.jump_clock(12 * 3_600_000),
             Fault::ClockLeap => self.jump_clock(5 * 24 * 3_600_000),
             Fault::Breaks => {
@@ -102,6 +124,64 @@ impl Harm {
             }
             _ => self.network(fault).await,
         }
+    }
+
+    async fn restart(&self) {
+        let Some(running) = self.cluster.running(self.slot) else { return };
+        let (world, slot) = (Arc::clone(&self.cluster.world), self.slot);
+        self.cluster.hold_down(slot);
+        let stopping = running.clone();
+        let stopped = world.spawn_on(running.owner, async move { site::stop(&stopping).await });
+        if stopped.await.is_ok() && world.is_alive(running.owner) {
+            world.sometimes("a node was stopped with courtesy");
+            self.cluster.stop(slot, Ending::Killed, "told to");
+        }
+        tokio::time::sleep(self.lasts / 4).await;
+        self.cluster.let_up(slot);
+    }
+
+    /// Flips bits of instances that another site holds, too.
+    async fn rot(&mut self) {
+        self.cluster.set_rotten(self.slot);
+        let Some(slot) = self.cluster.rotten() else { return };
+        let Some(running) = self.cluster.running(slot) else { return };
+        let safe = copies::held_elsewhere(&self.cluster, &running).await;
+        let mut mine = self.cluster.watch.instances.acknowledged_at(slot);
+        mine.retain(|instance| safe.contains(&instance.sop_instance));
+        for _ in 0..self.rng.between(1, 4) {
+            let Some(instance) = self.rng.pick(&mine) else { return };
+            // The tail of the pixels, which is stored as it came.
+            let what = instance.data_set.slice(instance.data_set.len().saturating_sub(64)..);
+            let bit = self.rng.index(what.len() * 8);
+            if self.cluster.disks.rot(slot, &what, bit) {
+                self.cluster.world.event(slot, format_args!("bit {bit} of {} flips", instance.sop_instance));
+                self.cluster.world.sometimes("an image's bits flipped at rest");
+            }
+        }
+    }
+
+    /// A machine is lost with its disk, and a new node joins where it was. Its hospital sends again what
+    /// was nowhere else.
+    async fn replace(&mut self) {
+        let slot = self.slot;
+        if slot == FOUNDER || self.cluster.plan.sites < 3 {
+            return;
+        }
+        let Some(running) = self.cluster.running(slot) else { return };
+        if !self.cluster.lose_one() {
+            return;
+        }
+        self.cluster.hold_down(slot);
+        let safe = copies::held_elsewhere(&self.cluster, &running).await;
+        let lost = self.cluster.watch.instances.lost(slot, &safe);
+        self.cluster.world.event(slot, format_args!("the machine is lost, with {} instances", lost.len()));
+        self.cluster.forget(slot);
+        tokio::time::sleep(self.lasts).await;
+        self.cluster.invite(slot).await;
+        self.cluster.let_up(slot);
+        self.cluster.boot(slot);
+        self.cluster.world.sometimes("a lost site was replaced");
+        workload::send_again(&self.cluster, slot, lost, &mut self.rng).await;
     }
 
     fn any_slot(&mut self) -> u32 {

@@ -14,10 +14,12 @@ use std::time::Duration;
 use maillage_consensus::raft::Duplex;
 use tokio::sync::{Notify, mpsc};
 
+mod chunks;
 mod links;
 mod pipe;
 mod tap;
 
+pub(crate) use chunks::{SimHolders, answer as answer_chunk, read_frame, write_frame};
 pub(crate) use links::SimLinks;
 use pipe::Pipe;
 pub(crate) use tap::{Ballot, Said, Seen};
@@ -31,10 +33,19 @@ const IDLE: Duration = Duration::from_secs(3);
 /// The longest that a lost packet waits to be sent again once the link is back.
 const RETRANSMIT_MS: u64 = 250;
 
+/// What a stream is for, as ALPN and plane say it in production.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Plane {
+    Raft,
+    Chunk,
+    Join,
+}
+
 /// A stream that a peer opened.
 pub(crate) struct Incoming {
     /// The slot that opened it.
     pub(crate) from: u32,
+    pub(crate) plane: Plane,
     pub(crate) stream: Duplex,
 }
 
@@ -301,7 +312,8 @@ impl Fabric {
         let mut refused = None;
         if let Some(back) = back {
             let stream = Duplex { reader: Box::new(self.reader(id, to)), writer: Box::new(self.writer(back, to)) };
-            let incoming = Incoming { from: from.slot, stream };
+            let plane = inner.pipes.get(&id).map_or(Plane::Raft, |pipe| pipe.plane);
+            let incoming = Incoming { from: from.slot, plane, stream };
             refused = match inner.doors.get(&to.slot).filter(|(owner, _)| *owner == to) {
                 Some((_, door)) => door.send(incoming).err().map(|error| error.0),
                 None => Some(incoming),

@@ -48,14 +48,26 @@ pub enum Fault {
     Breaks,
     /// Links stall for less than it takes to break them.
     Stalls,
+    /// A process is told to stop and is started again, as for an update.
+    Restart,
+    /// A member serves wrong bytes for chunks.
+    WrongBytes,
+    /// Bits of images at rest flip on one disk of the mesh.
+    BitRot,
+    /// A machine is lost with its disk; a new node joins in its place. Once in a run.
+    Replace,
+    /// A site that was not there joins. Once in a run.
+    JoinLate,
     /// Wall clocks jump by up to half a day.
     ClockJump,
+    /// Wall clocks run fast or slow by up to a percent.
+    ClockDrift,
     /// Wall clocks jump by days. Not in the swarm: the mesh forgets outcomes after a day of its clock.
     ClockLeap,
 }
 
 /// The faults of a swarm: every kind that must not matter.
-const SWARM: [Fault; 19] = [
+const SWARM: [Fault; 25] = [
     Fault::Crash,
     Fault::CrashMany,
     Fault::Kill,
@@ -74,7 +86,13 @@ const SWARM: [Fault; 19] = [
     Fault::LatencySpike,
     Fault::Breaks,
     Fault::Stalls,
+    Fault::Restart,
+    Fault::WrongBytes,
+    Fault::BitRot,
+    Fault::Replace,
+    Fault::JoinLate,
     Fault::ClockJump,
+    Fault::ClockDrift,
 ];
 
 /// Which faults a run has.
@@ -113,6 +131,11 @@ impl std::fmt::Display for Faults {
         }
     }
 }
+
+/// Copies of each study in every run.
+pub(crate) const COPIES: u8 = 3;
+/// Silence after which a study is published, seconds.
+pub(crate) const QUIET_S: u64 = 2;
 
 /// What is asked of a run.
 #[derive(Debug, Clone)]
@@ -161,6 +184,8 @@ pub(crate) struct Plan {
     pub(crate) snapshot_every: u64,
     pub(crate) keep_log: u64,
     pub(crate) session_ttl: Duration,
+    /// How long a silent site's copies still count.
+    pub(crate) grace: Duration,
     /// Mean time between two faults.
     pub(crate) fault_every: Duration,
     pub(crate) shake: f64,
@@ -195,6 +220,7 @@ impl Plan {
             snapshot_every: rng.between(40, 600),
             keep_log: rng.between(0, 100),
             session_ttl: Duration::from_secs(rng.between(10, 30)),
+            grace: Duration::from_secs(rng.between(5, 60)),
             fault_every: Duration::from_millis(rng.between(1_500, 8_000)),
             shake: if rng.chance(0.3) { 0.02 } else { 0.0 },
             readers_per_site: u32::try_from(rng.between(1, 3)).unwrap_or(1),
@@ -204,6 +230,27 @@ impl Plan {
             one_stays_away: !faults.is_empty() && settings.sites >= 3 && rng.chance(0.5),
             faults,
         }
+    }
+
+    /// The configuration of the node in `slot`, as its sysadmin wrote it.
+    pub(crate) fn configuration(&self, slot: u32, generation: u32) -> String {
+        let Self { timing, snapshot_every, keep_log, session_ttl, grace, .. } = self;
+        let (heartbeat, ttl, grace) = (timing.heartbeat.as_millis(), session_ttl.as_secs(), grace.as_secs());
+        let (min, max) = (timing.election_min.as_millis(), timing.election_max.as_millis());
+        let name = if generation == 0 { format!("site-{slot}") } else { format!("site-{slot}-{generation}") };
+        format!(
+            "[node]\nname = \"{name}\"\nzone = \"zone-{slot}\"\n\
+             [mesh]\nlisten = \"10.0.0.{slot}:7400\"\n\
+             [raft]\nheartbeat_ms = {heartbeat}\nelection_min_ms = {min}\nelection_max_ms = {max}\n\
+             snapshot_every = {snapshot_every}\nkeep_log = {keep_log}\nsession_ttl_s = {ttl}\n\
+             [dicom]\nquiet_seconds = {QUIET_S}\n\
+             [storage]\ncopies = {COPIES}\nplacement_grace_s = {grace}\n"
+        )
+    }
+
+    /// Copies of each study that there are to be, if there are as many sites.
+    pub(crate) fn copies(&self) -> usize {
+        usize::try_from(self.sites).unwrap_or(0).min(usize::from(COPIES))
     }
 
     /// Voters that the mesh grows to.

@@ -31,6 +31,14 @@ impl Rng {
     }
 
     /// A number below `limit`; 0 when that is 0.
+    /// Fills `bytes`.
+    pub(crate) fn fill(&mut self, bytes: &mut [u8]) {
+        for chunk in bytes.chunks_mut(8) {
+            let word = self.next().to_le_bytes();
+            chunk.iter_mut().zip(word).for_each(|(byte, drawn)| *byte = drawn);
+        }
+    }
+
     pub(crate) fn below(&mut self, limit: u64) -> u64 {
         u64::try_from((u128::from(self.next()) * u128::from(limit)) >> 64).unwrap_or(0)
     }

@@ -1,20 +1,24 @@
-//! One node: the production store and Raft group, put together as the real node does, without its
-//! sockets and pages.
+//! One node of the mesh: the production node, whole, on a simulated machine.
+//!
+//! What stands here is what a machine, its sysadmin and its service supervisor do: the disk, the clock,
+//! the network, founding or joining once, and starting again what stopped.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use maillage_consensus::raft::{Group, GroupConfig, LogError, StartError};
+use maillage::site::{Host, Joining, Member, MeshFile, Settings, Site, StartFailure, Wires};
+use maillage_consensus::raft::{LogError, StartError};
 use maillage_host::engine::MemoryHome;
-use maillage_host::{Clock, UnixMillis};
-use maillage_store::{OpenError, Store, StoreConfig};
+use maillage_host::{Clock, Disk, UnixMillis};
+use maillage_store::{OpenError, StoreConfig};
+use maillage_transport::{Identity, Membership, PeerId};
+use tokio_util::sync::CancellationToken;
 
-mod duties;
-
-use crate::cluster::{Cluster, MESH_ID, Running};
+use crate::cluster::{Cluster, FOUNDER, MESH_ID, Running};
 use crate::disk::Ending;
-use crate::mutant::Mutant;
-use crate::net::{Incoming, SimLinks};
+use crate::machine;
+use crate::net::{Incoming, Plane, SimHolders, SimLinks, answer_chunk, read_frame, write_frame};
 use crate::world::{HARNESS, Owner};
 
 /// Small, so that a short run crosses extents and packs.
@@ -31,6 +35,10 @@ fn store_config() -> StoreConfig {
 
 /// How long a node's first word on its log is awaited; one that has none never says so.
 const STATUS_WAIT: Duration = Duration::from_millis(300);
+/// Between two tries at joining, as a sysadmin repeats a command.
+const JOIN_AGAIN: Duration = Duration::from_millis(700);
+/// A member that does not answer a join by then is not waited for (production waits 15 s).
+const JOIN_WAIT: Duration = Duration::from_secs(15);
 
 /// Why a node could not start.
 #[derive(Debug)]
@@ -41,9 +49,17 @@ enum Failed {
     Refuses(String),
 }
 
+impl Failed {
+    /// What an error says of the disk, if it is the disk's.
+    fn of(error: &impl ToString) -> Self {
+        let text = error.to_string();
+        if is_excused(&text) { Self::Disk(text) } else { Self::Refuses(text) }
+    }
+}
+
 /// A node's life, from start to when it stops by itself.
-pub(crate) async fn run(cluster: Arc<Cluster>, owner: Owner, site: u64) {
-    let why = match start(&cluster, owner, site).await {
+pub(crate) async fn run(cluster: Arc<Cluster>, owner: Owner) {
+    let why = match start(&cluster, owner).await {
         Ok(running) => live(&cluster, running).await,
         Err(Failed::Disk(why)) => {
             cluster.world.sometimes("a node could not start because of its disk");
@@ -63,78 +79,153 @@ pub(crate) async fn run(cluster: Arc<Cluster>, owner: Owner, site: u64) {
     });
 }
 
-async fn start(cluster: &Arc<Cluster>, owner: Owner, site: u64) -> Result<Running, Failed> {
+async fn start(cluster: &Arc<Cluster>, owner: Owner) -> Result<Running, Failed> {
     let (world, slot) = (Arc::clone(&cluster.world), owner.slot);
     let disk = cluster.disks.disk(owner);
     let clock_world = Arc::clone(&world);
     let clock = Clock::from_fn(move || UnixMillis(clock_world.wall_ms(slot)));
-    let store = Store::open(disk.clone(), "packs", Arc::<MemoryHome>::default(), clock.clone(), store_config())
-        .await
-        .map_err(|error| match error {
-        OpenError::Version { .. } => Failed::Refuses(error.to_string()),
-        _ if is_excused(&error.to_string()) => Failed::Disk(error.to_string()),
+    let identity = cluster.identity(slot);
+    let settings = cluster.settings(slot).map_err(|error| Failed::Refuses(error.to_string()))?;
+    let mesh = belong(cluster, owner, &disk, &settings, &identity).await?;
+    let site = mesh.site_id;
+    cluster.admit(slot, site);
+    let host = Host {
+        disk,
+        state: Arc::<MemoryHome>::default(),
+        index: Arc::<MemoryHome>::default(),
+        clock: clock.clone(),
+        images: store_config(),
+        queue: machine::of(cluster, slot),
+    };
+    let wires = Wires {
+        links: Arc::new(SimLinks { fabric: Arc::clone(&cluster.fabric), owner, slot_of: cluster.slot_of() }),
+        holders: Arc::new(SimHolders {
+            fabric: Arc::clone(&cluster.fabric),
+            owner,
+            own: identity.peer_id(),
+            slot_of: cluster.slot_of_peer(),
+        }),
+    };
+    let member = Member::new(identity, mesh, Membership::new(clock));
+    let shutdown = CancellationToken::new();
+    let node = Site::open(settings, member, host, wires, shutdown.clone()).await.map_err(|error| match &error {
+        StartFailure::Images(OpenError::Version { .. }) | StartFailure::LogLost => Failed::Refuses(error.to_string()),
+        StartFailure::Raft(StartError::Log(LogError::Io(_)) | StartError::State(_) | StartError::Raft(_))
+        | StartFailure::Images(_) => Failed::of(&error),
         _ => Failed::Refuses(error.to_string()),
     })?;
+    let (group, store) = (node.group().clone(), node.store().clone());
     let recovery = store.recovery();
-    if !recovery.damage.is_empty() || !recovery.missing.is_empty() {
+    if cluster.rotten() == Some(slot) {
+        world.sometimes("a node with rotten images started");
+    } else if !recovery.damage.is_empty() || !recovery.missing.is_empty() {
         cluster.watch.instances.damaged(owner, recovery);
     }
     if recovery.torn.is_some() {
         world.sometimes("a pack's torn tail was cut");
     }
-    let links = SimLinks { fabric: Arc::clone(&cluster.fabric), owner, slot_of: cluster.slot_of() };
-    let group = Group::start(GroupConfig {
-        node_id: site,
-        mesh_id: MESH_ID,
-        epoch: 0,
-        timing: cluster.plan.timing,
-        keepalive: GroupConfig::KEEPALIVE.min(cluster.plan.session_ttl / 5),
-        snapshot_every: cluster.plan.snapshot_every,
-        keep_log: cluster.plan.keep_log,
-        disk,
-        home: Arc::<MemoryHome>::default(),
-        machine: Mutant::machine(cluster.plan.mutant, slot),
-        links: Arc::new(links),
-        clock,
-    })
-    .await
-    .map_err(|error| match &error {
-        StartError::Log(LogError::Io(_)) | StartError::State(_) | StartError::Raft(_)
-            if is_excused(&error.to_string()) =>
-        {
-            Failed::Disk(error.to_string())
-        }
-        _ => Failed::Refuses(error.to_string()),
-    })?;
     let mut status = group.watch();
     let known = tokio::time::timeout(STATUS_WAIT, status.wait_for(|status| status.last_log.is_some())).await;
     let last_log = known.ok().and_then(|known| known.ok().and_then(|status| status.last_log));
     // No door is open yet, so no leader has added anything.
     cluster.watch.promises.life_begins(owner, last_log);
     drop(status);
-    Ok(Running { owner, site, group, store })
+    Ok(Running { owner, site, node, group, store, shutdown })
+}
+
+/// What `mesh.json` says; founds or joins first when there is none, as a sysadmin does.
+async fn belong(
+    cluster: &Arc<Cluster>,
+    owner: Owner,
+    disk: &Disk,
+    settings: &Settings,
+    identity: &Identity,
+) -> Result<MeshFile, Failed> {
+    match MeshFile::load(disk).await {
+        Ok(mesh) => return Ok(mesh),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(Failed::of(&error)),
+    }
+    let mesh = if owner.slot == FOUNDER && cluster.site(FOUNDER).is_none() {
+        MeshFile::of_founder(MESH_ID, "the simulated mesh", "site-1")
+    } else {
+        join(cluster, owner, settings, identity).await?
+    };
+    mesh.save(disk).await.map_err(|error| Failed::of(&error))?;
+    Ok(mesh)
+}
+
+/// Asks one member after another until the mesh lets this node in.
+async fn join(
+    cluster: &Arc<Cluster>,
+    owner: Owner,
+    settings: &Settings,
+    identity: &Identity,
+) -> Result<MeshFile, Failed> {
+    loop {
+        let Some(token) = cluster.token(owner.slot) else { return Err(Failed::Disk("it has no token".to_owned())) };
+        let joining = Joining::new(settings, identity, &token).map_err(|error| Failed::Refuses(error.to_string()))?;
+        for (peer, _) in joining.members() {
+            let Some(to) = cluster.slot_of_peer()(&peer) else { continue };
+            let asked = tokio::time::timeout(JOIN_WAIT, ask_to_join(cluster, owner, to, &joining)).await;
+            let Ok(Ok(Some(reply))) = asked else { continue };
+            match joining.admitted(&reply) {
+                Ok(mesh) => {
+                    cluster.world.event(owner.slot, format_args!("joined as site {}", mesh.site_id));
+                    return Ok(mesh);
+                }
+                Err(error) => cluster.world.event(owner.slot, format_args!("not let in: {error}")),
+            }
+        }
+        cluster.world.sometimes("a join was tried again");
+        tokio::time::sleep(JOIN_AGAIN).await;
+    }
+}
+
+async fn ask_to_join(
+    cluster: &Arc<Cluster>,
+    owner: Owner,
+    to: u32,
+    joining: &Joining,
+) -> std::io::Result<Option<bytes::Bytes>> {
+    let mut stream = cluster.fabric.open(owner, to, Plane::Join).await?;
+    // In production the TLS handshake proves that the joiner holds the token's key.
+    write_frame(&mut *stream.writer, &joining.token_identity().peer_id().to_bytes()).await?;
+    write_frame(&mut *stream.writer, joining.request()).await?;
+    read_frame(&mut *stream.reader).await
+}
+
+async fn answer_join(running: Running, from: u32, mut stream: maillage_consensus::raft::Duplex) -> std::io::Result<()> {
+    let Some(token) = read_frame(&mut *stream.reader).await? else { return Ok(()) };
+    let Some(request) = read_frame(&mut *stream.reader).await? else { return Ok(()) };
+    let token = PeerId::from_bytes(&token).map_err(std::io::Error::other)?;
+    let seen_at = IpAddr::V4(Ipv4Addr::new(10, 0, 0, u8::try_from(from).unwrap_or(u8::MAX)));
+    let reply = running.node.admit(token, seen_at, &request).await.map_err(std::io::Error::other)?;
+    write_frame(&mut *stream.writer, &reply).await
+}
+
+/// Tells the node to stop, as a service supervisor does, and waits until it has.
+pub(crate) async fn stop(running: &Running) {
+    running.shutdown.cancel();
+    running.node.stop(std::future::ready(())).await;
 }
 
 /// Runs the node's tasks until it may no longer be a replica. Returns why.
 async fn live(cluster: &Arc<Cluster>, running: Running) -> String {
-    let group = running.group.clone();
-    let mut door = cluster.fabric.open_door(running.owner);
-    let serving = group.clone();
-    let sites = Arc::clone(cluster);
-    drop(maillage_host::spawn(async move {
-        while let Some(Incoming { from, stream }) = door.recv().await {
-            let Some(site) = sites.site(from) else { continue };
-            let group = serving.clone();
-            drop(maillage_host::spawn(async move { group.serve(site, stream).await }));
-        }
-    }));
+    let (group, node) = (running.group.clone(), running.node.clone());
+    drop(maillage_host::spawn(open_doors(Arc::clone(cluster), running.clone())));
+    node.start();
+    if let Err(error) = node.found().await {
+        cluster.world.event(running.owner.slot, format_args!("not founded: {error:#}"));
+        return "the mesh was not founded".to_owned();
+    }
     cluster.entered(running.clone());
-    drop(maillage_host::spawn(duties::keep_session(Arc::clone(cluster), running.clone())));
-    drop(maillage_host::spawn(duties::lead(Arc::clone(cluster), running.clone())));
     drop(maillage_host::spawn(follow_chain(Arc::clone(cluster), running.clone())));
     let instances = Arc::clone(cluster);
     let looking = running.clone();
-    drop(maillage_host::spawn(async move { instances.watch.instances.check(&looking).await }));
+    if cluster.rotten() != Some(running.owner.slot) {
+        drop(maillage_host::spawn(async move { instances.watch.instances.check(&looking).await }));
+    }
     let mut status = group.watch();
     loop {
         let fatal = status.borrow_and_update().fatal.clone();
@@ -155,6 +246,25 @@ async fn live(cluster: &Arc<Cluster>, running: Running) -> String {
         // A second of silence is no end: the store is looked at again.
         if tokio::time::timeout(Duration::from_secs(1), status.changed()).await.is_ok_and(|changed| changed.is_err()) {
             return "raft is gone".to_owned();
+        }
+    }
+}
+
+/// Answers what other nodes open.
+async fn open_doors(cluster: Arc<Cluster>, running: Running) {
+    let mut door = cluster.fabric.open_door(running.owner);
+    while let Some(Incoming { from, plane, stream }) = door.recv().await {
+        let running = running.clone();
+        match plane {
+            Plane::Raft => {
+                let Some(site) = cluster.site(from) else { continue };
+                drop(maillage_host::spawn(async move { running.node.answer_raft(site, stream).await }));
+            }
+            Plane::Chunk => {
+                let chunks = cluster.liars.source(&running);
+                drop(maillage_host::spawn(async move { answer_chunk(chunks, stream).await }));
+            }
+            Plane::Join => drop(maillage_host::spawn(answer_join(running, from, stream))),
         }
     }
 }

@@ -5,18 +5,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use maillage_consensus::Outcome;
-use maillage_consensus::command::{Command, Envelope};
-use maillage_consensus::ids::{CommandId, Name, SiteId};
-use maillage_consensus::raft::{Committed, ProposeError};
+use maillage_consensus::command::Command;
+use maillage_consensus::ids::{CommandId, Name};
+use maillage_consensus::raft::ProposeError;
 use tokio::task::JoinHandle;
 
+pub(crate) mod dicom;
 mod hospital;
+pub(crate) mod http;
 mod images;
 mod reader;
 
 use crate::cluster::Cluster;
+use crate::invariants::instances::Acknowledged;
 use crate::rng::Rng;
 
+/// The share of clients that speak HTTP.
+const BY_HTTP: f64 = 0.6;
 /// Between two tries of one command.
 const RETRY_MS: (u64, u64) = (50, 1_000);
 
@@ -45,9 +50,21 @@ pub(crate) fn start(cluster: &Arc<Cluster>) -> Clients {
     clients
 }
 
+/// A hospital sends again what was lost with the node of `slot`, until the new one has it.
+pub(crate) async fn send_again(cluster: &Arc<Cluster>, slot: u32, lost: Vec<Acknowledged>, rng: &mut Rng) {
+    for Acknowledged { study, sop_instance, data_set } in lost {
+        let sample = dicom::Sample { study, sop_instance, data_set };
+        while !images::store(cluster, slot, &sample, rng).await {
+            let wait = rng.millis(200, 2_000);
+            tokio::time::sleep(wait).await;
+        }
+    }
+}
+
 /// What became of a command.
 pub(crate) enum Answer {
-    Given(Committed, Outcome),
+    /// The outcome, and an index of the log at which it had been applied.
+    Given(u64, Outcome),
     /// It is in no log, and never will be.
     Never,
     /// It may have happened, or may happen yet.
@@ -60,9 +77,26 @@ pub(crate) struct Sender {
     pub(crate) slot: u32,
     pub(crate) user: Name,
     pub(crate) rng: Rng,
+    /// Whether it speaks HTTP, as clients do; else its commands go in behind it.
+    by_http: bool,
+}
+
+/// How one try ended.
+enum Tried {
+    Given(u64, Outcome),
+    /// It was not proposed.
+    Refused(&'static str),
+    Unknown,
+    /// Nothing that the workload sends deserves this.
+    Wrong(String),
 }
 
 impl Sender {
+    pub(crate) fn new(cluster: Arc<Cluster>, slot: u32, user: Name, mut rng: Rng) -> Self {
+        let by_http = rng.chance(BY_HTTP);
+        Self { cluster, slot, user, rng, by_http }
+    }
+
     /// A fresh id, from this client's own stream.
     pub(crate) fn new_id(&mut self) -> CommandId {
         let id = u128::from(self.rng.next()) << 64 | u128::from(self.rng.next());
@@ -81,24 +115,20 @@ impl Sender {
             }
             tries += 1;
             match self.try_once(id, command.clone()).await {
-                Some(Ok(committed)) => {
-                    let Ok(outcome) = Outcome::decode(&committed.outcome) else {
-                        world.violation("I7", "an outcome that nobody can read".to_owned());
-                        return Answer::Unknown;
-                    };
+                Some(Tried::Given(index, outcome)) => {
                     if perhaps {
                         world.sometimes("a repeated command was answered");
                     }
                     if tries > 3 {
                         world.sometimes("a command took more than three tries");
                     }
-                    return Answer::Given(committed, outcome);
+                    return Answer::Given(index, outcome);
                 }
-                Some(Err(ProposeError::NoQuorum)) => world.sometimes("a command was refused for want of a quorum"),
-                Some(Err(ProposeError::Busy | ProposeError::NotLeader)) | None => {}
-                Some(Err(ProposeError::Unknown | ProposeError::Halted(_))) => perhaps = true,
-                Some(Err(error @ (ProposeError::Invalid(_) | ProposeError::TooLarge(_)))) => {
-                    world.violation("startup", format!("a command of the workload is refused: {error}"));
+                Some(Tried::Refused(why)) => world.sometimes(why),
+                None => {}
+                Some(Tried::Unknown) => perhaps = true,
+                Some(Tried::Wrong(why)) => {
+                    world.violation("startup", format!("a command of the workload is refused: {why}"));
                     return Answer::Never;
                 }
             }
@@ -108,16 +138,36 @@ impl Sender {
     }
 
     /// One try at the site's node; `None` when that is down.
-    async fn try_once(&mut self, id: CommandId, command: Command) -> Option<Result<Committed, ProposeError>> {
+    async fn try_once(&mut self, id: CommandId, command: Command) -> Option<Tried> {
         let running = self.cluster.running(self.slot)?;
-        let site = SiteId(running.site);
-        let envelope = Envelope { id, at: Default::default(), site, user: self.user.clone(), command };
         let limit = self.rng.millis(500, 8_000);
-        let asked = self
-            .cluster
-            .world
-            .spawn_on(running.owner, async move { running.group.propose(envelope.encode().into(), limit).await });
-        // The node died with the question.
-        Some(asked.await.unwrap_or(Err(ProposeError::Unknown)))
+        let by_http = self.by_http.then(|| http::of_command(id, &self.user, &command)).flatten();
+        if let Some(request) = by_http {
+            let answered = http::ask(&self.cluster, &running, limit, request).await;
+            let means = answered.map(|answered| http::outcome(&command, &answered));
+            return Some(match means {
+                // It may be anywhere up to the newest entry that any node has.
+                Some(http::Means::Outcome(outcome)) => Tried::Given(self.cluster.newest_index(), outcome),
+                Some(http::Means::NotNow) => Tried::Refused("a request was refused for now"),
+                Some(http::Means::Wrong(why)) => Tried::Wrong(why),
+                Some(http::Means::Unknown) | None => Tried::Unknown,
+            });
+        }
+        let user = self.user.clone();
+        let asked = self.cluster.world.spawn_on(running.owner, async move {
+            tokio::time::timeout(limit, running.node.propose(id, user, command)).await
+        });
+        // The node died with the question, or the client hung up.
+        let Ok(Ok(proposed)) = asked.await else { return Some(Tried::Unknown) };
+        Some(match proposed {
+            Ok(committed) => match Outcome::decode(&committed.outcome) {
+                Ok(outcome) => Tried::Given(committed.index, outcome),
+                Err(error) => Tried::Wrong(format!("an outcome that nobody can read: {error}")),
+            },
+            Err(ProposeError::NoQuorum) => Tried::Refused("a command was refused for want of a quorum"),
+            Err(ProposeError::Busy | ProposeError::NotLeader) => Tried::Refused("a command was refused for now"),
+            Err(ProposeError::Unknown | ProposeError::Halted(_)) => Tried::Unknown,
+            Err(error @ (ProposeError::Invalid(_) | ProposeError::TooLarge(_))) => Tried::Wrong(error.to_string()),
+        })
     }
 }

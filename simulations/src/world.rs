@@ -63,6 +63,8 @@ struct Life {
     prune_at: usize,
     /// What the node's wall clock is ahead (milliseconds).
     clock_ahead_ms: i64,
+    /// … and gains each second (parts per million).
+    clock_drift_ppm: i64,
 }
 
 struct State {
@@ -232,13 +234,21 @@ impl World {
         lock(&self.state).lives.entry(slot).or_default().clock_ahead_ms = ms;
     }
 
+    pub(crate) fn set_clock_drift(&self, slot: u32, ppm: i64) {
+        lock(&self.state).lives.entry(slot).or_default().clock_drift_ppm = ppm;
+    }
+
     /// What the wall clock of `slot` shows, milliseconds since the Unix epoch.
     pub(crate) fn wall_ms(&self, slot: u32) -> u64 {
         /// 2026-01-01T00:00:00Z.
         const EPOCH_MS: u64 = 1_767_225_600_000;
-        let ahead = lock(&self.state).lives.get(&slot).map_or(0, |life| life.clock_ahead_ms);
-        let now = u64::try_from(self.now().as_millis()).unwrap_or(u64::MAX);
-        EPOCH_MS.saturating_add(now).saturating_add_signed(ahead)
+        let state = lock(&self.state);
+        let (ahead, drift) =
+            state.lives.get(&slot).map_or((0, 0), |life| (life.clock_ahead_ms, life.clock_drift_ppm));
+        drop(state);
+        let now = i64::try_from(self.now().as_millis()).unwrap_or(i64::MAX);
+        let gained = now.saturating_mul(drift) / 1_000_000;
+        EPOCH_MS.saturating_add_signed(now.saturating_add(gained).saturating_add(ahead))
     }
 
     /// Asks the harness to crash `slot` at this instant (a power cut inside an operation).

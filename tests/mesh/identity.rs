@@ -85,7 +85,9 @@ async fn a_site_does_not_talk_to_a_stranger_at_a_members_address() {
         assert!(accepted.try_recv().is_none(), "a site spoke to an impostor");
     }
     impostor.close().await;
-    drop(impostor);
+    drop((impostor, asked));
+    // The port is free once the endpoint's last task has ended.
+    until("the port is free", async || tokio::net::UdpSocket::bind(address).await.ok()).await;
     mesh.sites[absent].start();
     mesh.sites[absent].ready().await;
     until("the true one is connected again", async || {

@@ -92,7 +92,7 @@ impl fmt::Display for Problem {
 
 /// The configuration cannot be used; all that is wrong with it, a line each.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ConfigError(pub(crate) Vec<Problem>);
+pub struct ConfigError(pub(crate) Vec<Problem>);
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -116,6 +116,14 @@ pub(crate) struct Loaded {
     origins: Vec<Origin>,
     /// In the order of the file, then of the environment, then of the settings.
     pub(crate) problems: Vec<Problem>,
+}
+
+impl Default for Loaded {
+    /// What nobody set.
+    fn default() -> Self {
+        let origins = vec![Origin::Default; SETTINGS.len()];
+        Self { config: Config::default(), file: None, origins, problems: Vec::new() }
+    }
 }
 
 impl Loaded {
@@ -143,8 +151,7 @@ impl Loaded {
 
 /// Reads all sources. Problems are in the result: `config check` and `config show` want both.
 pub(crate) fn load(sources: &Sources) -> Loaded {
-    let origins = vec![Origin::Default; SETTINGS.len()];
-    let mut loaded = Loaded { config: Config::default(), file: None, origins, problems: Vec::new() };
+    let mut loaded = Loaded::default();
     if let Some((path, text)) = read_file(sources, &mut loaded) {
         apply_text(&path, &text, &mut loaded);
         loaded.file = Some(path);
@@ -152,6 +159,18 @@ pub(crate) fn load(sources: &Sources) -> Loaded {
     for (name, value) in sorted(&sources.environment) {
         apply_variable(&name, value, &mut loaded);
     }
+    complete(loaded)
+}
+
+/// The configuration of a text that is in no file.
+pub(super) fn of_text(text: &str) -> Loaded {
+    let mut loaded = Loaded::default();
+    apply_text(Path::new("(text)"), text, &mut loaded);
+    complete(loaded)
+}
+
+/// Derives what follows from other values, and checks each against the others.
+fn complete(mut loaded: Loaded) -> Loaded {
     derive(&mut loaded);
     // What could not be read kept its default, about which cross checks would only confuse.
     let unread: Vec<String> = loaded.problems.iter().map(|problem| problem.message.clone()).collect();

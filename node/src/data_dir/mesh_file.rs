@@ -4,49 +4,55 @@
 //! restarts finds its peers from here. It is a hint for dialling, never an authority: what the mesh
 //! says replaces it. It also marks that `init` or `join` finished, so it is written last.
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 
+use maillage_host::Disk;
 use serde::{Deserialize, Serialize};
 
 use super::DataDirError;
+use crate::node::FOUNDER;
 
 /// The format that this version writes and the only one it reads.
 pub(crate) const MESH_FILE_FORMAT: u32 = 1;
 
+/// Its name in the data directory.
+pub(super) const FILE: &str = "mesh.json";
+
 /// What `mesh.json` holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct MeshFile {
-    /// [`MESH_FILE_FORMAT`].
-    pub(crate) format: u32,
+pub struct MeshFile {
+    /// Which layout it has: 1.
+    pub format: u32,
     /// The mesh's id, in hexadecimal.
-    pub(crate) mesh_id: String,
+    pub mesh_id: String,
     /// The mesh's name.
-    pub(crate) mesh_name: String,
+    pub mesh_name: String,
     /// This node's id in it.
-    pub(crate) site_id: u64,
+    pub site_id: u64,
     /// This node's name in it.
-    pub(crate) site_name: String,
+    pub site_name: String,
     /// Rises when a mesh is restored or its quorum recovered; older ones are refused.
-    pub(crate) epoch: u64,
+    pub epoch: u64,
     /// Whether this node has had a part of the mesh's log: one that has lost it since must not vote as
     /// if it had promised nothing.
-    pub(crate) has_log: bool,
+    pub has_log: bool,
     /// All members as last known.
-    pub(crate) members: Vec<MeshFileMember>,
+    pub members: Vec<MeshFileMember>,
 }
 
 /// A member as last known.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct MeshFileMember {
+pub struct MeshFileMember {
     /// The libp2p peer id, in base58.
-    pub(crate) peer_id: String,
+    pub peer_id: String,
     /// Its id in the mesh.
-    pub(crate) site_id: u64,
+    pub site_id: u64,
     /// Its name.
-    pub(crate) name: String,
+    pub name: String,
     /// Where it was reached, or said that it can be.
-    pub(crate) addresses: Vec<SocketAddr>,
+    pub addresses: Vec<SocketAddr>,
 }
 
 /// Any version of it: a newer one may have other fields.
@@ -56,6 +62,20 @@ struct Versioned {
 }
 
 impl MeshFile {
+    /// What the founder of a new mesh begins with.
+    pub fn of_founder(mesh_id: [u8; 32], mesh_name: &str, site_name: &str) -> Self {
+        Self {
+            format: MESH_FILE_FORMAT,
+            mesh_id: data_encoding::HEXLOWER.encode(&mesh_id),
+            mesh_name: mesh_name.to_owned(),
+            site_id: FOUNDER.0,
+            site_name: site_name.to_owned(),
+            epoch: 1,
+            has_log: false,
+            members: Vec::new(),
+        }
+    }
+
     /// Reads the text of the file at `path`.
     ///
     /// # Errors
@@ -70,6 +90,24 @@ impl MeshFile {
             found if found > MESH_FILE_FORMAT => Err(DataDirError::Newer { path, found, known: MESH_FILE_FORMAT }),
             _ => Err(DataDirError::Unreadable { path, reason: "it names no known format".to_owned() }),
         }
+    }
+
+    /// Reads the file of a data directory.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be read.
+    pub async fn load(disk: &Disk) -> io::Result<Self> {
+        let bytes = disk.read(FILE).await?;
+        let text = std::str::from_utf8(&bytes).map_err(io::Error::other)?;
+        Self::parse(text, Path::new(FILE)).map_err(io::Error::other)
+    }
+
+    /// Replaces the file of a data directory: after a crash it is the old or the new, whole.
+    ///
+    /// # Errors
+    /// When it cannot be made durable.
+    pub async fn save(&self, disk: &Disk) -> io::Result<()> {
+        disk.replace(FILE, self.to_json().into()).await
     }
 
     /// The text of the file.

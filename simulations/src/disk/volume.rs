@@ -106,6 +106,23 @@ impl Volume {
         self.name_ops.push((self.changes, op));
     }
 
+    /// Flips one bit of the durable bytes `what`, where a file under `directory` holds them.
+    pub(super) fn rot(&mut self, directory: &str, what: &[u8], bit: usize) -> bool {
+        let inodes = self.names.iter().filter(|(path, _)| path.contains(directory)).map(|(_, inode)| *inode);
+        for inode in inodes.collect::<Vec<_>>() {
+            let Some(content) = self.contents.get_mut(&inode) else { continue };
+            let at = content.durable.windows(what.len()).position(|window| window == what);
+            let Some(at) = at.map(|at| at + bit / 8) else { continue };
+            for bytes in [&mut content.durable, &mut content.seen] {
+                if let Some(byte) = bytes.get_mut(at) {
+                    *byte ^= 1 << (bit % 8);
+                }
+            }
+            return true;
+        }
+        false
+    }
+
     pub(super) fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
         let inode = self.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
         self.names.insert(to.to_owned(), inode);

@@ -1,6 +1,6 @@
 //! I3 for images: an instance that a sender was told is stored is there after every crash, whole.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -19,24 +19,67 @@ const OTHERS: usize = 20;
 /// An instance that a sender was told is stored.
 #[derive(Debug, Clone)]
 pub(crate) struct Acknowledged {
+    pub(crate) study: String,
     pub(crate) sop_instance: String,
-    pub(crate) dataset: Bytes,
+    pub(crate) data_set: Bytes,
 }
 
 /// See the module.
 pub(crate) struct Instances {
     world: Arc<World>,
     by_slot: Mutex<BTreeMap<u32, Vec<Acknowledged>>>,
+    /// Acknowledged by nodes that are lost, and held by others.
+    elsewhere: Mutex<Vec<Acknowledged>>,
+    /// Studies of which all images were acknowledged, by slot.
+    sent: Mutex<BTreeMap<u32, Vec<String>>>,
     rng: Mutex<Rng>,
 }
 
 impl Instances {
     pub(crate) fn new(world: Arc<World>, seed: u64) -> Self {
-        Self { world, by_slot: Mutex::default(), rng: Mutex::new(Rng::stream(seed, "instances")) }
+        Self { world, by_slot: Mutex::default(), elsewhere: Mutex::default(), sent: Mutex::default(), rng: Mutex::new(Rng::stream(seed, "instances")) }
     }
 
     pub(crate) fn acknowledged(&self, slot: u32, instance: Acknowledged) {
         lock(&self.by_slot).entry(slot).or_default().push(instance);
+    }
+
+    /// The disk of `slot` is lost: what is not in `safe` was nowhere else, and its senders have to send it
+    /// again. Returns those.
+    pub(crate) fn lost(&self, slot: u32, safe: &BTreeSet<String>) -> Vec<Acknowledged> {
+        let all = lock(&self.by_slot).remove(&slot).unwrap_or_default();
+        let (safe, lost): (Vec<_>, Vec<_>) = all.into_iter().partition(|instance| safe.contains(&instance.sop_instance));
+        lock(&self.elsewhere).extend(safe);
+        lost
+    }
+
+    /// All images of a study were acknowledged at `slot`, at first; more may come.
+    pub(crate) fn sent(&self, slot: u32, study: &str) {
+        lock(&self.sent).entry(slot).or_default().push(study.to_owned());
+    }
+
+    /// What the node of `slot` acknowledged.
+    pub(crate) fn acknowledged_at(&self, slot: u32) -> Vec<Acknowledged> {
+        lock(&self.by_slot).get(&slot).cloned().unwrap_or_default()
+    }
+
+    /// The studies sent to `slot`.
+    pub(crate) fn studies_of(&self, slot: u32) -> Vec<String> {
+        lock(&self.sent).get(&slot).cloned().unwrap_or_default()
+    }
+
+    /// What was acknowledged of a study, anywhere: data sets by SOP Instance UID.
+    pub(crate) fn of_study(&self, study: &str) -> BTreeMap<String, Bytes> {
+        let (by_slot, elsewhere) = (lock(&self.by_slot), lock(&self.elsewhere));
+        let all = by_slot.values().flatten().chain(elsewhere.iter());
+        let of_study = all.filter(|instance| instance.study == study);
+        of_study.map(|instance| (instance.sop_instance.clone(), instance.data_set.clone())).collect()
+    }
+
+    /// Every study of which something was acknowledged.
+    pub(crate) fn studies(&self) -> BTreeSet<String> {
+        let (by_slot, elsewhere) = (lock(&self.by_slot), lock(&self.elsewhere));
+        by_slot.values().flatten().chain(elsewhere.iter()).map(|instance| instance.study.clone()).collect()
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -67,7 +110,7 @@ impl Instances {
     async fn check_these(&self, running: &Running, wanted: &[Acknowledged]) {
         for instance in wanted {
             let why = match read(&running.store, &instance.sop_instance).await {
-                Ok(Some(bytes)) if bytes == instance.dataset => continue,
+                Ok(Some(bytes)) if bytes == instance.data_set => continue,
                 Ok(Some(_)) => "has other bytes".to_owned(),
                 Ok(None) => "is not listed".to_owned(),
                 Err(error) => error.to_string(),

@@ -100,6 +100,11 @@ impl Promises {
         }
     }
 
+    /// A new node, which promised nothing, takes the place of the one in `slot`.
+    pub(crate) fn forget(&self, slot: u32) {
+        lock(&self.by_slot).remove(&slot);
+    }
+
     pub(crate) fn life_ends(&self, owner: Owner, ending: Ending) {
         let mut by_slot = lock(&self.by_slot);
         let promised = by_slot.entry(owner.slot).or_default();

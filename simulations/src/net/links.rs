@@ -1,4 +1,4 @@
-//! `Links` over the fabric: how a node's Raft opens streams.
+//! Streams over the fabric, and `Links`: how a node's Raft opens them.
 
 use std::io;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use maillage_consensus::raft::{Duplex, Links};
 
 use super::pipe::Pipe;
 use super::tap::Direction;
-use super::{Connection, Fabric, IDLE, pair};
+use super::{Connection, Fabric, IDLE, Plane, pair};
 use crate::world::{Owner, lock};
 
 /// Between two tries of a handshake.
@@ -27,18 +27,23 @@ impl Links for SimLinks {
     fn open(&self, target: u64) -> BoxFuture<'_, io::Result<Duplex>> {
         Box::pin(async move {
             let to = (self.slot_of)(target).ok_or(io::ErrorKind::NotFound)?;
-            if let Some(stream) = self.fabric.open_on_connection(self.owner, to) {
-                return Ok(stream);
-            }
-            self.fabric.handshake(self.owner, to).await?;
-            self.fabric.open_on_connection(self.owner, to).ok_or_else(|| io::ErrorKind::ConnectionReset.into())
+            self.fabric.open(self.owner, to, Plane::Raft).await
         })
     }
 }
 
 impl Fabric {
+    /// Opens a stream from a life to a slot, on a connection that is made if there is none.
+    pub(crate) async fn open(self: &Arc<Self>, from: Owner, to: u32, plane: Plane) -> io::Result<Duplex> {
+        if let Some(stream) = self.open_on_connection(from, to, plane) {
+            return Ok(stream);
+        }
+        self.handshake(from, to).await?;
+        self.open_on_connection(from, to, plane).ok_or_else(|| io::ErrorKind::ConnectionReset.into())
+    }
+
     /// A stream on the connection there is, which may be dead without its ends knowing.
-    fn open_on_connection(self: &Arc<Self>, from: Owner, to: u32) -> Option<Duplex> {
+    fn open_on_connection(self: &Arc<Self>, from: Owner, to: u32, plane: Plane) -> Option<Duplex> {
         let mut inner = lock(&self.inner);
         let connection = inner.connections.get(&pair(from.slot, to))?;
         let far = if connection.ends.0 == from {
@@ -51,8 +56,8 @@ impl Fabric {
         let connection = connection.id;
         let (there, back) = (inner.next_id + 1, inner.next_id + 2);
         inner.next_id = back;
-        inner.pipes.insert(there, Pipe::new(from, far, connection, Some(back), Direction::Request));
-        inner.pipes.insert(back, Pipe::new(far, from, connection, None, Direction::Answer));
+        inner.pipes.insert(there, Pipe::new((from, far), connection, plane, Some(back), Direction::Request));
+        inner.pipes.insert(back, Pipe::new((far, from), connection, plane, None, Direction::Answer));
         drop(inner);
         Some(Duplex { reader: Box::new(self.reader(back, from)), writer: Box::new(self.writer(there, from)) })
     }

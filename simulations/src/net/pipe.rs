@@ -11,7 +11,7 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::tap::{Direction, Said, Seen, Tap};
-use super::{Due, Fabric};
+use super::{Due, Fabric, Plane};
 use crate::world::{Owner, lock};
 
 /// Bytes that a stream takes in before its reader reads (a stream's window, DESIGN 3, made smaller so
@@ -30,6 +30,7 @@ pub(super) struct Pipe {
     pub(super) from: Owner,
     pub(super) to: Owner,
     pub(super) connection: u64,
+    pub(super) plane: Plane,
     segments: VecDeque<(Duration, Segment)>,
     in_flight: usize,
     ready: VecDeque<Bytes>,
@@ -50,11 +51,18 @@ pub(super) struct Pipe {
 }
 
 impl Pipe {
-    pub(super) fn new(from: Owner, to: Owner, connection: u64, announce: Option<u64>, direction: Direction) -> Self {
+    pub(super) fn new(
+        (from, to): (Owner, Owner),
+        connection: u64,
+        plane: Plane,
+        announce: Option<u64>,
+        direction: Direction,
+    ) -> Self {
         Self {
             from,
             to,
             connection,
+            plane,
             segments: VecDeque::new(),
             in_flight: 0,
             ready: VecDeque::new(),
@@ -120,7 +128,9 @@ impl Pipe {
                 Segment::Bytes(bytes) => {
                     self.in_flight -= bytes.len();
                     if alive && !self.reader_gone {
-                        self.received.pass(&bytes, &mut seen);
+                        if self.plane == Plane::Raft {
+                            self.received.pass(&bytes, &mut seen);
+                        }
                         self.ready_bytes += bytes.len();
                         self.ready.push_back(bytes);
                     }
@@ -207,10 +217,13 @@ impl AsyncWrite for PipeWriter {
             return Poll::Pending;
         }
         let piece = &bytes[..bytes.len().min(PIECE)];
-        let forged = fabric.mutant.and_then(|mutant| mutant.forge(piece));
+        let raft = pipe.plane == Plane::Raft;
+        let forged = fabric.mutant.filter(|_| raft).and_then(|mutant| mutant.forge(piece));
         let sent = forged.map_or_else(|| Bytes::copy_from_slice(piece), Bytes::from);
         let mut seen = Vec::new();
-        pipe.sent.pass(&sent, &mut seen);
+        if raft {
+            pipe.sent.pass(&sent, &mut seen);
+        }
         let (from, to) = (pipe.from, pipe.to);
         fabric.world.event(from.slot, format_args!("send {} {} {}", to.slot, self.id, Digest(&sent)));
         let arrival = inner.arrival(now, from.slot, to.slot, sent.len());

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use maillage_consensus::Outcome;
-use maillage_consensus::command::{Command, StudyPart};
+use maillage_consensus::command::Command;
 use maillage_consensus::exam::{Patient, Priority, Request, Text8};
-use maillage_consensus::ids::{Line, Name, UidText};
+use maillage_consensus::ids::{Line, Name};
 
+use super::dicom::{Of, Sample};
 use super::{Answer, Sender, images};
 use crate::cluster::Cluster;
 use crate::rng::Rng;
@@ -15,10 +15,10 @@ use crate::rng::Rng;
 /// Exams of one site in one run: the check of a history needs no more.
 const EXAMS_MAX: u64 = 150;
 /// How many of the exams wait for images.
-const AWAITS_IMAGES: f64 = 0.2;
+const AWAITS_IMAGES: f64 = 0.4;
 
 pub(crate) async fn run(cluster: Arc<Cluster>, slot: u32, rng: Rng) {
-    let mut sender = Sender { cluster: Arc::clone(&cluster), slot, user: Name::default(), rng };
+    let mut sender = Sender::new(Arc::clone(&cluster), slot, Name::default(), rng);
     for number in 0..EXAMS_MAX {
         let wait = sender.rng.around(cluster.plan.exam_every);
         tokio::time::sleep(wait).await;
@@ -28,16 +28,16 @@ pub(crate) async fn run(cluster: Arc<Cluster>, slot: u32, rng: Rng) {
         let awaits_images = sender.rng.chance(AWAITS_IMAGES);
         let request = request(slot, number, awaits_images, &mut sender.rng);
         let id = sender.new_id();
-        let answer = sender.send(id, Command::AddExam(request.clone()), None).await;
-        let Answer::Given(committed, Outcome::ExamAdded { exam, .. }) = answer else {
+        let answer = sender.send(id, Command::AddExam(request), None).await;
+        let Answer::Given(index, Outcome::ExamAdded { exam, .. }) = answer else {
             cluster.world.violation("I3", format!("a request of slot {slot} was not added"));
             continue;
         };
-        cluster.watch.finality.exam_added(exam.0, committed.index);
+        cluster.watch.finality.exam_added(exam.0, index);
         cluster.history.exam_added(exam.0);
         cluster.world.event(0, format_args!("exam {exam} added for slot {slot}"));
         if awaits_images {
-            send_images(&mut sender, number, request).await;
+            send_images(&mut sender, number).await;
         }
     }
 }
@@ -56,44 +56,33 @@ fn request(slot: u32, number: u64, awaits_images: bool, rng: &mut Rng) -> Reques
     }
 }
 
-/// Stores the exam's images at this site, then tells the mesh, as a gathering node does.
-async fn send_images(sender: &mut Sender, number: u64, request: Request) {
-    let study = format!("2.25.{}.{number}", sender.slot);
-    let instances = sender.rng.between(1, 3);
-    let mut bytes = 0;
-    for instance in 0..instances {
-        let len = sender.rng.between(200, 20_000);
-        bytes += len;
-        let sample = images::instance(&study, instance, sender.rng.next(), len);
-        while !images::store(&sender.cluster, sender.slot, &sample).await {
+/// Sends the exam's images to this site until each is acknowledged. Some senders are cut in the middle
+/// and begin again.
+async fn send_images(sender: &mut Sender, number: u64) {
+    let (study, slot) = (format!("2.25.{}.{number}", sender.slot), sender.slot);
+    let (accession, patient) = (format!("A{slot}-{number}"), format!("P{slot}-{number}"));
+    let of = Of { study: &study, accession: &accession, patient: &patient };
+    let instances = sender.rng.between(1, 4);
+    let samples: Vec<Sample> = (0..instances)
+        .map(|instance| {
+            let len = sender.rng.between(200, 20_000);
+            Sample::new(&of, instance, sender.rng.next(), len)
+        })
+        .collect();
+    let cut_after = sender.rng.chance(0.1).then(|| sender.rng.index(samples.len()));
+    if let Some(count) = cut_after {
+        for sample in &samples[..count] {
+            images::store(&sender.cluster, slot, sample, &mut sender.rng).await;
+        }
+        sender.cluster.world.sometimes("a sender was cut in mid-study");
+        let wait = sender.rng.millis(100, 8_000);
+        tokio::time::sleep(wait).await;
+    }
+    for sample in &samples {
+        while !images::store(&sender.cluster, slot, sample, &mut sender.rng).await {
             let wait = sender.rng.millis(200, 2_000);
             tokio::time::sleep(wait).await;
         }
     }
-    let manifest = *blake3::hash(study.as_bytes()).as_bytes();
-    let at = Default::default();
-    let part = StudyPart {
-        study: UidText::fitted(&study),
-        manifest,
-        sequence: 1,
-        instances: u32::try_from(instances).unwrap_or(1),
-        bytes,
-        first_received_at: at,
-        last_received_at: at,
-        says: request,
-    };
-    let id = sender.new_id();
-    match sender.send(id, Command::RecordStudy(part), None).await {
-        Answer::Given(_, Outcome::StudyRecorded { unsolicited: None, .. }) => {
-            sender.cluster.world.sometimes("images met their request");
-        }
-        _ => sender.cluster.world.violation("I3", format!("the images of study {study} met no request")),
-    }
-}
-
-/// Bytes that no other seed gives.
-pub(super) fn noise(seed: u64, len: u64) -> Bytes {
-    let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
-    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
-    bytes.into()
+    sender.cluster.watch.instances.sent(slot, &study);
 }

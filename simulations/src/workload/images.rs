@@ -1,73 +1,64 @@
-//! A site's scanner: instances that the store must keep once it said so.
+//! A site's scanners and archives: instances that the mesh must keep once it said so.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use bytes::Bytes;
-use maillage_host::UnixMillis;
-use maillage_store::{CutInstance, InstanceIdentity, InstanceManifest, ManifestFlags, StoreError, Stored, cut};
+use axum::body::Body;
+use axum::http::{Request, header};
+use maillage_dicom::dimse::status::StatusKind;
 
-use super::hospital::noise;
+use super::dicom::{Of, Sample};
+use super::http;
 use crate::cluster::Cluster;
 use crate::invariants::instances::Acknowledged;
 use crate::rng::Rng;
 
 /// Instances of one site in one run.
 const INSTANCES_MAX: u64 = 400;
+/// A sender that hears nothing for so long hangs up.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How often an instance goes by STOW-RS rather than by C-STORE.
+const BY_STOW: f64 = 0.3;
 
-/// An instance as it arrives.
-#[derive(Clone)]
-pub(super) struct Sample {
-    cut: CutInstance,
-    manifest: InstanceManifest,
-    dataset: Bytes,
-}
-
-pub(super) fn instance(study: &str, number: u64, seed: u64, len: u64) -> Sample {
-    let dataset = noise(seed, len);
-    let cut = cut(dataset.clone(), dataset.len() / 8);
-    let identity = InstanceIdentity {
-        sop_instance: format!("{study}.1.{number}"),
-        sop_class: "1.2.840.10008.5.1.4.1.1.2".to_owned(),
-        series_uid: format!("{study}.1"),
-        study_uid: study.to_owned(),
-        transfer_syntax: "1.2.840.10008.1.2.1".to_owned(),
-    };
-    let manifest = InstanceManifest::of(&cut, identity, Vec::new(), ManifestFlags::default());
-    Sample { cut, manifest, dataset }
-}
-
-/// Stores an instance at the node of `slot`; `false` when it was not acknowledged.
-pub(super) async fn store(cluster: &Arc<Cluster>, slot: u32, sample: &Sample) -> bool {
+/// Sends an instance to the node of `slot`; `false` when it was not acknowledged.
+pub(super) async fn store(cluster: &Arc<Cluster>, slot: u32, sample: &Sample, rng: &mut Rng) -> bool {
     let Some(running) = cluster.running(slot) else { return false };
     let world = &cluster.world;
-    let received_at = UnixMillis(world.wall_ms(slot));
-    let Sample { cut, manifest, dataset } = sample.clone();
-    let sop_instance = manifest.sop_instance.clone();
-    let asked = world.spawn_on(running.owner, async move {
-        running.store.commit_instance(cut, manifest, received_at, "CT1".to_owned()).await
-    });
-    match asked.await {
-        Ok(Ok(Stored::New { .. } | Stored::Duplicate { .. })) => {
-            world.event(slot, format_args!("stored {sop_instance}"));
-            cluster.watch.instances.acknowledged(slot, Acknowledged { sop_instance, dataset });
-            true
-        }
-        Ok(Ok(Stored::Conflict { .. })) => {
-            world.violation("I3", format!("instance {sop_instance} conflicts with itself"));
-            true
-        }
-        Ok(Err(StoreError::Full { .. })) => {
-            world.sometimes("an instance was refused for want of room");
-            false
-        }
-        Ok(Err(error)) => {
-            world.event(slot, format_args!("not stored {sop_instance}: {error}"));
-            false
-        }
-        Err(_) => false,
+    let stored = if rng.chance(BY_STOW) {
+        let stow = http::ask(cluster, &running, PATIENCE, stow(sample)).await;
+        stow.map(|answer| (answer.status.as_u16() == 200, answer.status.to_string()))
+    } else {
+        let Some(request) = sample.request(slot) else { return false };
+        let data_set = sample.data_set.clone();
+        let asked = world.spawn_on(running.owner, async move {
+            tokio::time::timeout(PATIENCE, running.node.c_store(request, data_set)).await
+        });
+        let status = asked.await.ok().and_then(Result::ok);
+        status.map(|status| (status.kind() == StatusKind::Success, format!("{:04x} {}", status.code(), status.comment())))
+    };
+    let Some((stored, answer)) = stored else { return false };
+    world.event(slot, format_args!("instance {}: {answer}", sample.sop_instance));
+    if stored {
+        let Sample { study, sop_instance, data_set } = sample.clone();
+        cluster.watch.instances.acknowledged(slot, Acknowledged { study, sop_instance, data_set });
+    } else {
+        world.sometimes("an instance was refused");
     }
+    stored
 }
 
+fn stow(sample: &Sample) -> Request<Body> {
+    let mut body = b"--part\r\nContent-Type: application/dicom\r\n\r\n".to_vec();
+    body.extend_from_slice(&sample.file());
+    body.extend_from_slice(b"\r\n--part--\r\n");
+    Request::post("/dicom-web/studies")
+        .header(header::HOST, "localhost")
+        .header(header::CONTENT_TYPE, "multipart/related; type=\"application/dicom\"; boundary=part")
+        .body(Body::from(body))
+        .unwrap_or_default()
+}
+
+/// Sends late images of studies that are known already, some twice.
 pub(crate) async fn run(cluster: Arc<Cluster>, slot: u32, mut rng: Rng) {
     let mut last: Option<Sample> = None;
     for number in 0..INSTANCES_MAX {
@@ -76,11 +67,16 @@ pub(crate) async fn run(cluster: Arc<Cluster>, slot: u32, mut rng: Rng) {
             return;
         }
         let len = if rng.chance(0.05) { rng.between(20_000, 200_000) } else { rng.between(1, 8_000) };
-        let fresh = instance(&format!("2.25.9{slot}"), number, rng.next(), len);
+        let studies = cluster.watch.instances.studies_of(slot);
+        let Some(study) = rng.pick(&studies).cloned() else { continue };
+        let exam = study.rsplit('.').next().unwrap_or_default();
+        let (accession, patient) = (format!("A{slot}-{exam}"), format!("P{slot}-{exam}"));
+        let of = Of { study: &study, accession: &accession, patient: &patient };
+        let fresh = Sample::new(&of, 1_000 + number, rng.next(), len);
         // A sender that got no answer sends again; one that did sometimes does, too.
         let again = last.take().filter(|_| rng.chance(0.2));
         let sample = again.unwrap_or(fresh);
-        let stored = store(&cluster, slot, &sample).await;
+        let stored = store(&cluster, slot, &sample, &mut rng).await;
         last = Some(sample).filter(|_| !stored || rng.chance(0.1));
     }
 }

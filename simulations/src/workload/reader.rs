@@ -56,7 +56,7 @@ impl Reader {
     pub(crate) fn new(cluster: Arc<Cluster>, slot: u32, number: u32, rng: Rng) -> Self {
         let user = slot * 100 + number;
         let name = Name::fitted(&format!("reader-{user}"));
-        Self { sender: Sender { cluster, slot, user: name, rng }, user, held: None, reports: 0 }
+        Self { sender: Sender::new(cluster, slot, name, rng), user, held: None, reports: 0 }
     }
 
     fn cluster(&self) -> Arc<Cluster> {
@@ -125,7 +125,8 @@ impl Reader {
 
     fn granted(&mut self, call: u64, by: Claimed, exam: ExamId, claim: &Claim) {
         let token = claim.token.0;
-        let by = Claimed { session: Some(claim.session), ..by };
+        // HTTP does not tell the session.
+        let by = Claimed { session: (claim.session > 0).then_some(claim.session), ..by };
         self.cluster().history.answer(call, exam.0, Act::Claim { by, told: Some(Told::Granted { token }) });
         self.held = Some(Held { exam: exam.0, token, claim: by.command });
     }
@@ -135,6 +136,9 @@ impl Reader {
         if self.cluster().is_ending() {
             // The bound on finishing is the mesh's, not that of few readers before a full room.
             reading = reading.min(READING_AT_END);
+        }
+        if let Some(held) = self.held {
+            self.look_at_images(held.exam).await;
         }
         tokio::time::sleep(reading).await;
         let Some(held) = self.held.take() else { return };
@@ -154,6 +158,19 @@ impl Reader {
             if self.sender.rng.chance(STALE_TRIES / 4.0) {
                 self.complete(held).await;
             }
+        }
+    }
+
+    /// Opens the exam's images at the site's node, wherever they are.
+    async fn look_at_images(&mut self, exam: u64) {
+        let cluster = self.cluster();
+        let Some(running) = cluster.running(self.sender.slot) else { return };
+        let studies = {
+            let engine = running.group.reader();
+            View::new(&*engine).exam(ExamId(exam)).ok().flatten().map(|exam| exam.studies).unwrap_or_default()
+        };
+        for study in studies {
+            crate::invariants::retrieval::look(&cluster, &running, study.as_str(), false).await;
         }
     }
 
@@ -180,8 +197,7 @@ impl Reader {
         let report = Prose::new(text.clone()).unwrap_or_default();
         let command = Command::Complete { exam: ExamId(exam), token: FencingToken(token), report };
         let done = match self.sender.send(id, command, patience).await {
-            Answer::Given(committed, Outcome::Completed { report }) => {
-                let index = committed.index;
+            Answer::Given(index, Outcome::Completed { report }) => {
                 cluster.watch.finality.completed(Completed { exam, index, token, report, text });
                 true
             }

@@ -1,0 +1,100 @@
+//! I5 and I9 for images: once the faults are over, each study is on as many sites as wanted, and what a
+//! site says that it holds, it has.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use maillage_consensus::View;
+use maillage_consensus::mesh::Study;
+use maillage_store::{Hash, StudyManifest};
+
+use crate::cluster::{Cluster, Running};
+
+/// How long after the last work all copies must be made, besides the grace of silent sites.
+const COPIED: Duration = Duration::from_secs(300);
+/// Between two looks.
+const LOOK: Duration = Duration::from_secs(2);
+/// Studies that a node lists at once.
+const PAGE: usize = 256;
+
+/// Every study, as the node of `running` knows it.
+fn studies(running: &Running) -> Vec<Study> {
+    let engine = running.group.reader();
+    let view = View::new(&*engine);
+    let mut all: Vec<Study> = Vec::new();
+    loop {
+        let after = all.last().map(|study| study.uid.to_string());
+        let page = view.studies(after.as_deref(), PAGE).unwrap_or_default();
+        let is_last = page.len() < PAGE;
+        all.extend(page);
+        if is_last {
+            return all;
+        }
+    }
+}
+
+/// The instances that other sites hold than the one in `slot` and the one with the rotten disk, as far as
+/// the node of `running` can tell.
+pub(crate) async fn held_elsewhere(cluster: &Cluster, running: &Running) -> BTreeSet<String> {
+    let rotten = cluster.rotten().and_then(|slot| cluster.site(slot));
+    let mut safe = BTreeSet::new();
+    for study in studies(running) {
+        for held in study.parts {
+            let others = held.holders.iter().filter(|site| site.0 != running.site && Some(site.0) != rotten);
+            if others.count() == 0 {
+                continue;
+            }
+            let Ok(Some(bytes)) = running.store.get_manifest(Hash(held.part.manifest)).await else { continue };
+            let Ok(manifest) = StudyManifest::decode(&bytes) else { continue };
+            safe.extend(manifest.instances.into_iter().map(|instance| instance.sop_instance));
+        }
+    }
+    safe
+}
+
+/// What is not as it should be; sites that are lost hold nothing.
+async fn lacking(cluster: &Cluster) -> Option<String> {
+    let all = cluster.all_running();
+    let Some(any) = all.first() else { return Some("no node is up".to_owned()) };
+    let wanted = cluster.plan.copies().min(all.len());
+    for study in studies(any) {
+        for held in &study.parts {
+            // Lost with the only machine that had it, and sent again: it is in another part.
+            if held.holders.iter().all(|site| cluster.is_lost(site.0)) {
+                continue;
+            }
+            let holders = all.iter().filter(|running| held.holders.iter().any(|site| site.0 == running.site));
+            let holders: Vec<&Running> = holders.collect();
+            if holders.len() < wanted {
+                return Some(format!("study {} is held by {} of {wanted} sites", study.uid, holders.len()));
+            }
+            let sound = holders.into_iter().filter(|holder| cluster.rotten() != Some(holder.owner.slot));
+            for holder in sound {
+                let verified = holder.store.verify_study(Hash(held.part.manifest)).await;
+                if let Err(error) = verified.as_ref().map(|report| report.is_complete()) {
+                    return Some(format!("slot {} does not have study {}: {error}", holder.owner.slot, study.uid));
+                }
+                if verified.is_ok_and(|report| !report.is_complete()) {
+                    return Some(format!("slot {} lacks chunks of study {}", holder.owner.slot, study.uid));
+                }
+            }
+        }
+    }
+    None
+}
+
+/// Waits until all copies are made; a violation when that takes too long.
+pub(crate) async fn all_are_made(cluster: &Cluster) {
+    let start = cluster.world.now();
+    let limit = COPIED + cluster.plan.grace;
+    while let Some(lacking) = lacking(cluster).await {
+        if cluster.world.now() - start > limit {
+            cluster.world.violation("I9", format!("{limit:?} after the last work, {lacking}"));
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    if cluster.all_running().iter().any(|running| !studies(running).is_empty()) {
+        cluster.world.sometimes("all copies were made");
+    }
+}

@@ -1,0 +1,143 @@
+//! Small instances as scanners send them, and what comes back of them.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use maillage_dicom::dimse::scp::StoreRequest;
+use maillage_dicom::part10::{self, FileMeta};
+use maillage_dicom::{AeTitle, Uid};
+
+use crate::rng::Rng;
+
+const CT_IMAGE_STORAGE: &str = "1.2.840.10008.5.1.4.1.1.2";
+const EXPLICIT_LITTLE_ENDIAN: &str = "1.2.840.10008.1.2.1";
+
+/// An instance as its modality sends it.
+#[derive(Debug, Clone)]
+pub(crate) struct Sample {
+    pub(crate) study: String,
+    pub(crate) sop_instance: String,
+    pub(crate) data_set: Bytes,
+}
+
+/// Of which examination an instance is.
+#[derive(Debug, Clone)]
+pub(crate) struct Of<'a> {
+    pub(crate) study: &'a str,
+    pub(crate) accession: &'a str,
+    pub(crate) patient: &'a str,
+}
+
+impl Sample {
+    /// Instance `number` of a study, with `len` bytes of pixels that no other seed gives.
+    pub(crate) fn new(of: &Of<'_>, number: u64, seed: u64, len: u64) -> Self {
+        let sop_instance = format!("{}.1.{number}", of.study);
+        let mut out = BytesMut::new();
+        let mut text = |group: u16, element: u16, vr: &[u8; 2], value: &str, pad: u8| {
+            let mut value = value.as_bytes().to_vec();
+            if value.len() % 2 == 1 {
+                value.push(pad);
+            }
+            out.put_u16_le(group);
+            out.put_u16_le(element);
+            out.put_slice(vr);
+            out.put_u16_le(u16::try_from(value.len()).unwrap_or(0));
+            out.put_slice(&value);
+        };
+        text(0x0008, 0x0016, b"UI", CT_IMAGE_STORAGE, 0);
+        text(0x0008, 0x0018, b"UI", &sop_instance, 0);
+        text(0x0008, 0x0050, b"SH", of.accession, b' ');
+        text(0x0008, 0x0060, b"CS", "CT", b' ');
+        text(0x0010, 0x0010, b"PN", &format!("NAME OF^{}", of.patient), b' ');
+        text(0x0010, 0x0020, b"LO", of.patient, b' ');
+        text(0x0020, 0x000d, b"UI", of.study, 0);
+        text(0x0020, 0x000e, b"UI", &format!("{}.1", of.study), 0);
+        text(0x0020, 0x0013, b"IS", &number.to_string(), b' ');
+        let pixels = noise(seed, len.next_multiple_of(2));
+        out.put_slice(&[0xe0, 0x7f, 0x10, 0x00]);
+        out.put_slice(b"OW\0\0");
+        out.put_u32_le(u32::try_from(pixels.len()).unwrap_or(0));
+        out.put_slice(&pixels);
+        Self { study: of.study.to_owned(), sop_instance, data_set: out.freeze() }
+    }
+
+    fn uid(text: &str) -> Uid {
+        Uid::parse(text).unwrap_or(Uid::IMPLEMENTATION_CLASS)
+    }
+
+    /// The C-STORE that carries it.
+    pub(crate) fn request(&self, slot: u32) -> Option<StoreRequest> {
+        Some(StoreRequest {
+            calling_ae: AeTitle::parse(&format!("CT{slot}")).ok()?,
+            called_ae: AeTitle::parse("MAILLAGE").ok()?,
+            remote: SocketAddr::from((Ipv4Addr::LOCALHOST, 11112)),
+            sop_class: Self::uid(CT_IMAGE_STORAGE),
+            sop_instance: Self::uid(&self.sop_instance),
+            transfer_syntax: Self::uid(EXPLICIT_LITTLE_ENDIAN),
+            message_id: 1,
+            move_originator: None,
+        })
+    }
+
+    /// The file that a STOW-RS request carries.
+    pub(crate) fn file(&self) -> Bytes {
+        let header = part10::header(&FileMeta {
+            sop_class: Self::uid(CT_IMAGE_STORAGE),
+            sop_instance: Self::uid(&self.sop_instance),
+            transfer_syntax: Self::uid(EXPLICIT_LITTLE_ENDIAN),
+            source_ae: None,
+        });
+        [header, self.data_set.clone()].concat().into()
+    }
+}
+
+/// Bytes that no other seed gives.
+fn noise(seed: u64, len: u64) -> Bytes {
+    let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+    Rng::new(seed).fill(&mut bytes);
+    bytes.into()
+}
+
+/// The files of a `multipart/related` answer: each one's SOP Instance UID and data set.
+pub(crate) fn parts(content_type: &str, body: &Bytes) -> Result<Vec<(String, Bytes)>, String> {
+    let boundary = content_type.split(';').find_map(|part| part.trim().strip_prefix("boundary="));
+    let boundary = boundary.ok_or("no boundary")?.trim_matches('"');
+    let (open, close) = (format!("--{boundary}\r\n"), format!("\r\n--{boundary}"));
+    let mut files = Vec::new();
+    let mut rest = body.clone();
+    while let Some(at) = find(&rest, open.as_bytes()) {
+        let part = rest.slice(at + open.len()..);
+        let head = find(&part, b"\r\n\r\n").ok_or("a part without an end of its head")?;
+        let content = part.slice(head + 4..);
+        let end = find(&content, close.as_bytes()).ok_or("a part without an end")?;
+        let file = part10::parse(content.slice(..end)).map_err(|error| error.to_string())?;
+        files.push((file.meta.sop_instance.as_str().to_owned(), file.dataset));
+        rest = content.slice(end + 2..);
+    }
+    Ok(files)
+}
+
+fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
+    bytes.windows(what.len()).position(|window| window == what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_multipart_answer_is_taken_apart_into_the_data_sets_that_went_in() {
+        let of = Of { study: "2.25.7", accession: "A7", patient: "P7" };
+        let samples = [Sample::new(&of, 1, 5, 100), Sample::new(&of, 2, 6, 301)];
+        let mut body = Vec::new();
+        for sample in &samples {
+            body.extend_from_slice(b"--xyz\r\nContent-Type: application/dicom\r\n\r\n");
+            body.extend_from_slice(&sample.file());
+            body.extend_from_slice(b"\r\n");
+        }
+        body.extend_from_slice(b"--xyz--\r\n");
+        let files = parts("multipart/related; type=\"application/dicom\"; boundary=xyz", &body.into()).expect("parts");
+        let expected: Vec<_> = samples.map(|sample| (sample.sop_instance, sample.data_set)).into();
+        assert_eq!(files, expected);
+    }
+}
