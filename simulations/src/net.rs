@@ -14,6 +14,7 @@ use std::time::Duration;
 use maillage_consensus::raft::Duplex;
 use tokio::sync::{Notify, mpsc};
 
+pub mod datagrams;
 mod links;
 mod pipe;
 mod tap;
