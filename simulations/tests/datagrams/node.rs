@@ -65,17 +65,20 @@ impl Node {
 impl Life {
     pub(crate) async fn link(&self, scene: &Scene, peer: PeerId, plane: Plane) -> Result<Connection, LinkError> {
         let endpoint = self.endpoint.clone();
-        scene.run(self.slot, async move { endpoint.link(peer, plane).await }).await.expect("run")
+        within(scene.run(self.slot, async move { endpoint.link(peer, plane).await })).await.expect("run")
     }
 
     /// Links, again and again, until it succeeds: for a peer that is about to be back.
     pub(crate) async fn link_at_last(&self, scene: &Scene, peer: PeerId, plane: Plane) -> Connection {
-        loop {
-            match self.link(scene, peer, plane).await {
-                Ok(connection) if connection.close_reason().is_none() => return connection,
-                _ => tokio::time::sleep(Duration::from_millis(200)).await,
+        within(async {
+            loop {
+                match self.link(scene, peer, plane).await {
+                    Ok(connection) if connection.close_reason().is_none() => return connection,
+                    _ => tokio::time::sleep(Duration::from_millis(200)).await,
+                }
             }
-        }
+        })
+        .await
     }
 
     /// Gets every chunk over one link, as many at once as a fetch would.
@@ -93,13 +96,18 @@ impl Life {
             });
             futures::future::try_join_all(each.collect::<Vec<_>>()).await.expect("run")
         };
-        scene.run(self.slot, getting).await.expect("run")
+        within(scene.run(self.slot, getting)).await.expect("run")
     }
 
     pub(crate) async fn ended(&self, scene: &Scene, connection: &Connection) -> String {
         let connection = connection.clone();
-        scene.run(self.slot, async move { connection.closed().await.to_string() }).await.expect("run")
+        within(scene.run(self.slot, async move { connection.closed().await.to_string() })).await.expect("run")
     }
+}
+
+/// Nothing in these scenes takes a minute of simulated time, unless it never ends.
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), future).await.expect("within a simulated minute")
 }
 
 /// Makes all of them members of each other, at their usual ports.
