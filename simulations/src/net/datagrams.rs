@@ -236,7 +236,7 @@ impl Datagrams {
         self.world.event(0, format_args!("dark between {a} and {b}"));
     }
 
-    /// A node's life ended: its sockets are gone. Nobody is told.
+    /// A node's life ended: its sockets are gone, with what they had not read. Nobody is told.
     pub(crate) fn node_ended(&self, owner: Owner) {
         let gone: Vec<Port> = {
             let mut inner = lock(&self.inner);

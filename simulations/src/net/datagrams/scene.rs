@@ -74,7 +74,7 @@ impl Scene {
         self.world.resume(slot);
     }
 
-    /// Runs `future` as the present life of `slot`. It never ends if that life does.
+    /// Runs `future` as the present life of `slot`. It is cancelled when that life ends.
     pub fn run<F>(&self, slot: u32, future: F) -> JoinHandle<F::Output>
     where
         F: Future + Send + 'static,

@@ -90,9 +90,6 @@ impl AsyncUdpSocket for SimSocket {
         buffers: &mut [IoSliceMut<'_>],
         metas: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        if !self.network.world.is_alive(self.owner) {
-            return Poll::Pending;
-        }
         match self.receive(cx, buffers, metas) {
             0 => Poll::Pending,
             filled => Poll::Ready(Ok(filled)),
