@@ -23,6 +23,7 @@ mod workload;
 mod world;
 
 pub use mutant::Mutant;
+pub use net::datagrams;
 pub use plan::{Fault, Faults, Settings};
 pub use run::{Report, RunError, run};
 pub use world::Violation;

@@ -15,6 +15,7 @@ use maillage_consensus::raft::Duplex;
 use tokio::sync::{Notify, mpsc};
 
 mod chunks;
+pub mod datagrams;
 mod links;
 mod pipe;
 mod tap;

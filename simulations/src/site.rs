@@ -230,6 +230,9 @@ async fn live(cluster: &Arc<Cluster>, running: Running) -> String {
     loop {
         let fatal = status.borrow_and_update().fatal.clone();
         if let Some(reason) = fatal {
+            if running.shutdown.is_cancelled() {
+                return "it was told to stop".to_owned();
+            }
             cluster.world.sometimes("a node halted by itself");
             if !is_excused(&reason) {
                 cluster.world.violation("startup", format!("slot {} halted: {reason}", running.owner.slot));
