@@ -272,7 +272,8 @@ mod tests {
         assert_eq!(good.check(&day), Ok(()));
         let at = good.records.iter().position(|record| record.reported_ms.is_some()).unwrap();
         let other = day.readers.iter().position(|reader| reader.discipline != day.exams[at].discipline).unwrap();
-        let slips: [(&str, &dyn Fn(&mut Run)); 7] = [
+        type Slip<'a> = &'a dyn Fn(&mut Run);
+        let slips: [(&str, Slip<'_>); 7] = [
             ("another time", &|run| run.records[at].requested_ms += 1),
             ("otherwise than drawn", &|run| run.records[at].refused = true),
             ("a step is missing", &|run| run.records[at].ready_ms = None),

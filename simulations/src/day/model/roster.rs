@@ -13,6 +13,8 @@ use crate::day::{HORIZON_MS, HOUR_MS};
 const SHIFT_HOURS: usize = 12;
 /// Hours at which shifts may begin (assumption): day, noon, evening reinforcement, night.
 const SHIFT_STARTS: [usize; 4] = [8, 12, 16, 20];
+/// The last of them.
+const NIGHT_START: usize = 20;
 /// Nuclear physicians begin in the morning.
 const NUCLEAR_START: usize = 8;
 /// No roster needs more; a bound on the search.
@@ -82,9 +84,13 @@ impl Roster {
         let nuclear: Vec<usize> = everywhere.iter().copied().filter(|at| centres[*at].nuclear).collect();
         // The night before is still on duty at midnight, the morning after before the run ends.
         for day in [-1, 0, 1] {
-            for (start, count) in SHIFT_STARTS.into_iter().zip(self.shifts) {
+            // Nights go where the seats are; what is left goes first to centres that would else stay dark.
+            let mut dark = everywhere.clone();
+            for (start, count) in SHIFT_STARTS.into_iter().zip(self.shifts).rev() {
                 for _ in 0..count {
-                    seat(&mut readers, centres, &everywhere, Discipline::Radiology, (day, start));
+                    let among = if start == NIGHT_START || dark.is_empty() { &everywhere } else { &dark };
+                    let seated = seat(&mut readers, centres, among, Discipline::Radiology, (day, start));
+                    dark.retain(|at| Some(*at) != seated);
                 }
             }
             for _ in 0..self.nuclear {
@@ -141,15 +147,21 @@ fn moved(mut shifts: [u32; 4], from: Option<usize>, to: Option<usize>) -> [u32; 
 /// When a kind mix takes longer to read than the turnaround allows at all, the roster is made for this wait.
 const MIN_ALLOWANCE: f64 = 0.25;
 
-/// Puts one more reader where the most seats a reader are free (D'Hondt), if any seat is.
-fn seat(readers: &mut Vec<Reader>, centres: &[Centre], among: &[usize], discipline: Discipline, shift: (i64, usize)) {
+/// Puts one more reader where the most seats a reader are free (D'Hondt), if any seat is; says where.
+fn seat(
+    readers: &mut Vec<Reader>,
+    centres: &[Centre],
+    among: &[usize],
+    discipline: Discipline,
+    shift: (i64, usize),
+) -> Option<usize> {
     let hour_ms = i64::try_from(HOUR_MS).unwrap_or(i64::MAX);
     let from = (shift.0 * 24 + i64::try_from(shift.1).unwrap_or(0)) * hour_ms;
     let until = from + i64::try_from(SHIFT_HOURS).unwrap_or(0) * hour_ms;
     // Negative times lie before the day; `try_from` clips them at midnight.
     let (from_ms, until_ms) = (u64::try_from(from).unwrap_or(0), u64::try_from(until).unwrap_or(0));
     if until_ms == 0 || from_ms >= HORIZON_MS {
-        return;
+        return None;
     }
     let taken = |at: usize| {
         let here = readers.iter().filter(|reader| reader.centre == CentreId(at));
@@ -160,9 +172,8 @@ fn seat(readers: &mut Vec<Reader>, centres: &[Centre], among: &[usize], discipli
         let share = |at: usize| f64::from(centres[at].seats) / f64::from(taken(at) + 1);
         share(*a).total_cmp(&share(*b)).then(b.cmp(a))
     });
-    if let Some(at) = best {
-        readers.push(Reader { centre: CentreId(at), discipline, from_ms, until_ms });
-    }
+    readers.extend(best.map(|at| Reader { centre: CentreId(at), discipline, from_ms, until_ms }));
+    best
 }
 
 fn ready_by_hour(per_day: f64, hours: &[f64; 24]) -> Vec<f64> {
@@ -250,6 +261,16 @@ mod tests {
             let worked = parameters.radiologists.value * parameters.shifts_per_month.value / 30.4;
             let needed = f64::from(roster.shifts.iter().sum::<u32>());
             assert!((worked * 0.75..worked * 1.25).contains(&needed), "{needed} shifts, the group works {worked}");
+        }
+    }
+
+    #[test]
+    fn every_centre_is_open_and_the_largest_by_night() {
+        for weekend in [false, true] {
+            let day = Day::draw(&Parameters::default(), 1, weekend);
+            let at = |centre: usize| day.readers.iter().filter(move |reader| reader.centre.0 == centre);
+            assert!((0..day.centres.len()).all(|centre| at(centre).next().is_some()));
+            assert!(at(0).filter(|reader| (reader.from_ms..reader.until_ms).contains(&(2 * HOUR_MS))).count() >= 2);
         }
     }
 
