@@ -34,7 +34,7 @@ pub struct Claim {
     pub centre: CentreId,
     /// When it was granted, in ms.
     pub claimed_ms: u64,
-    /// When and how it ended; `None` while it lasts.
+    /// When and how it ended, as the queue decided and not as the reader learned; `None` while it lasts.
     pub ended: Option<(u64, Ended)>,
     /// When its report arrived although the claim had ended: the exam was read twice. In ms.
     pub late_report_ms: Option<u64>,
@@ -62,6 +62,17 @@ pub struct Record {
 }
 
 impl Record {
+    /// What is known of an exam before any system had a hand in it: request, regulation, scan.
+    pub fn drawn(exam: &Exam) -> Self {
+        Self {
+            requested_ms: exam.requested_ms,
+            regulated_ms: Some(exam.regulated_ms()),
+            refused: exam.refused.is_some(),
+            acquired_ms: exam.acquired_ms(),
+            ..Self::default()
+        }
+    }
+
     /// Images received to report, in ms: the service's own measure of turnaround.
     pub fn turnaround_ms(&self) -> Option<u64> {
         Some(self.reported_ms?.saturating_sub(self.received?.0))

@@ -6,17 +6,7 @@ use crate::day::scenario::{Harm, Scenario};
 
 /// The records of a day up to the arrival of the images: nothing that readers do changes it.
 pub(super) fn records(day: &Day, scenario: &Scenario) -> Vec<Record> {
-    let mut records: Vec<Record> = day
-        .exams
-        .iter()
-        .map(|exam| Record {
-            requested_ms: exam.requested_ms,
-            regulated_ms: Some(exam.regulated_ms()),
-            refused: exam.refused.is_some(),
-            acquired_ms: exam.acquired_ms(),
-            ..Record::default()
-        })
-        .collect();
+    let mut records: Vec<Record> = day.exams.iter().map(Record::drawn).collect();
     let downs: Vec<Vec<(u64, u64)>> =
         (0..day.territories.len()).map(|at| scenario.spans(|harm| stops_sending(harm, TerritoryId(at)))).collect();
     let mut by_scan: Vec<(u64, usize)> =

@@ -4,6 +4,7 @@
 //! says so. The report prints all of it, so that a reader can judge what the plots rest on.
 
 use super::kinds::{self, Kind};
+use super::{places, roster};
 
 /// How well a figure is founded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,7 +119,7 @@ pub struct Parameters {
 }
 
 const GROUP: &str = "the service taken as a model";
-const SHAPE: &str = "assumption: emergency requests peak in the evening and ebb after 03:00";
+const SHAPE: &str = "emergency requests peak in the evening and ebb after 03:00; proportions";
 const EPOS: &str = "ECR 2012 poster C-1606, teleradiology beside on-call radiology in two French hospitals";
 
 impl Default for Parameters {
@@ -131,16 +132,16 @@ impl Default for Parameters {
             hours_weekend: given(HOURS_WEEKEND, "% of day", Assumption, SHAPE),
             kinds: kinds::radiology(),
             nuclear_per_year: given(15_000.0, "exams/year", Service, "the service taken as a model, since 2025"),
-            nuclear_days: given(251.0, "days/year", Assumption, "assumption: working days of a French year"),
-            nuclear_weekend: given(6.0, "exams/day", Assumption, "assumption: urgent scintigraphies only"),
-            nuclear_hours: given(HOURS_NUCLEAR, "% of day", Assumption, "assumption: planned, 08:00 to 18:00"),
+            nuclear_days: given(251.0, "days/year", Assumption, "working days of a French year"),
+            nuclear_weekend: given(6.0, "exams/day", Assumption, "urgent scintigraphies only"),
+            nuclear_hours: given(HOURS_NUCLEAR, "% of day", Assumption, "planned, 08:00 to 18:00"),
             nuclear_kinds: kinds::nuclear(),
             nuclear_hospitals: given(7, "hospitals", Service, GROUP),
             nuclear_physicians: given(25, "physicians", Service, GROUP),
-            nuclear_wait_min: given(15.0, "min", Assumption, "assumption: planned exams may wait a little"),
+            nuclear_wait_min: given(15.0, "min", Assumption, "planned exams may wait a little"),
             hospitals: given(100, "hospitals", Service, "the service taken as a model: about a hundred"),
             turnaround_mean_min: given(16.0, "min", Service, "the service taken as a model: images received to report"),
-            reading_cv: given(0.6, "", Assumption, "assumption: log-normal, as times of human work are"),
+            reading_cv: given(0.6, "", Assumption, "log-normal, as times of human work are"),
             exams_per_shift: given(
                 (30.0, 50.0),
                 "exams/12 h",
@@ -155,15 +156,15 @@ impl Default for Parameters {
                 "two or three nights a month; checked, not used to draw",
             ),
             regulation_min: given(3.8, "min", Published, EPOS),
-            delay_cv: given(0.8, "", Assumption, "assumption: log-normal"),
-            refused: given(0.02, "of requests", Assumption, "assumption"),
+            delay_cv: given(0.8, "", Assumption, "log-normal"),
+            refused: given(0.02, "of requests", Assumption, "few, since requests come from emergency physicians"),
             request_to_scan_min: given(36.0, "min", Published, EPOS),
-            vital_delay: given(0.4, "× delay", Assumption, "assumption: an absolute emergency goes first"),
+            vital_delay: given(0.4, "× delay", Assumption, "an absolute emergency goes first"),
             uplinks_mbps: given(
                 [(0.15, 20.0), (0.35, 50.0), (0.35, 100.0), (0.15, 500.0)],
                 "Mb/s",
                 Assumption,
-                "assumption: what a hospital's line leaves for images",
+                "what a hospital's line leaves for images",
             ),
             bytes_simulated: given(
                 (40_000, 400_000),
@@ -175,7 +176,7 @@ impl Default for Parameters {
                 15.0,
                 "min",
                 Assumption,
-                "assumption: a colleague notices by telephone and gives the claims back",
+                "a colleague notices by telephone and gives the claims back",
             ),
         }
     }
@@ -236,10 +237,11 @@ impl Parameters {
                     kind.scan_min
                 ),
                 basis: kind.reading_min.basis,
-                source: format!("reading time: {}; the rest are assumptions", kind.reading_min.source),
+                source: format!("reading time: {}; all else: assumption", kind.reading_min.source),
             });
         }
         rows.extend(self.course_rows());
+        rows.extend(place_rows());
         rows
     }
 
@@ -273,7 +275,7 @@ impl Parameters {
             row("Request to start of the scan", &self.request_to_scan_min, |value| value.to_string()),
             row("Variation of these two delays", &self.delay_cv, |value| value.to_string()),
             row("These two delays for an absolute emergency", &self.vital_delay, |value| value.to_string()),
-            row("Refused by the regulator", &self.refused, |value| value.to_string()),
+            row("Refused by the regulator", &self.refused, |value| format!("{} %", value * 100.0)),
             row("Hospitals' uplinks", &self.uplinks_mbps, uplinks),
             row("A study in the simulated stores", &self.bytes_simulated, |value| {
                 format!("{} to {}", value.0, value.1)
@@ -281,6 +283,30 @@ impl Parameters {
             row("Central server: claims of a lost centre return after", &self.central_return_min, |v| v.to_string()),
         ]
     }
+}
+
+/// What stands in `places` and `roster`: settings of the model, not of a run.
+fn place_rows() -> Vec<Row> {
+    let line = |name: &str, value: String, basis, source: &str| Row {
+        name: name.to_owned(),
+        value,
+        basis,
+        source: source.to_owned(),
+    };
+    let seats = places::PLACES.map(|place| format!("{} {}", place.name, place.seats)).join(", ");
+    let hospitals = places::TERRITORIES.map(|place| format!("{} {}", place.name, place.hospitals)).join(", ");
+    let starts = roster::SHIFT_STARTS.map(|hour| format!("{hour:02}:00")).join(", ");
+    vec![
+        line(
+            "Reading centres and their seats",
+            seats,
+            Basis::Service,
+            "16 centres of 1 to 7 seats; which has how many: assumption",
+        ),
+        line("Hospitals by territory, in a hundred", hospitals, Basis::Assumption, "most are where the centres are"),
+        line("Length of a shift", format!("{} h", roster::SHIFT_HOURS), Basis::Service, GROUP),
+        line("Shifts begin at", starts, Basis::Assumption, "day, noon, evening, night"),
+    ]
 }
 
 fn row<T>(name: &str, given: &Given<T>, show: impl Fn(&T) -> String) -> Row {

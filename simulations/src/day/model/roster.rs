@@ -10,9 +10,9 @@ use crate::day::erlang;
 use crate::day::{HORIZON_MS, HOUR_MS};
 
 /// Length of a shift, as the service has it.
-const SHIFT_HOURS: usize = 12;
+pub(super) const SHIFT_HOURS: usize = 12;
 /// Hours at which shifts may begin (assumption): day, noon, evening reinforcement, night.
-const SHIFT_STARTS: [usize; 4] = [8, 12, 16, 20];
+pub(super) const SHIFT_STARTS: [usize; 4] = [8, 12, 16, 20];
 /// The last of them.
 const NIGHT_START: usize = 20;
 /// Nuclear physicians begin in the morning.
@@ -101,21 +101,15 @@ impl Roster {
     }
 }
 
-/// The fewest shifts whose cost is within `allowance`: added where each saves most, shuffled to where they
-/// save more, and taken away again while the allowance lasts.
+/// The fewest shifts whose cost is within `allowance`: added one by one, each where it saves most, and all
+/// moved to where they save more before another is added.
 fn fewest(allowance: f64, cost: impl Fn(&[u32; 4]) -> f64) -> [u32; 4] {
     let mut shifts = [0; 4];
     while cost(&shifts) > allowance && shifts.iter().sum::<u32>() < SHIFTS_MAX {
         let one_more = (0..shifts.len()).map(|to| moved(shifts, None, Some(to)));
         shifts = settled(cheapest(one_more, &cost).unwrap_or(shifts), &cost);
     }
-    loop {
-        let fewer = (0..shifts.len()).filter(|from| shifts[*from] > 0).map(|from| moved(shifts, Some(from), None));
-        match cheapest(fewer, &cost).map(|fewer| settled(fewer, &cost)) {
-            Some(fewer) if cost(&fewer) <= allowance => shifts = fewer,
-            _ => return shifts,
-        }
-    }
+    shifts
 }
 
 /// The same number of shifts, moved one by one while that saves anything.
@@ -272,6 +266,18 @@ mod tests {
             assert!((0..day.centres.len()).all(|centre| at(centre).next().is_some()));
             assert!(at(0).filter(|reader| (reader.from_ms..reader.until_ms).contains(&(2 * HOUR_MS))).count() >= 2);
         }
+    }
+
+    #[test]
+    fn a_full_centre_gets_no_more_readers() {
+        let mut day = Day::draw(&Parameters::default(), 1, false);
+        day.centres.truncate(2);
+        (day.centres[0].seats, day.centres[1].seats) = (2, 1);
+        let mut readers = Vec::new();
+        let mut seat = |start| super::seat(&mut readers, &day.centres, &[0, 1], Discipline::Radiology, (0, start));
+        assert_eq!([8, 8, 12, 16].map(&mut seat), [Some(0), Some(0), Some(1), None]);
+        // Those of 08:00 have left at 20:00.
+        assert_eq!([20, 20, 20].map(&mut seat), [Some(0), Some(0), None]);
     }
 
     #[test]

@@ -63,17 +63,18 @@ fn key(right: f64, summary: impl Fn(Arm) -> Option<Summary>) -> Markup {
     html! {
         @for (row, arm) in Arm::ALL.into_iter().enumerate() {
             @let y = BOTTOM - 74.0 + 17.0 * row as f64;
-            (line(arm, [(right - 244.0, y - 4.0), (right - 216.0, y - 4.0)]))
-            text.small.halo x=(px(right - 210.0)) y=(px(y)) {
+            (line(arm, [(right - 232.0, y - 4.0), (right - 206.0, y - 4.0)]))
+            text.small.halo x=(px(right - 200.0)) y=(px(y)) {
                 (arm.label())
             }
             @if let Some(summary) = summary(arm) {
-                text.small.halo.end x=(px(right - 4.0)) y=(px(y)) {
-                    (format!("mean {:.1}, p99 {:.0}", summary.mean_ms / 60_000.0, minutes(summary.p99_ms)))
-                }
+                text.small.halo.end x=(px(right - 50.0)) y=(px(y)) { (format!("{:.1}", summary.mean_ms / 60_000.0)) }
+                text.small.halo.end x=(px(right - 4.0)) y=(px(y)) { (format!("{:.0}", minutes(summary.p99_ms))) }
             }
         }
-        text.small.muted.end.halo x=(px(right - 4.0)) y=(px(BOTTOM - 92.0)) { "minutes" }
+        @let y = BOTTOM - 92.0;
+        text.small.muted.end.halo x=(px(right - 50.0)) y=(px(y)) { "mean, min" }
+        text.small.muted.end.halo x=(px(right - 4.0)) y=(px(y)) { "p99" }
     }
 }
 

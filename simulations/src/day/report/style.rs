@@ -27,8 +27,8 @@ p { margin: 4px 0 10px; max-width: 76ch; }
 .legend { display: flex; flex-wrap: wrap; gap: 6px 24px; font-size: 14px; }
 .legend svg { width: 34px; height: 12px; vertical-align: middle; margin-right: 6px; }
 .scroll { overflow-x: auto; }
-figure { margin: 10px 0 0; }
-figure svg { display: block; width: 100%; height: auto; }
+figure { margin: 10px 0 0; overflow-x: auto; }
+figure svg { display: block; width: 100%; min-width: 720px; height: auto; }
 table { border-collapse: collapse; font-size: 14px; width: 100%; }
 table.runs { table-layout: fixed; min-width: 760px; }
 table.runs thead th:first-child { width: 38%; }
@@ -66,10 +66,12 @@ svg .thin { stroke: var(--run); stroke-width: 3; }
 svg .dot { fill: var(--run); stroke: var(--paper); stroke-width: 1; }
 svg .dot.calm { fill: var(--paper); stroke: var(--run); stroke-width: 2; }
 svg .step { fill: none; stroke: var(--ink); stroke-width: 1.8; }
+@page { size: A4 landscape; margin: 12mm; }
 @media print {
   main { max-width: none; padding: 0; }
   body { font-size: 11pt; }
-  section, figure, tr { break-inside: avoid; }
+  h2 { break-after: avoid; }
+  figure, tr { break-inside: avoid; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 ";

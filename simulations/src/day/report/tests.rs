@@ -1,4 +1,6 @@
 //! The page, from four runs of the central server: in the mesh's place stands one whose cloud is never needed.
+//!
+//! With a path in `DAY_REPORT` the page is written there, to be looked at.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
