@@ -333,6 +333,16 @@ mod tests {
     }
 
     #[test]
+    fn large_hospitals_ask_more_often_than_small_ones() {
+        let day = Day::draw(&Parameters::default(), 3, true);
+        let mut by_size: Vec<usize> = (0..day.hospitals.len()).collect();
+        by_size.sort_by(|a, b| day.hospitals[*a].weight.total_cmp(&day.hospitals[*b].weight));
+        let asked = |some: &[usize]| day.exams.iter().filter(|exam| some.contains(&exam.hospital.0)).count();
+        let (small, large) = (asked(&by_size[..25]), asked(&by_size[75..]));
+        assert!(large > small * 2, "{large} and {small}");
+    }
+
+    #[test]
     fn nuclear_medicine_comes_from_its_seven_hospitals_and_fallbacks_lie_elsewhere() {
         let day = Day::draw(&Parameters::default(), 3, false);
         assert_eq!(day.hospitals.iter().filter(|hospital| hospital.nuclear).count(), 7);

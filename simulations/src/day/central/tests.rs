@@ -118,6 +118,22 @@ fn claims_of_a_lost_centre_return_by_hand_and_are_read_elsewhere() {
 }
 
 #[test]
+fn nobody_gives_claims_back_before_the_server_is_back() {
+    let day = weekend(1);
+    let centre = Harm::CentreLost(CentreId(0));
+    let mut scenario = scenario(centre, 20 * HOUR_MS, 23 * HOUR_MS);
+    let back_ms = 21 * HOUR_MS;
+    let (name, from_ms) = ("cloud".to_owned(), 20 * HOUR_MS + MINUTE_MS);
+    scenario.failures.push(Failure { name, harm: Harm::CloudLost, from_ms, until_ms: back_ms });
+    let run = run(&day, &scenario);
+    all_read(&day, &run);
+    let ends = run.records.iter().flat_map(|record| &record.claims).filter_map(|claim| claim.ended);
+    let returned: Vec<u64> = ends.filter(|(_, how)| *how == Ended::Returned).map(|(at_ms, _)| at_ms).collect();
+    assert!(!returned.is_empty());
+    assert!(returned.iter().all(|at_ms| (back_ms..=back_ms + MINUTE_MS).contains(at_ms)), "{returned:?}");
+}
+
+#[test]
 fn a_centre_that_is_back_soon_reads_its_exams_again_from_the_beginning() {
     let day = weekend(1);
     let (from, until) = (20 * HOUR_MS, 20 * HOUR_MS + 10 * MINUTE_MS);

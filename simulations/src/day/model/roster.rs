@@ -1,8 +1,9 @@
 //! Who is on duty when and where: enough shifts for the published mean turnaround, and no more.
 //!
 //! The service publishes a mean turnaround that leaves next to no time for queueing. The roster is found
-//! backwards from it: the fewest shifts whose mean wait, by the formula of Allen and Cunneen, fits. What comes out is checked against two figures that
-//! were not used: exams per shift, and the shifts that the group's radiologists work.
+//! backwards from it: the fewest shifts whose mean wait, by the formula of Allen and Cunneen, fits. What
+//! comes out is checked against two figures that were not used: exams per shift, and the shifts that the
+//! group's radiologists work.
 
 use super::parameters::Parameters;
 use super::{Centre, CentreId, Discipline, Reader};

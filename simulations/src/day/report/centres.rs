@@ -32,7 +32,9 @@ pub(super) fn panels(report: &Report<'_>) -> Markup {
             @for (at, centre) in report.day.centres.iter().enumerate() {
                 @let y = TOP + ROW * (at as f64 + 0.5);
                 text.end x=(px(LEFT - 62.0)) y=(px(y + 4.0)) { (centre.name) }
-                text.small.muted.end x=(px(LEFT - 10.0)) y=(px(y + 4.0)) { (centre.seats) @if centre.seats == 1 { " seat" } @else { " seats" } }
+                text.small.muted.end x=(px(LEFT - 10.0)) y=(px(y + 4.0)) {
+                    (centre.seats) @if centre.seats == 1 { " seat" } @else { " seats" }
+                }
                 line.grid x1=(px(LEFT)) x2=(px(SECOND + PANEL)) y1=(px(y)) y2=(px(y)) {}
                 @for (place, arm) in Arm::ALL.into_iter().enumerate() {
                     // One above the other, or the last would hide the others where they agree.

@@ -8,6 +8,7 @@ use maud::{Markup, html};
 
 use super::plot::{Axis, MINUTE_MARKS, figure, foot, line, minutes, minutes_mark, px, side};
 use super::{Arm, Report};
+use crate::day::figures::Figures;
 use crate::day::model::Discipline;
 use crate::day::record::Record;
 use crate::day::statistics::Summary;
@@ -21,13 +22,13 @@ const BOTTOM: f64 = 290.0;
 pub(super) fn panels(report: &Report<'_>) -> Markup {
     html! {
         p {
-            "Share of the radiology exams that are reported within a time. Left: from the arrival of the images, as the \
-             service measures its turnaround. Right: from the end of the scan, which also counts images that can't \
-             leave the hospital; that is what the emergency ward waits for."
+            "Share of the radiology exams that are reported within a time. Left: from the arrival of the images, as \
+             the service measures its turnaround. Right: from the end of the scan, which also counts images that \
+             can't leave the hospital; that is what the emergency ward waits for."
         }
         (figure(HEIGHT, "Two cumulative distributions of the time to the report, for four runs", html! {
-            (panel(report, 46.0, "Images received to report", Record::turnaround_ms, |arm| report.figures(arm).turnaround))
-            (panel(report, 590.0, "End of the scan to report", Record::scan_to_report_ms, |arm| report.figures(arm).from_scan))
+            (panel(report, 46.0, "Images received to report", Record::turnaround_ms, |figures| figures.turnaround))
+            (panel(report, 590.0, "End of the scan to report", Record::scan_to_report_ms, |figures| figures.from_scan))
         }))
     }
 }
@@ -37,8 +38,9 @@ fn panel(
     left: f64,
     title: &str,
     duration: fn(&Record) -> Option<u64>,
-    summary: impl Fn(Arm) -> Option<Summary>,
+    summary: fn(&Figures) -> Option<Summary>,
 ) -> Markup {
+    let summary = |arm: Arm| summary(report.figures(arm));
     let longest = Arm::ALL.into_iter().filter_map(&summary).map(|summary| minutes(summary.max_ms));
     let x = Axis::log((2.0, longest.fold(60.0, f64::max)), (left, left + PANEL));
     let y = Axis::linear((0.0, 100.0), (BOTTOM, TOP));

@@ -44,16 +44,17 @@ pub(super) fn timeline(report: &Report<'_>) -> Markup {
 fn meaning(report: &Report<'_>, harm: Harm) -> String {
     let (day, here) = (report.day, |count: usize| if count == 1 { "centre" } else { "centres" });
     match harm {
-        Harm::CentreLost(_) => "no power: its node, workstations and readers stop; what they were reading is lost".to_owned(),
+        Harm::CentreLost(_) => "no power: node, workstations and readers stop; readings begun are lost".to_owned(),
         Harm::CentreCut(_) => "its line is cut; its readers sit before working machines".to_owned(),
         Harm::CloudLost => {
-            "for the mesh one site of many; for the central server its only data centre: nobody sends, claims or reports"
+            "for the mesh one site of many; the central server's only data centre: nobody sends, claims or reports"
                 .to_owned()
         }
         Harm::TerritoryCut(territory) => {
             let centres = day.centres.iter().filter(|centre| centre.territory == territory).count();
             let hospitals = day.hospitals.iter().filter(|hospital| hospital.territory == territory).count();
-            format!("no link to the outside for {centres} {} and {hospitals} hospitals; inside, links work", here(centres))
+            let here = here(centres);
+            format!("no link to the outside for {centres} {here} and {hospitals} hospitals; inside, links work")
         }
     }
 }

@@ -32,7 +32,9 @@ pub(super) fn turnaround(report: &Report<'_>) -> Markup {
             (shades(report, &x, (TOP, BOTTOM)))
             line.mark x1=(px(LEFT)) x2=(px(x.at(24.0))) y1=(px(y.at(published))) y2=(px(y.at(published))) {}
             text.small.halo x=(px(x.at(24.0) + 6.0)) y=(px(y.at(published) + 4.0)) { (published) " min, published" }
-            @for arm in [Arm::CentralCalm, Arm::MeshCalm, Arm::CentralHarmed, Arm::MeshHarmed] { (line(arm, points(arm))) }
+            @for arm in [Arm::CentralCalm, Arm::MeshCalm, Arm::CentralHarmed, Arm::MeshHarmed] {
+                (line(arm, points(arm)))
+            }
             @for arm in [Arm::CentralHarmed, Arm::MeshHarmed] { @for (x, y) in points(arm) { (dot(arm, x, y)) } }
         }))
     }
@@ -48,8 +50,9 @@ pub(super) fn roster(report: &Report<'_>) -> Markup {
     let (reading, cv) = parameters.reading();
     html! {
         p {
-            "Radiologists on duty are the fewest 12-hour shifts whose mean wait, by Erlang C with the correction of Allen \
-             and Cunneen, gives the published mean turnaround. Two published figures that were not used check it."
+            "Radiologists on duty are the fewest 12-hour shifts whose mean wait, by Erlang C with the correction of \
+             Allen and Cunneen, gives the published mean turnaround. Two published figures that were not used \
+             check it."
         }
         (figure(324.0, "Radiologists on duty and the work offered, by hour", on_duty(report)))
         dl {
@@ -93,8 +96,11 @@ fn on_duty(report: &Report<'_>) -> Markup {
         (clock(&x, (TOP, BOTTOM)))
         @for (hour, load) in hours.iter().enumerate() {
             @let (left, right) = (x.at(hour as f64) + 2.0, x.at(hour as f64 + 1.0) - 2.0);
-            rect.bar x=(px(left)) width=(px(right - left)) y=(px(y.at(load.offered))) height=(px(BOTTOM - y.at(load.offered))) {}
-            text.small.muted.middle x=(px(f64::midpoint(left, right))) y=(px(BOTTOM + 36.0)) { (wait_mark(load.wait_min)) }
+            @let top = y.at(load.offered);
+            rect.bar x=(px(left)) width=(px(right - left)) y=(px(top)) height=(px(BOTTOM - top)) {}
+            text.small.muted.middle x=(px(f64::midpoint(left, right))) y=(px(BOTTOM + 36.0)) {
+                (wait_mark(load.wait_min))
+            }
         }
         text.small.muted x=(px(RIGHT - 144.0)) y=(px(BOTTOM + 36.0)) { "mean wait by formula, min" }
         polyline.step points=(path(steps)) {}

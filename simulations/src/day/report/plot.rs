@@ -157,7 +157,10 @@ pub(super) fn legend() -> Markup {
         div.legend {
             @for arm in Arm::ALL {
                 span {
-                    svg viewBox="0 0 34 12" aria-hidden="true" { (line(arm, [(1.0, 6.0), (33.0, 6.0)])) (dot(arm, 17.0, 6.0)) }
+                    svg viewBox="0 0 34 12" aria-hidden="true" {
+                        (line(arm, [(1.0, 6.0), (33.0, 6.0)]))
+                        (dot(arm, 17.0, 6.0))
+                    }
                     (arm.label())
                 }
             }

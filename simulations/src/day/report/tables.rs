@@ -19,8 +19,8 @@ pub(super) fn findings(report: &Report<'_>) -> Vec<String> {
     };
     vec![
         format!(
-            "With the failures, a radiology exam takes {} from scan to report on the mesh and {} on the central server, on \
-             average; the longest takes {} and {}. Without failure the central server needs {} and {}.",
+            "With the failures, a radiology exam takes {} from scan to report on the mesh and {} on the central \
+             server, on average; the longest takes {} and {}. Without failure the central server needs {} and {}.",
             mean(mesh.from_scan),
             mean(central.from_scan),
             max(mesh.from_scan),
@@ -66,7 +66,9 @@ pub(super) fn key_figures(report: &Report<'_>) -> Markup {
                     (row(report, "read twice", |figures| figures.read_twice.to_string()))
                     (row(report, "waiting at a time, at most", |figures| figures.waiting_max.to_string()))
                     (summaries(report, "Radiology: end of the scan to report", |figures| figures.from_scan))
-                    (summaries(report, "Radiology: images received to report (turnaround)", |figures| figures.turnaround))
+                    (summaries(report, "Radiology: turnaround (images received to report)", |figures| {
+                        figures.turnaround
+                    }))
                     (summaries(report, "Radiology: ready to first claim (wait)", |figures| figures.wait))
                     (summaries(report, "Nuclear medicine: images received to report", |figures| figures.nuclear))
                     (group("Target met, from the end of the scan"))
@@ -119,8 +121,9 @@ fn summaries(report: &Report<'_>, name: &str, of: impl Fn(&Figures) -> Option<Su
 pub(super) fn parameters(report: &Report<'_>) -> Markup {
     html! {
         p {
-            "“Service” is published by the service taken as a model, “published” by others, “assumption” is ours. Hours are \
-             those of the mainland. The day begins with empty rooms at midnight, with the night shift on duty."
+            "“Service” is published by the service taken as a model, “published” by others, “assumption” is ours. \
+             Hours are those of the mainland. The day begins with empty rooms at midnight, with the night shift on \
+             duty."
         }
         div.scroll {
             table {
@@ -152,8 +155,9 @@ pub(super) fn made(report: &Report<'_>) -> Markup {
             @for (term, what) in &made.notes { dt { (term) } dd { (what) } }
             dt { "The central server" }
             dd {
-                "A discrete-event simulation of one data centre, kind to it: regulation and scans go on by telephone while it is \
-                 gone, senders resume where they stopped, whoever has an exam open reads it to the end and reports later."
+                "A discrete-event simulation of one data centre, kind to it: regulation and scans go on by telephone \
+                 while it is gone, senders resume where they stopped, whoever has an exam open reads it to the end \
+                 and reports later."
             }
             dt { "Percentiles" } dd { "Exact, by nearest rank: each is a duration that occurred." }
         }

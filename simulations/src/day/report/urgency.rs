@@ -5,6 +5,7 @@ use maud::{Markup, html};
 
 use super::plot::{Axis, MINUTE_MARKS, dot, figure, foot, minutes, minutes_mark, percent, px};
 use super::{Arm, Report};
+use crate::day::model::Exam;
 
 const LEFT: f64 = 250.0;
 const RIGHT: f64 = 880.0;
@@ -22,13 +23,13 @@ pub(super) fn ranges(report: &Report<'_>) -> Markup {
     let x = Axis::log((2.0, longest.max(1_440.0)), (LEFT, RIGHT));
     html! {
         p {
-            "From the end of the scan to the report, both disciplines: the dot is the median, the line reaches to the 99th \
-             percentile, the small circle is the longest. The bar is the target. At the right, the share of exams that met it, \
-             counted from the end of the scan and from the arrival of the images."
+            "From the end of the scan to the report, both disciplines: the dot is the median, the line reaches to \
+             the 99th percentile, the small circle is the longest. The bar is the target. At the right, the share of \
+             exams that met it, counted from the end of the scan and from the arrival of the images."
         }
         p.note {
-            "Reading alone takes longer than the target in " (percent(too_long(report, Priority::Vital), exams(report, Priority::Vital)))
-            " of the vital and " (percent(too_long(report, Priority::Urgent), exams(report, Priority::Urgent)))
+            "Reading alone takes longer than the target in " (too_long(report, Priority::Vital))
+            " of the vital and " (too_long(report, Priority::Urgent))
             " of the urgent exams: no system can meet it there."
         }
         (figure(bottom + 26.0, "Time from scan to report by urgency, for four runs", html! {
@@ -40,13 +41,12 @@ pub(super) fn ranges(report: &Report<'_>) -> Markup {
     }
 }
 
-fn exams(report: &Report<'_>, priority: Priority) -> usize {
-    report.day.exams.iter().filter(|exam| exam.refused.is_none() && exam.priority == priority).count()
-}
-
-fn too_long(report: &Report<'_>, priority: Priority) -> usize {
-    let accepted = report.day.exams.iter().filter(|exam| exam.refused.is_none() && exam.priority == priority);
-    accepted.filter(|exam| exam.reading_ms > priority.target_ms()).count()
+/// The share of exams whose reading alone misses the target.
+fn too_long(report: &Report<'_>, priority: Priority) -> String {
+    let of = |exam: &&Exam| exam.refused.is_none() && exam.priority == priority;
+    let exams: Vec<&Exam> = report.day.exams.iter().filter(of).collect();
+    let long = exams.iter().filter(|exam| exam.reading_ms > priority.target_ms()).count();
+    percent(long, exams.len())
 }
 
 fn rows(report: &Report<'_>, group: usize, above: f64, x: &Axis) -> Markup {
