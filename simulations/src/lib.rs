@@ -5,6 +5,7 @@
 //! process, because the scheduler of `maillage_host` is installed for good.
 
 mod cluster;
+pub mod day;
 mod disk;
 mod history;
 mod invariants;
