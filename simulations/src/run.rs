@@ -9,7 +9,7 @@ use maillage_consensus::View;
 
 use crate::cluster::{Cluster, FOUNDER};
 use crate::disk::Ending;
-use crate::invariants::{claims, copies, liveness, retrieval, tokens};
+use crate::invariants::{claims, copies, liveness, patients, retrieval, tokens};
 use crate::plan::{Plan, Settings};
 use crate::rng::Rng;
 use crate::trace::Trace;
@@ -152,6 +152,7 @@ async fn finish(cluster: &Arc<Cluster>, clients: workload::Clients) -> Duration 
     liveness::replicas_converge(cluster, cluster.count()).await;
     for running in cluster.all_running() {
         cluster.watch.finality.check(&running, true);
+        patients::check(cluster, &running, true);
         if cluster.rotten() != Some(running.owner.slot) {
             cluster.watch.instances.check_all(&running).await;
         }
@@ -166,6 +167,7 @@ async fn look_around(cluster: Arc<Cluster>) {
         tokio::time::sleep(LOOK).await;
         for running in cluster.all_running() {
             cluster.watch.finality.check(&running, false);
+            patients::check(&cluster, &running, false);
             cluster.watch.replicas.compare(&running);
         }
         let leader = cluster.leader();

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cluster::{Cluster, FOUNDER, MESH_ID, Running};
 use crate::disk::Ending;
 use crate::machine;
+use crate::mutant::Mutant;
 use crate::net::{Incoming, Plane, SimHolders, SimLinks, answer_chunk, read_frame, write_frame};
 use crate::world::{HARNESS, Owner};
 
@@ -103,6 +104,7 @@ async fn start(cluster: &Arc<Cluster>, owner: Owner) -> Result<Running, Failed> 
             fabric: Arc::clone(&cluster.fabric),
             owner,
             own: identity.peer_id(),
+            believes: cluster.plan.mutant == Some(Mutant::WrongBytesBelieved),
             slot_of: cluster.slot_of_peer(),
         }),
     };
