@@ -10,6 +10,7 @@
 //! The harness speaks HTTP, multipart and Part 10 by code of its own, so that a mistake in the node's
 //! code is not made twice. Only DIMSE comes from `maillage_dicom`, whose sender is tested against dcmtk.
 
+pub mod draw;
 pub mod exams;
 pub mod http;
 pub mod mesh;
@@ -20,6 +21,7 @@ pub mod settings;
 pub mod site;
 pub mod study;
 pub mod wait;
+pub mod wan;
 
 pub use http::{Answer, Http};
 pub use mesh::{Mesh, turn};
