@@ -18,7 +18,7 @@ options: --sites N          sites at the start, 3 to 10 (5)
          --faults LIST      names from `chaos faults`, `all` or `none` (all)
          --keep DIR         keep history, logs and configurations there
          --disk DIR         data directories on that disk instead of in memory; no full disks then
-         --disk-mib N       size of each site's disk in memory (1024)
+         --disk-mib N       size of each site's disk in memory (512, and 24 more for each minute)
          --may-skip         succeed, saying so, where namespaces cannot be made";
 
 /// What to do.
@@ -40,7 +40,7 @@ pub(crate) struct Arguments {
     pub(crate) faults: Vec<Kind>,
     pub(crate) keep: Option<PathBuf>,
     pub(crate) disk: Option<PathBuf>,
-    pub(crate) disk_mib: u64,
+    pub(crate) disk_mib: Option<u64>,
     pub(crate) may_skip: bool,
 }
 
@@ -62,7 +62,7 @@ impl Arguments {
             faults: nemesis::chosen("all")?,
             keep: None,
             disk: None,
-            disk_mib: 1024,
+            disk_mib: None,
             may_skip: false,
         };
         while let Some(word) = given.next() {
@@ -83,7 +83,7 @@ impl Arguments {
                 "--faults" => arguments.faults = nemesis::chosen(&value()?)?,
                 "--keep" => arguments.keep = Some(value()?.into()),
                 "--disk" => arguments.disk = Some(value()?.into()),
-                "--disk-mib" => arguments.disk_mib = value()?.parse()?,
+                "--disk-mib" => arguments.disk_mib = Some(value()?.parse()?),
                 "--may-skip" => arguments.may_skip = true,
                 _ => bail!("{word} is not known\n{USAGE}"),
             }

@@ -55,55 +55,55 @@ pub(crate) async fn heal(world: &World) {
 
 /// Waits until everything is finished; what is not by then is a violation. Returns how long it took.
 pub(crate) async fn settle(world: &World) -> Duration {
-    let since = Instant::now();
+    let (since, mut said) = (Instant::now(), None);
     loop {
         let left = unfinished(world).await;
-        if left.is_empty() {
-            return since.elapsed();
+        let Some(what) = left else { return since.elapsed() };
+        if said.as_ref() != Some(&what) {
+            world.history.event("looks at what was unfinished", &json!(what));
         }
         if since.elapsed() > FINISH_WITHIN {
-            for what in left {
-                world.history.violation(Violation::new(LIVENESS, what));
-            }
+            world.history.violation(Violation::new(LIVENESS, what));
             return since.elapsed();
         }
+        said = Some(what);
         sleep(LOOK).await;
     }
 }
 
-/// What is not finished yet, the first few things of it.
-async fn unfinished(world: &World) -> Vec<String> {
+/// The first thing found that is not finished yet.
+async fn unfinished(world: &World) -> Option<String> {
     let living = world.living();
     let mut applied = BTreeMap::new();
     for site in &living {
         let Some(status) = site.get(ANSWER, "/api/v1/status?fresh=true").await else {
-            return vec![format!("{} gives no fresh status", site.name)];
+            return Some(format!("{} gives no fresh status", site.name));
         };
         applied.insert(site.name, (status["applied"].clone(), status["committed"].clone()));
         for state in ["requested", "waiting", "claimed"] {
             let count = &status["queue"][state];
             if *count != json!(0) {
-                return vec![format!("{count} exams are {state} at {}", site.name)];
+                return Some(format!("{count} exams are {state} at {}", site.name));
             }
         }
     }
-    let Some(site) = living.first() else { return vec!["no site lives".to_owned()] };
+    let Some(site) = living.first() else { return Some("no site lives".to_owned()) };
     let wanted = COPIES.min(living.len());
     for case in world.cases() {
         let sent = case.acknowledged.lock().unwrap_or_else(PoisonError::into_inner).len();
         if sent > 0 {
             match copies(world, site, &case).await {
                 Some(copies) if copies >= wanted => {}
-                found => return vec![format!("study {} has {found:?} copies of {wanted}", case.slices.study)],
+                found => return Some(format!("study {} has {found:?} copies of {wanted}", case.slices.study)),
             }
         }
     }
     let mut states = applied.values();
     let first = states.next();
     if states.any(|state| Some(state) != first) {
-        return vec![format!("sites have not applied the same: {applied:?}")];
+        return Some(format!("sites have not applied the same: {applied:?}"));
     }
-    Vec::new()
+    None
 }
 
 /// Compares what is there with what clients were told. Everybody must have stopped.

@@ -17,7 +17,7 @@ use crate::site::Site;
 use crate::world::{Case, GLANCE, Phase, World};
 
 /// Between two requests of a hospital, in milliseconds.
-const PAUSE_MS: std::ops::Range<u64> = 2500..6500;
+const PAUSE_MS: std::ops::Range<u64> = 1200..4500;
 /// Part of the requests that come by the command line.
 const BY_COMMAND_LINE: f64 = 0.15;
 /// Part of the examinations that wait for no images, and have none.

@@ -48,7 +48,7 @@ async fn in_directory(arguments: &Arguments, seed: u64, root: &Path) -> anyhow::
     let machine = Machine {
         binary,
         root: root.to_owned(),
-        disk_mib: arguments.disk.is_none().then_some(arguments.disk_mib),
+        disk_mib: arguments.disk.is_none().then(|| arguments.disk_mib.unwrap_or_else(|| disk_mib(arguments.duration))),
         clocks: kinds.iter().any(|kind| kind.name == "clock"),
     };
     // As many as may be lost.
@@ -70,6 +70,11 @@ async fn in_directory(arguments: &Arguments, seed: u64, root: &Path) -> anyhow::
     let undecided = finish::check(&world).await;
     summarise(&world, settled, undecided);
     Ok(world.history.violations().is_empty())
+}
+
+/// Room for all images of a run: nothing is ever deleted.
+fn disk_mib(duration: Duration) -> u64 {
+    512 + duration.as_secs() * 24 / 60
 }
 
 /// The faults that this machine can do, and those that it cannot.

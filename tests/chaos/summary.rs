@@ -18,7 +18,7 @@ pub(crate) fn summarise(world: &World, settled: Duration, undecided: usize) {
     println!("  faults:   {}", list(&faults));
     println!("  happened: {}", list(&events));
     let (wait, gap) = (longest_wait(&ops), longest_gap(&ops));
-    println!("  the longest wait of one claim was {wait:.1} s; the longest time without any grant {gap:.1} s");
+    println!("  the longest wait of one claim was {wait:.1} s; the longest time in which none was answered {gap:.1} s");
     let used = world.sites.iter().map(|site| (site.name.to_owned(), site.used_mib())).filter(|(_, mib)| *mib > 0);
     println!("  MiB on each disk: {}", list(&used.collect()));
     if undecided > 0 {

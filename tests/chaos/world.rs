@@ -19,6 +19,8 @@ use crate::site::{Machine, Site};
 pub(crate) const GLANCE: Duration = Duration::from_secs(3);
 /// Founding and joining take a few seconds a site; a busy machine gets more.
 const SETTLED_WITHIN: Duration = Duration::from_secs(120);
+/// A node that ends by itself more often has shown what it has to show.
+const RESTARTS_MAX: u32 = 3;
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(300);
 
@@ -226,8 +228,9 @@ impl World {
         if may { locked(&self.excused).insert(site) } else { locked(&self.excused).remove(&site) };
     }
 
-    /// Notices processes that ended by themselves, and starts them again.
+    /// Notices processes that ended by themselves, and starts them again, a few times.
     pub(crate) async fn watch(&self) {
+        let mut ends: BTreeMap<&str, u32> = BTreeMap::new();
         while !self.is_over() {
             for site in &self.sites {
                 let Some(status) = site.ended() else { continue };
@@ -237,8 +240,12 @@ impl World {
                 }
                 let what = format!("{} ended by itself: {status}", site.name);
                 self.history.violation(Violation::new("no node ends by itself", what));
-                let _turn = site.turn.lock().await;
-                let _ = site.start().await;
+                let ends = ends.entry(site.name).or_default();
+                *ends += 1;
+                if *ends <= RESTARTS_MAX {
+                    let _turn = site.turn.lock().await;
+                    let _ = site.start().await;
+                }
             }
             sleep(LOOK).await;
         }

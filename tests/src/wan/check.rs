@@ -16,6 +16,8 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{Shape, Wan, address};
 
 const PORT: u16 = 9000;
+/// Measurements of which one must be good.
+const TRIES: usize = 3;
 /// Echoes of one measurement of a round trip.
 const ECHOES: usize = 40;
 /// What scheduling may add to a round trip in most echoes.
@@ -53,17 +55,43 @@ pub struct Finding {
 /// When sockets cannot be made.
 pub async fn check(wan: &Wan, spoil: Option<fn(&mut Shape)>) -> io::Result<Vec<Finding>> {
     let lab = Lab { wan, spoil };
-    Ok(vec![
-        lab.round_trip().await?,
-        lab.jitter().await?,
-        lab.rate().await?,
-        lab.queue().await?,
-        lab.loss().await?,
-        lab.cut(true, false).await?,
-        lab.cut(false, true).await?,
-        lab.cut(true, true).await?,
-    ])
+    // A busy machine may make a good network look bad; nothing makes a bad one look good.
+    let tries = if spoil.is_some() { 1 } else { TRIES };
+    let mut findings = Vec::new();
+    for property in PROPERTIES {
+        let mut finding = lab.measure(property).await?;
+        for _ in 1..tries {
+            if finding.good {
+                break;
+            }
+            finding = lab.measure(property).await?;
+        }
+        findings.push(finding);
+    }
+    Ok(findings)
 }
+
+#[derive(Debug, Clone, Copy)]
+enum Property {
+    RoundTrip,
+    Jitter,
+    Rate,
+    Queue,
+    Loss,
+    /// Which directions are cut.
+    Cut(bool, bool),
+}
+
+const PROPERTIES: [Property; 8] = [
+    Property::RoundTrip,
+    Property::Jitter,
+    Property::Rate,
+    Property::Queue,
+    Property::Loss,
+    Property::Cut(true, false),
+    Property::Cut(false, true),
+    Property::Cut(true, true),
+];
 
 struct Lab<'a> {
     wan: &'a Wan,
@@ -71,6 +99,17 @@ struct Lab<'a> {
 }
 
 impl Lab<'_> {
+    async fn measure(&self, property: Property) -> io::Result<Finding> {
+        match property {
+            Property::RoundTrip => self.round_trip().await,
+            Property::Jitter => self.jitter().await,
+            Property::Rate => self.rate().await,
+            Property::Queue => self.queue().await,
+            Property::Loss => self.loss().await,
+            Property::Cut(there, back) => self.cut(there, back).await,
+        }
+    }
+
     fn set(&self, from: usize, to: usize, asked: &Shape) {
         self.wan.router.change(from, to, |shape| {
             *shape = asked.clone();
@@ -243,7 +282,7 @@ fn quantile(sorted: &[Duration], part: usize, of: usize) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wan::missing;
+    use crate::wan::{missing, spoil};
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn the_network_is_what_was_asked_and_the_check_notices_when_it_is_not() {
@@ -255,12 +294,8 @@ mod tests {
         for finding in check(&wan, None).await.expect("measured") {
             assert!(finding.good, "{finding:?}");
         }
-        for finding in check(&wan, Some(spoiled)).await.expect("measured") {
+        for finding in check(&wan, Some(spoil)).await.expect("measured") {
             assert!(!finding.good, "not noticed: {finding:?}");
         }
-    }
-
-    fn spoiled(shape: &mut Shape) {
-        super::super::spoil(shape);
     }
 }
