@@ -81,7 +81,14 @@ impl Client {
     pub(crate) fn command_id(&mut self) -> String {
         let (a, b) = (self.draw.bits(), self.draw.bits());
         let (a, b) = (a & !0xf000 | 0x4000, b & !(3 << 62) | 1 << 63);
-        format!("{:08x}-{:04x}-{:04x}-{:04x}-{:012x}", a >> 32, a >> 16 & 0xffff, a & 0xffff, b >> 48, b & 0xffff_ffff_ffff)
+        format!(
+            "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
+            a >> 32,
+            a >> 16 & 0xffff,
+            a & 0xffff,
+            b >> 48,
+            b & 0xffff_ffff_ffff
+        )
     }
 
     /// Changes the queue: asks until the answer is certain, and records what was told. `None` when the
@@ -106,12 +113,8 @@ impl Client {
             }
         };
         let answered = self.world.history.now();
-        let mut op = Op {
-            answer: Some(answered),
-            told: Some(told.clone()),
-            attempts,
-            ..self.op(act, id.clone(), call, first)
-        };
+        let mut op =
+            Op { answer: Some(answered), told: Some(told.clone()), attempts, ..self.op(act, id.clone(), call, first) };
         if self.draw.chance(REPEATED) {
             self.walk();
             op.again = self.ask(&op.act, door, &id).await.map(|(told, _)| told);
@@ -128,7 +131,8 @@ impl Client {
                 let mut words: Vec<&str> = words.iter().map(String::as_str).collect();
                 words.extend(["--command-id", id]);
                 let ran = self.site().run(&[&["-o", "json"], &words[..]].concat()).await;
-                let said = ran.as_ref().map_or_else(|error| format!("{error:#}"), |(code, said)| format!("{code} {said}"));
+                let said =
+                    ran.as_ref().map_or_else(|error| format!("{error:#}"), |(code, said)| format!("{code} {said}"));
                 self.world.history.attempt(id, self.site().name, "command line", &said);
                 let (_, said) = ran.ok().filter(|(code, _)| *code == 0)?;
                 let body: Value = serde_json::from_str(&said).ok()?;

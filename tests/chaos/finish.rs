@@ -30,6 +30,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Copies that the mesh keeps.
 const COPIES: usize = 3;
 const LIVENESS: &str = "after the faults everything finishes";
+/// Nothing was asked any more, so nothing can have come in between.
 const REPLICAS: &str = "replicas agree";
 
 /// Undoes every fault.
@@ -53,18 +54,27 @@ pub(crate) async fn heal(world: &World) {
     world.history.event("healed", &Value::Null);
 }
 
-/// Waits until everything is finished; what is not by then is a violation. Returns how long it took.
-pub(crate) async fn settle(world: &World) -> Duration {
+/// Waits until everything is read and safe; what is not in time is a violation.
+pub(crate) async fn settle(world: &World) {
+    wait_for(world, async || unfinished(world).await).await;
+}
+
+/// Waits until all sites have applied the same. Everybody must have stopped asking: even a claim of
+/// nothing is an entry of the log.
+pub(crate) async fn converge(world: &World) {
+    wait_for(world, async || diverging(world).await).await;
+}
+
+async fn wait_for(world: &World, look: impl AsyncFn() -> Option<String>) {
     let (since, mut said) = (Instant::now(), None);
     loop {
-        let left = unfinished(world).await;
-        let Some(what) = left else { return since.elapsed() };
+        let Some(what) = look().await else { return };
         if said.as_ref() != Some(&what) {
             world.history.event("looks at what was unfinished", &json!(what));
         }
         if since.elapsed() > FINISH_WITHIN {
             world.history.violation(Violation::new(LIVENESS, what));
-            return since.elapsed();
+            return;
         }
         said = Some(what);
         sleep(LOOK).await;
@@ -74,12 +84,10 @@ pub(crate) async fn settle(world: &World) -> Duration {
 /// The first thing found that is not finished yet.
 async fn unfinished(world: &World) -> Option<String> {
     let living = world.living();
-    let mut applied = BTreeMap::new();
     for site in &living {
         let Some(status) = site.get(ANSWER, "/api/v1/status?fresh=true").await else {
             return Some(format!("{} gives no fresh status", site.name));
         };
-        applied.insert(site.name, (status["applied"].clone(), status["committed"].clone()));
         for state in ["requested", "waiting", "claimed"] {
             let count = &status["queue"][state];
             if *count != json!(0) {
@@ -98,12 +106,21 @@ async fn unfinished(world: &World) -> Option<String> {
             }
         }
     }
-    let mut states = applied.values();
-    let first = states.next();
-    if states.any(|state| Some(state) != first) {
-        return Some(format!("sites have not applied the same: {applied:?}"));
-    }
     None
+}
+
+/// Where the sites are, if not at the same.
+async fn diverging(world: &World) -> Option<String> {
+    let mut applied = BTreeMap::new();
+    for site in world.living() {
+        let Some(status) = site.get(ANSWER, "/api/v1/status?fresh=true").await else {
+            return Some(format!("{} gives no fresh status", site.name));
+        };
+        applied.insert(site.name, (status["applied"].as_u64(), status["committed"].as_u64()));
+    }
+    let first = applied.values().next();
+    let same = applied.values().all(|state| Some(state) == first);
+    (!same).then(|| format!("sites have not applied the same: {applied:?}"))
 }
 
 /// Compares what is there with what clients were told. Everybody must have stopped.

@@ -88,10 +88,8 @@ async fn read(client: &mut Client, exam: u64, token: u64, granted: &Value) -> bo
     sleep(Duration::from_millis(client.draw.within(READING_MS))).await;
     let (user, command) = (client.user.clone(), client.draw.bits());
     let text = format!("Nothing acute. {user} {command:016x}");
-    let report = Door::http(
-        format!("/api/v1/exams/{exam}/report"),
-        json!({ "user": user, "token": token, "text": text }),
-    );
+    let report =
+        Door::http(format!("/api/v1/exams/{exam}/report"), json!({ "user": user, "token": token, "text": text }));
     let act = Act::Report { exam, token, text };
     if client.world.phase() == Phase::Faults && client.draw.chance(GIVEN_BACK) {
         let body = json!({ "user": user, "token": token, "reason": "not mine" });

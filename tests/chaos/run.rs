@@ -123,6 +123,7 @@ async fn live(world: &Arc<World>, arguments: &Arguments, kinds: &[Kind]) -> Dura
     if timeout(STOP_WITHIN, stopped).await.is_err() {
         world.history.event("tasks that did not stop", &json!(others.len()));
     }
+    finish::converge(world).await;
     settled
 }
 

@@ -10,7 +10,11 @@ use crate::world::World;
 pub(crate) fn summarise(world: &World, settled: Duration, undecided: usize) {
     let (ops, counts) = (world.history.ops(), world.history.counts());
     let attempts: u64 = ops.iter().map(|op| u64::from(op.attempts)).sum();
-    println!("  {} operations in {attempts} requests; finished {:.0} s after the faults", ops.len(), settled.as_secs_f64());
+    println!(
+        "  {} operations in {attempts} requests; finished {:.0} s after the faults",
+        ops.len(),
+        settled.as_secs_f64()
+    );
     println!("  told:     {}", list(&outcomes(&ops)));
     let (faults, events): (BTreeMap<_, _>, BTreeMap<_, _>) =
         counts.into_iter().partition(|(name, _)| name.starts_with("fault "));
@@ -19,7 +23,7 @@ pub(crate) fn summarise(world: &World, settled: Duration, undecided: usize) {
     println!("  happened: {}", list(&events));
     let (wait, gap) = (longest_wait(&ops), longest_gap(&ops));
     println!("  the longest wait of one claim was {wait:.1} s; the longest time in which none was answered {gap:.1} s");
-    let used = world.sites.iter().map(|site| (site.name.to_owned(), site.used_mib())).filter(|(_, mib)| *mib > 0);
+    let used = world.living().into_iter().map(|site| (site.name.to_owned(), site.used_mib()));
     println!("  MiB on each disk: {}", list(&used.collect()));
     if undecided > 0 {
         println!("  {undecided} exams were too hard to decide");

@@ -147,7 +147,8 @@ impl World {
     pub(crate) async fn ready(&self, site: &Site) -> anyhow::Result<()> {
         let since = Instant::now();
         loop {
-            if let Some(id) = site.get(GLANCE, "/api/v1/status").await.and_then(|status| status["site"]["id"].as_u64()) {
+            if let Some(id) = site.get(GLANCE, "/api/v1/status").await.and_then(|status| status["site"]["id"].as_u64())
+            {
                 site.set_id(id);
                 return Ok(());
             }
@@ -225,7 +226,11 @@ impl World {
 
     /// Whether a site may end by itself, because its disk is full.
     pub(crate) fn excuse(&self, site: usize, may: bool) {
-        if may { locked(&self.excused).insert(site) } else { locked(&self.excused).remove(&site) };
+        if may {
+            locked(&self.excused).insert(site)
+        } else {
+            locked(&self.excused).remove(&site)
+        };
     }
 
     /// Notices processes that ended by themselves, and starts them again, a few times.

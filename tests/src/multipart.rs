@@ -32,8 +32,8 @@ impl Answer {
         }
         let boundary = kind.split("boundary=").nth(1)?.split(';').next()?.trim_matches('"');
         let delimiter = format!("--{boundary}");
-        let is_whole = self.body.starts_with(delimiter.as_bytes())
-            && self.body.ends_with(format!("{delimiter}--\r\n").as_bytes());
+        let is_whole =
+            self.body.starts_with(delimiter.as_bytes()) && self.body.ends_with(format!("{delimiter}--\r\n").as_bytes());
         if !is_whole {
             return None;
         }

@@ -185,7 +185,8 @@ mod tests {
         assert!(good(&[granted("a", 1, 2, 7), held("a")], &[]));
         assert!(!good(&[granted("a", 1, 2, 7), held("c")], &[]));
         assert!(!good(&[held("a"), granted("a", 5, 6, 7)], &[]), "nobody held it yet");
-        let stale = op("a", 3, 4, Act::Report { exam: 1, token: 7, text: String::new() }, Told::Stale { kept_as: None });
+        let stale =
+            op("a", 3, 4, Act::Report { exam: 1, token: 7, text: String::new() }, Told::Stale { kept_as: None });
         assert!(!good(&[granted("a", 1, 2, 7), stale.clone()], &[]), "the claim held");
         assert!(good(&[granted("a", 1, 2, 7), stale], &[("CANCELED", "a", 7, SESSION)]));
     }
@@ -209,9 +210,15 @@ mod tests {
     fn a_claim_whose_client_died_may_have_happened() {
         let lost = op("a", 1, 0, Act::Claim { exam: Some(1) }, None);
         let freed = released("a", 5, 6, 7);
-        assert!(good(&[lost.clone(), shown(3, 4, "claimed", Some(("a", 7))), freed.clone(), granted("b", 7, 8, 9)], &[]));
+        assert!(good(
+            &[lost.clone(), shown(3, 4, "claimed", Some(("a", 7))), freed.clone(), granted("b", 7, 8, 9)],
+            &[]
+        ));
         assert!(good(&[lost.clone(), granted("b", 7, 8, 9)], &[]), "or not");
-        assert!(!good(&[lost, shown(3, 4, "claimed", Some(("a", 7))), granted("b", 7, 8, 9)], &[]), "it did, and holds");
+        assert!(
+            !good(&[lost, shown(3, 4, "claimed", Some(("a", 7))), granted("b", 7, 8, 9)], &[]),
+            "it did, and holds"
+        );
     }
 
     #[test]

@@ -42,7 +42,8 @@ pub(crate) fn search<A, S: Clone + Eq + Hash>(
         return Verdict::Undecided;
     }
     ops.sort_by_key(|op| op.call);
-    let answered = ops.iter().enumerate().filter(|(_, op)| op.answer.is_some()).fold(0_u128, |set, (at, _)| set | 1 << at);
+    let answered =
+        ops.iter().enumerate().filter(|(_, op)| op.answer.is_some()).fold(0_u128, |set, (at, _)| set | 1 << at);
     let (mut open, mut seen, mut best, mut steps) = (vec![(0_u128, start)], HashSet::new(), 0, 0);
     while let Some((placed, state)) = open.pop() {
         best = best.max((placed & answered).count_ones());

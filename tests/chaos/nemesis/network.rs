@@ -33,7 +33,9 @@ pub(super) async fn apply(world: &World, kind: &str, draw: &mut Draw) -> Option<
         }
         "one-way" => {
             let (site, deaf) = (living.first()?.number, draw.chance(0.5));
-            world.router.change_where(|from, to| if deaf { to == site } else { from == site }, |shape| shape.up = false);
+            world
+                .router
+                .change_where(|from, to| if deaf { to == site } else { from == site }, |shape| shape.up = false);
             vec![living.first()?.name]
         }
         "partial" => {

@@ -148,12 +148,8 @@ mod tests {
     #[test]
     fn a_bottleneck_sends_one_packet_after_the_other_and_drops_what_its_queue_cannot_hold() {
         // 8 Mb/s: 1000 bytes take 1 ms. Three of them fit.
-        let mut line = line(Shape {
-            rate: Some(8_000_000),
-            queue: 3000,
-            delay: Duration::from_millis(10),
-            ..Shape::default()
-        });
+        let mut line =
+            line(Shape { rate: Some(8_000_000), queue: 3000, delay: Duration::from_millis(10), ..Shape::default() });
         let due: Vec<_> = (0..5).map(|_| line.offer(0, 1000)).collect();
         let full = Err(Refused::Full);
         assert_eq!(due, [Ok(11 * MS), Ok(12 * MS), Ok(13 * MS), full, full]);
@@ -163,8 +159,7 @@ mod tests {
 
     #[test]
     fn jitter_spreads_packets_and_keeps_their_order() {
-        let shape =
-            Shape { delay: Duration::from_millis(10), jitter: Duration::from_millis(5), ..Shape::default() };
+        let shape = Shape { delay: Duration::from_millis(10), jitter: Duration::from_millis(5), ..Shape::default() };
         let mut line = line(shape);
         let due: Vec<u64> = (0..1000).filter_map(|n| line.offer(n * 10 * MS, 100).ok()).collect();
         let extra: Vec<u64> = due.iter().zip(0..).map(|(due, n)| due - n * 10 * MS - 10 * MS).collect();
