@@ -198,7 +198,7 @@ async fn images(world: &World) {
             if case.acknowledged.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
                 continue;
             }
-            if let Fetched::Not(why) = fetch(world, site, &case, true).await {
+            if let Fetched::Not(why) = fetch(world, site, &case).await {
                 let what = format!("study {} cannot be read at {}: {why}", case.slices.study, site.name);
                 world.history.violation(Violation::new("every acknowledged image is there", what));
             }

@@ -117,7 +117,7 @@ async fn wait_until_safe(client: &mut Client, case: &Case) -> bool {
     while !world.is_over() && client.site().is_living() {
         sleep(Duration::from_millis(client.draw.within(2000..4000))).await;
         if copies(&world, client.site(), case).await.is_some_and(|copies| copies >= SAFE_COPIES)
-            && matches!(fetch(&world, client.site(), case, true).await, Fetched::Whole(_))
+            && matches!(fetch(&world, client.site(), case).await, Fetched::Whole(_))
         {
             return true;
         }

@@ -79,15 +79,15 @@ pub(crate) async fn send(
 /// What a retrieval gave.
 #[derive(Debug)]
 pub(crate) enum Fetched {
-    /// All that the site knows of: so many instances, none of which is wrong.
+    /// So many instances, none of which is wrong, and all that were acknowledged before.
     Whole(usize),
     /// Less than that, or nothing, and why.
     Not(String),
 }
 
-/// Retrieves a study at a site and compares it with what was sent. `complete` asks for every instance
-/// that was acknowledged. What is wrong goes to the history as a violation.
-pub(crate) async fn fetch(world: &World, site: &Site, case: &Case, complete: bool) -> Fetched {
+/// Retrieves a study at a site and compares it with what was sent. What is wrong goes to the history as a
+/// violation; what is missing is the caller's to judge.
+pub(crate) async fn fetch(world: &World, site: &Site, case: &Case) -> Fetched {
     let path = case.slices.path();
     let headers = vec![("accept", ACCEPT.to_owned())];
     // What is acknowledged later may be missing.
@@ -109,15 +109,17 @@ pub(crate) async fn fetch(world: &World, site: &Site, case: &Case, complete: boo
         wrong("a part is no DICOM file".to_owned());
         return Fetched::Not("broken".to_owned());
     };
-    let warned = answer.header("warning").to_owned();
-    if !warned.is_empty() && complete {
-        return Fetched::Not(warned);
+    let found = compare(&case.slices.instances, &acknowledged, &got);
+    let is_right = found.wrong.is_empty();
+    found.wrong.into_iter().for_each(wrong);
+    let warned = answer.header("warning");
+    if !is_right || !found.missing.is_empty() {
+        return Fetched::Not(format!("{:?} did not come; {warned}", found.missing));
     }
-    let needed = if complete { acknowledged } else { BTreeSet::new() };
-    let found = compare(&case.slices.instances, &needed, &got);
-    let is_good = found.is_empty();
-    found.into_iter().for_each(wrong);
-    if is_good && warned.is_empty() { Fetched::Whole(got.len()) } else { Fetched::Not(warned) }
+    if !warned.is_empty() {
+        world.history.event("whole studies with a warning", &json!([site.name, case.slices.study, warned]));
+    }
+    Fetched::Whole(got.len())
 }
 
 /// The SOP Instance UID and the data set of a Part 10 file.

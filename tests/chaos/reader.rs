@@ -118,7 +118,7 @@ async fn look_at_images(client: &mut Client, exam: u64, shown: &Value) {
         return;
     }
     for _ in 0..FETCHES {
-        match fetch(&world, client.site(), &case, false).await {
+        match fetch(&world, client.site(), &case).await {
             Fetched::Whole(instances) => {
                 world.history.event("studies read", &json!([case.slices.study, instances]));
                 return;

@@ -4,13 +4,22 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
+/// What a comparison found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Comparison {
+    /// What must never come, whatever fails.
+    pub(crate) wrong: Vec<String>,
+    /// Instances that were acknowledged and did not come.
+    pub(crate) missing: Vec<String>,
+}
+
 /// Compares what a retrieval of a study gave with what was sent and what of it was acknowledged.
-/// An instance that was sent and never acknowledged may be there. Says what is wrong.
+/// An instance that was sent and never acknowledged may be there.
 pub(crate) fn compare(
     sent: &BTreeMap<String, Bytes>,
     acknowledged: &BTreeSet<String>,
     got: &[(String, Bytes)],
-) -> Vec<String> {
+) -> Comparison {
     let mut found = Vec::new();
     let mut came = BTreeSet::new();
     for (uid, dataset) in got {
@@ -23,10 +32,8 @@ pub(crate) fn compare(
             Some(_) => {}
         }
     }
-    for uid in acknowledged.iter().filter(|uid| !came.contains(uid)) {
-        found.push(format!("instance {uid} was acknowledged and did not come"));
-    }
-    found
+    let missing = acknowledged.iter().filter(|uid| !came.contains(uid)).cloned().collect();
+    Comparison { wrong: found, missing }
 }
 
 #[cfg(test)]
@@ -38,12 +45,19 @@ mod tests {
         let image = |uid: &str, bytes: &'static [u8]| (uid.to_owned(), Bytes::from_static(bytes));
         let sent = BTreeMap::from([image("1", b"one"), image("2", b"two"), image("3", b"three")]);
         let acknowledged = BTreeSet::from(["1".to_owned(), "2".to_owned()]);
-        let check = |got: &[(String, Bytes)]| compare(&sent, &acknowledged, got).len();
-        assert_eq!(check(&[image("1", b"one"), image("2", b"two")]), 0);
-        assert_eq!(check(&[image("1", b"one"), image("2", b"two"), image("3", b"three")]), 0, "sent, not acknowledged");
-        assert_eq!(check(&[image("1", b"one")]), 1, "lost");
-        assert_eq!(check(&[image("1", b"one"), image("2", b"twa")]), 1, "altered");
-        assert_eq!(check(&[image("1", b"one"), image("2", b"two"), image("9", b"nine")]), 1, "foreign");
-        assert_eq!(check(&[image("1", b"one"), image("1", b"one"), image("2", b"two")]), 1, "doubled");
+        let check = |got: &[(String, Bytes)]| {
+            let found = compare(&sent, &acknowledged, got);
+            (found.wrong.len(), found.missing.len())
+        };
+        assert_eq!(check(&[image("1", b"one"), image("2", b"two")]), (0, 0));
+        assert_eq!(
+            check(&[image("1", b"one"), image("2", b"two"), image("3", b"three")]),
+            (0, 0),
+            "sent, not acknowledged"
+        );
+        assert_eq!(check(&[image("1", b"one")]), (0, 1), "lost");
+        assert_eq!(check(&[image("1", b"one"), image("2", b"twa")]), (1, 0), "altered");
+        assert_eq!(check(&[image("1", b"one"), image("2", b"two"), image("9", b"nine")]), (1, 0), "foreign");
+        assert_eq!(check(&[image("1", b"one"), image("1", b"one"), image("2", b"two")]), (1, 0), "doubled");
     }
 }
