@@ -294,10 +294,11 @@ impl Site {
         let _ = fs::remove_file(self.ballast());
     }
 
-    /// Bytes that its disk has in use, without ballast.
-    pub(crate) fn used_mib(&self) -> u64 {
-        let Ok(volume) = rustix::fs::statvfs(self.volume()) else { return 0 };
-        (volume.f_blocks.saturating_sub(volume.f_bfree) * volume.f_frsize) >> 20
+    /// MiB in use on its disk, if that is its own.
+    pub(crate) fn used_mib(&self) -> Option<u64> {
+        self.machine.disk_mib?;
+        let volume = rustix::fs::statvfs(self.volume()).ok()?;
+        Some((volume.f_blocks.saturating_sub(volume.f_bfree) * volume.f_frsize) >> 20)
     }
 
     fn ballast(&self) -> PathBuf {

@@ -23,7 +23,7 @@ pub(crate) fn summarise(world: &World, settled: Duration, undecided: usize) {
     println!("  happened: {}", list(&events));
     let (wait, gap) = (longest_wait(&ops), longest_gap(&ops));
     println!("  the longest wait of one claim was {wait:.1} s; the longest time in which none was answered {gap:.1} s");
-    let used = world.living().into_iter().map(|site| (site.name.to_owned(), site.used_mib()));
+    let used = world.living().into_iter().filter_map(|site| Some((site.name.to_owned(), site.used_mib()?)));
     println!("  MiB on each disk: {}", list(&used.collect()));
     if undecided > 0 {
         println!("  {undecided} exams were too hard to decide");
