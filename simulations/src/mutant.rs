@@ -17,6 +17,7 @@ use maillage_consensus::{Outcome, Queue};
 use maillage_host::UnixMillis;
 use maillage_host::engine::Reader;
 
+use crate::plan::{Fault, Faults};
 use crate::world::lock;
 
 /// One way of breaking the mesh.
@@ -78,6 +79,15 @@ impl Mutant {
             Self::OtherPatient => (&["I8"], 5),
             Self::ClockStandsStill => (&["I9"], 60),
             Self::DoubleGrant => (&["I1", "I2", "I7"], 5),
+        }
+    }
+
+    /// The faults under which it is looked for; a swarm unless only some can show it.
+    pub fn faults(self) -> Faults {
+        match self {
+            Self::WrongBytesBelieved => Faults::These(vec![Fault::WrongBytes, Fault::Kill, Fault::Breaks]),
+            Self::ClockStandsStill => Faults::These(vec![Fault::ClockJump, Fault::Replace, Fault::CrashLeader]),
+            _ => Faults::Swarm,
         }
     }
 
