@@ -190,7 +190,8 @@ impl Cluster {
     pub(crate) async fn invite(self: &Arc<Self>, slot: u32) {
         loop {
             for running in self.all_running() {
-                let asked = self.world.spawn_on(running.owner, async move { running.node.create_token(TOKEN_LASTS).await });
+                let asked =
+                    self.world.spawn_on(running.owner, async move { running.node.create_token(TOKEN_LASTS).await });
                 if let Ok(Ok(token)) = asked.await {
                     lock(&self.tokens).insert(slot, token);
                     return;

@@ -243,8 +243,7 @@ impl World {
         /// 2026-01-01T00:00:00Z.
         const EPOCH_MS: u64 = 1_767_225_600_000;
         let state = lock(&self.state);
-        let (ahead, drift) =
-            state.lives.get(&slot).map_or((0, 0), |life| (life.clock_ahead_ms, life.clock_drift_ppm));
+        let (ahead, drift) = state.lives.get(&slot).map_or((0, 0), |life| (life.clock_ahead_ms, life.clock_drift_ppm));
         drop(state);
         let now = i64::try_from(self.now().as_millis()).unwrap_or(i64::MAX);
         let gained = now.saturating_mul(drift) / 1_000_000;

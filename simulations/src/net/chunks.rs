@@ -10,10 +10,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use maillage_consensus::raft::Duplex;
+use maillage_transport::LinkError;
 use maillage_transport::PeerId;
 use maillage_transport::chunk::{self, ChunkSource, Class, GetError};
 use maillage_transport::fetch::{AskError, Holders, Wanted};
-use maillage_transport::LinkError;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use super::{Fabric, Plane};

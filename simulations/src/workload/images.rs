@@ -34,7 +34,8 @@ pub(super) async fn store(cluster: &Arc<Cluster>, slot: u32, sample: &Sample, rn
             tokio::time::timeout(PATIENCE, running.node.c_store(request, data_set)).await
         });
         let status = asked.await.ok().and_then(Result::ok);
-        status.map(|status| (status.kind() == StatusKind::Success, format!("{:04x} {}", status.code(), status.comment())))
+        status
+            .map(|status| (status.kind() == StatusKind::Success, format!("{:04x} {}", status.code(), status.comment())))
     };
     let Some((stored, answer)) = stored else { return false };
     world.event(slot, format_args!("instance {}: {answer}", sample.sop_instance));
