@@ -29,6 +29,9 @@ const RESTART_MS: (u64, u64) = (200, 2_000);
 /// As long as a token may live: wall clocks jump here.
 const TOKEN_LASTS: Duration = Duration::from_secs(7 * 24 * 3600);
 
+/// From a node's identity to the slot where it is now.
+pub(crate) type SlotOfPeer = Box<dyn Fn(&PeerId) -> Option<u32> + Send + Sync>;
+
 /// A node that is up.
 #[derive(Clone)]
 pub(crate) struct Running {
@@ -187,7 +190,7 @@ impl Cluster {
     }
 
     /// The slot of the node with this identity, if it is the one there now.
-    pub(crate) fn slot_of_peer(&self) -> Box<dyn Fn(&PeerId) -> Option<u32> + Send + Sync> {
+    pub(crate) fn slot_of_peer(&self) -> SlotOfPeer {
         let peers = Arc::clone(&self.peers);
         Box::new(move |peer| lock(&peers).get(peer).copied())
     }

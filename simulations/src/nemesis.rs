@@ -38,7 +38,9 @@ pub(crate) async fn run(cluster: Arc<Cluster>, until: Duration) {
         if !cluster.plan.does(number, fault) {
             continue;
         }
-        cluster.begin_fault(number, fault);
+        if !fault.is_throughout() {
+            cluster.begin_fault(number, fault);
+        }
         // A stream of its own for each: one left out changes no other.
         let mut own = Rng::stream(cluster.plan.seed, &format!("fault {number}"));
         let slot = u32::try_from(own.between(1, u64::from(cluster.plan.sites))).unwrap_or(1);

@@ -17,6 +17,7 @@ use maillage_transport::fetch::{AskError, Holders, Wanted};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use super::{Fabric, Plane};
+use crate::cluster::SlotOfPeer;
 use crate::world::Owner;
 
 /// The longest frame: a manifest, as in production.
@@ -55,7 +56,7 @@ pub(crate) struct SimHolders {
     pub(crate) fabric: Arc<Fabric>,
     pub(crate) owner: Owner,
     pub(crate) own: PeerId,
-    pub(crate) slot_of: Box<dyn Fn(&PeerId) -> Option<u32> + Send + Sync>,
+    pub(crate) slot_of: SlotOfPeer,
 }
 
 impl Holders for SimHolders {

@@ -6,6 +6,7 @@
 //! sites do change them all, so what remains is tried again. A try is a process; only one that breaks
 //! the same invariant counts.
 
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use anyhow::bail;
@@ -79,25 +80,18 @@ impl Smallest {
             let numbers = begun.iter().filter(|(_, kind)| kinds.contains(kind)).map(|(number, _)| *number);
             this.with_plan(kinds, numbers.collect())
         };
-        let least = minimize(kinds, async |candidates: &[Vec<Fault>]| {
-            let settings = candidates.iter().map(|kinds| of_kinds(self, kinds)).collect();
-            Ok(self.first_broken(settings).await?.map(|(at, ..)| at))
-        });
-        let least = least.await?;
-        let settings = of_kinds(self, &least);
-        self.keep(settings, "kinds of fault").await
+        let least = self.minimize("kinds of fault", kinds, |kinds| of_kinds(self, kinds)).await?;
+        self.keep(least);
+        Ok(())
     }
 
     async fn drop_faults(&mut self) -> anyhow::Result<()> {
         let PlanSeen { throughout, begun } = self.outcome.plan.clone();
         let numbers = begun.iter().map(|(number, _)| *number).collect();
-        let least = minimize(numbers, async |candidates: &[Vec<u64>]| {
-            let settings = candidates.iter().map(|numbers| self.with_plan(&throughout, numbers.clone())).collect();
-            Ok(self.first_broken(settings).await?.map(|(at, ..)| at))
-        });
-        let least = least.await?;
-        let settings = self.with_plan(&throughout, least);
-        self.keep(settings, "single faults").await
+        let of_numbers = |numbers: &[u64]| self.with_plan(&throughout, numbers.to_vec());
+        let least = self.minimize("single faults", numbers, of_numbers).await?;
+        self.keep(least);
+        Ok(())
     }
 
     /// Makes a number of the settings as small as it can be, by halves and then by ones. Whether it changed.
@@ -137,13 +131,29 @@ impl Smallest {
         Ok(None)
     }
 
-    async fn keep(&mut self, settings: Settings, what: &str) -> anyhow::Result<()> {
-        let Some((_, settings, outcome)) = self.first_broken(vec![settings]).await? else {
-            bail!("{what} left out broke {} before, and do not now: the runs are not deterministic", self.invariant);
-        };
-        (self.settings, self.outcome) = (settings, outcome);
-        println!("fewer {what}: {}", self.outcome.plan);
-        Ok(())
+    /// The run with as few of `items` as it takes; `None` when it takes them all.
+    async fn minimize<T: Clone>(
+        &self,
+        what: &str,
+        items: Vec<T>,
+        settings: impl Fn(&[T]) -> Settings,
+    ) -> anyhow::Result<Option<(Settings, Outcome)>> {
+        let (all, least) = (items.len(), RefCell::new(None));
+        let left = minimize(items, async |candidates: &[Vec<T>]| {
+            let tries = candidates.iter().map(|items| settings(items)).collect();
+            let Some((at, settings, outcome)) = self.first_broken(tries).await? else { return Ok(None) };
+            // Each that fails is smaller than the one before.
+            least.replace(Some((settings, outcome)));
+            Ok(Some(at))
+        });
+        println!("fewer {what}: {} of {all}", left.await?.len());
+        Ok(least.into_inner())
+    }
+
+    fn keep(&mut self, least: Option<(Settings, Outcome)>) {
+        if let Some(least) = least {
+            (self.settings, self.outcome) = least;
+        }
     }
 
     fn print(&self) {
