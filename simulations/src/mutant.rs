@@ -14,6 +14,7 @@ use maillage_consensus::machine::{ApplyError, Machine, Proposer};
 use maillage_consensus::transaction::Transaction;
 use maillage_consensus::{Outcome, Queue};
 use maillage_host::UnixMillis;
+use maillage_host::engine::Reader;
 
 use crate::world::lock;
 
@@ -125,6 +126,10 @@ impl Mutated {
 impl Machine for Mutated {
     fn stamp(&self, command: &[u8], from: Proposer, now: UnixMillis) -> Result<Vec<u8>, String> {
         Queue.stamp(command, from, now)
+    }
+
+    fn time(&self, state: &dyn Reader) -> Result<Option<UnixMillis>, ApplyError> {
+        Queue.time(state)
     }
 
     fn apply(&self, transaction: &mut Transaction<'_>, index: u64, command: &[u8]) -> Result<Vec<u8>, ApplyError> {
