@@ -10,7 +10,7 @@ use maillage_consensus::View;
 use crate::cluster::{Cluster, FOUNDER};
 use crate::disk::Ending;
 use crate::invariants::{claims, copies, liveness, patients, retrieval, tokens};
-use crate::plan::{Plan, Settings};
+use crate::plan::{Fault, Faults, Plan, Settings};
 use crate::rng::Rng;
 use crate::trace::Trace;
 use crate::world::{Tasks, Violation, World};
@@ -20,6 +20,17 @@ use crate::{nemesis, workload};
 const BUILD: Duration = Duration::from_secs(120);
 /// Between two looks at all nodes.
 const LOOK: Duration = Duration::from_secs(2);
+
+/// A fault that was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Begun {
+    /// Its number, the same however many others are left out.
+    pub number: u64,
+    /// Its kind.
+    pub fault: Fault,
+    /// Simulated time.
+    pub at: Duration,
+}
 
 /// What a run showed.
 #[derive(Debug, Clone)]
@@ -42,6 +53,10 @@ pub struct Report {
     pub reached: BTreeMap<&'static str, u64>,
     /// The kinds of fault of the run.
     pub faults: String,
+    /// Those of them that last for the whole run.
+    pub throughout: Vec<Fault>,
+    /// The faults done, in order.
+    pub begun: Vec<Begun>,
 }
 
 /// Why a run could not be made.
@@ -105,7 +120,7 @@ fn watch_panics() -> &'static Mutex<Vec<String>> {
 
 async fn play(cluster: Arc<Cluster>) -> Duration {
     let world = Arc::clone(&cluster.world);
-    drop(maillage_host::spawn(Arc::clone(&cluster.fabric).pump()));
+    drop(maillage_host::spawn(cluster.fabric.clone().pump()));
     drop(maillage_host::spawn(Arc::clone(&cluster).supervise()));
     drop(maillage_host::spawn(Arc::clone(&cluster).carry_out_crashes()));
     if !build(&cluster).await {
@@ -117,7 +132,7 @@ async fn play(cluster: Arc<Cluster>) -> Duration {
     drop(maillage_host::spawn(look_around(Arc::clone(&cluster))));
     let until = world.now() + cluster.plan.duration;
     nemesis::run(Arc::clone(&cluster), until).await;
-    if world.now() < until {
+    if world.now() < until && !world.is_violated() {
         tokio::time::sleep_until(world.instant(until)).await;
     }
     world.event(0, format_args!("the faults are over"));
@@ -197,7 +212,9 @@ fn judge(cluster: &Arc<Cluster>, recovered: Duration) -> Report {
         recovered,
         counts: [exams, completed, cluster.watch.instances.count(), histories, compared],
         reached: world.reached(),
-        faults: crate::plan::Faults::These(cluster.plan.faults.clone()).to_string(),
+        faults: Faults::These(cluster.plan.faults.clone()).to_string(),
+        throughout: cluster.plan.throughout().collect(),
+        begun: cluster.begun(),
     }
 }
 

@@ -17,6 +17,7 @@ use maillage_transport::fetch::{AskError, Holders, Wanted};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use super::{Fabric, Plane};
+use crate::cluster::SlotOfPeer;
 use crate::world::Owner;
 
 /// The longest frame: a manifest, as in production.
@@ -57,7 +58,7 @@ pub(crate) struct SimHolders {
     pub(crate) own: PeerId,
     /// Whether bytes are taken as they come, as a mutant does.
     pub(crate) believes: bool,
-    pub(crate) slot_of: Box<dyn Fn(&PeerId) -> Option<u32> + Send + Sync>,
+    pub(crate) slot_of: SlotOfPeer,
 }
 
 impl Holders for SimHolders {
