@@ -40,7 +40,10 @@ pub(crate) async fn held_elsewhere(cluster: &Cluster, running: &Running) -> BTre
     let mut safe = BTreeSet::new();
     for study in studies(running) {
         for held in study.parts {
-            let others = held.holders.iter().filter(|site| site.0 != running.site && Some(site.0) != rotten);
+            let others = held
+                .holders
+                .iter()
+                .filter(|site| site.0 != running.site && Some(site.0) != rotten && !cluster.is_lost(site.0));
             if others.count() == 0 {
                 continue;
             }
