@@ -260,7 +260,7 @@ impl Plan {
             Faults::Swarm => {
                 let share = [0.2, 0.4, 0.7][rng.index(3)];
                 let mut faults: Vec<Fault> = SWARM.into_iter().filter(|_| rng.chance(share)).collect();
-                // From a stream of its own: the same seed has the same other faults with either transport.
+                // From a stream of its own: the other kinds are the same with either transport.
                 if settings.transport == Transport::Quic && Rng::stream(settings.seed, "lossy").chance(LOSSY) {
                     faults.push(Fault::LossyLinks);
                 }
