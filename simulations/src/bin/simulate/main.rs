@@ -1,6 +1,7 @@
 //! `simulate`: runs the mesh under simulated time, disks, network and faults.
 
 mod batch;
+mod day;
 mod determinism;
 mod mutants;
 mod shim;
@@ -53,6 +54,45 @@ enum Action {
         seed: u64,
         #[command(flatten)]
         shape: Shape,
+    },
+    /// Play a day of the service on the mesh and on one central server, and write a page that compares them.
+    Day {
+        /// Everything random comes from it.
+        #[arg(long)]
+        seed: u64,
+        #[command(flatten)]
+        shape: day::DayShape,
+        /// Where the page goes.
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// Play one day on the mesh in this process.
+    MeshDay {
+        /// Everything random comes from it.
+        #[arg(long)]
+        seed: u64,
+        #[command(flatten)]
+        shape: day::DayShape,
+        /// A random mixture of faults besides the scenario.
+        #[arg(long)]
+        faults: bool,
+        /// Leave the records of the exams in this file.
+        #[arg(long)]
+        records: Option<PathBuf>,
+        /// Write every event to this file.
+        #[arg(long)]
+        trace: Option<PathBuf>,
+    },
+    /// Play many days with random faults, each in a process of its own.
+    SweepDays {
+        /// As A..B, B excluded.
+        #[arg(long, value_parser = seeds)]
+        seeds: Range<u64>,
+        /// Processes at once.
+        #[arg(long, default_value_t = 2)]
+        jobs: usize,
+        #[command(flatten)]
+        shape: day::DayShape,
     },
     /// Show that each deliberate fault is caught.
     Mutants {
@@ -111,16 +151,26 @@ fn act(action: Action) -> anyhow::Result<bool> {
         Action::Run { seed, shape, trace } => run(&shape.settings(seed, trace)),
         Action::Sweep { seeds, jobs, shape } => batch::sweep(seeds, jobs, &shape),
         Action::CheckDeterminism { seed, shape } => determinism::check(seed, &shape),
+        Action::Day { seed, shape, out } => day::report(seed, &shape, &out),
+        Action::MeshDay { seed, shape, faults, records, trace } => {
+            day::mesh(&shape.settings(seed, faults, trace), records.as_deref())
+        }
+        Action::SweepDays { seeds, jobs, shape } => day::sweep(seeds, jobs, &shape),
         Action::Mutants { only, jobs } => mutants::show_all(only, jobs),
+    }
+}
+
+/// The nodes' own log lines, for whoever set `RUST_LOG`.
+fn log_if_asked() {
+    if std::env::var_os("RUST_LOG").is_some() {
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
     }
 }
 
 fn run(settings: &Settings) -> anyhow::Result<bool> {
     shim::fix_addresses();
-    if std::env::var_os("RUST_LOG").is_some() {
-        let filter = tracing_subscriber::EnvFilter::from_default_env();
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
-    }
+    log_if_asked();
     let start = shim::real_now();
     shim::enable(settings.seed);
     let report = maillage_simulations::run(settings).context("run the simulation")?;
