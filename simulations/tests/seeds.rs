@@ -34,6 +34,17 @@ fn the_same_seed_gives_the_same_events_in_two_processes() {
 }
 
 #[test]
+fn an_hour_of_the_day_is_read_to_the_end_and_is_the_same_in_two_processes() {
+    let day = ["mesh-day", "--seed", "3", "--hours", "1", "--scenario", "none"];
+    let results = [(), ()].map(|()| {
+        let text = assert_passes(&day);
+        let line = text.lines().find_map(|line| line.strip_prefix("result "));
+        line.and_then(|line| line.split(' ').next()).expect("a digest").to_owned()
+    });
+    assert_eq!(results[0], results[1]);
+}
+
+#[test]
 fn a_disk_that_lies_is_caught_and_its_replay_is_printed() {
     let arguments = ["run", "--seed", "1", "--minutes", "1", "--sites", "3", "--faults", "crash,crash-many"];
     let output = simulate(&[&arguments[..], &["--mutant", "directory-sync-dropped"]].concat());
