@@ -15,10 +15,12 @@ mod queue;
 pub mod raft;
 mod record;
 mod state;
+mod state_clock;
 pub mod transaction;
 pub mod view;
 
 pub use command::{Command, Envelope};
 pub use outcome::{Outcome, Refusal};
 pub use queue::{OUTCOME_KEPT_MS, Queue};
+pub use state_clock::StateClock;
 pub use view::View;

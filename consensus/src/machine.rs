@@ -5,6 +5,7 @@
 use std::io;
 
 use maillage_host::UnixMillis;
+use maillage_host::engine::Reader;
 
 use crate::transaction::Transaction;
 
@@ -19,6 +20,15 @@ pub trait Machine: Send + Sync + 'static {
     /// # Errors
     /// The reason, fit for the client.
     fn stamp(&self, command: &[u8], from: Proposer, now: UnixMillis) -> Result<Vec<u8>, String>;
+
+    /// The time that a state has reached, if the machine keeps one. Stamps never fall behind it, so
+    /// that time goes on under a leader whose wall clock is behind an earlier leader's.
+    ///
+    /// # Errors
+    /// When the state cannot be read.
+    fn time(&self, _state: &dyn Reader) -> Result<Option<UnixMillis>, ApplyError> {
+        Ok(None)
+    }
 
     /// Applies a committed command and returns the encoded outcome. Refusals that every replica
     /// gives alike are outcomes, not errors.

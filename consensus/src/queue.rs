@@ -9,6 +9,7 @@ mod sites;
 mod studies;
 
 use maillage_host::UnixMillis;
+use maillage_host::engine::Reader;
 
 use crate::command::{Command, CommandError, Envelope, UnixMillisField};
 use crate::ids::{CommandId, Name, SiteId};
@@ -17,6 +18,7 @@ use crate::machine::{ApplyError, Machine, Proposer};
 use crate::outcome::{Outcome, Refusal};
 use crate::state::State;
 use crate::transaction::Transaction;
+use crate::view::View;
 
 /// How long a command's outcome is kept for its repeats. A client that retries for longer than a
 /// day has given up or lost its mind.
@@ -64,6 +66,10 @@ impl Machine for Queue {
         }
         envelope.at = now.into();
         Ok(envelope.encode())
+    }
+
+    fn time(&self, state: &dyn Reader) -> Result<Option<UnixMillis>, ApplyError> {
+        Ok(Some(View::new(state).clock()?.into()))
     }
 
     fn apply(&self, transaction: &mut Transaction<'_>, index: u64, command: &[u8]) -> Result<Vec<u8>, ApplyError> {

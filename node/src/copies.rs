@@ -246,9 +246,7 @@ fn studies_of(counts: &Counts) -> (u64, u64, u64) {
 
 /// The sites that can hold copies: in session, or away for less than the grace.
 fn eligible(node: &Node, view: &View<'_>) -> Result<Vec<Site>, ApplyError> {
-    // The state's clock stands still while nothing is proposed, as on a quiet night; this node's own goes
-    // on. A wrong one costs copies too many or too late, never a wrong state.
-    let now = view.clock()?.0.max(node.clock().now().0);
+    let now = node.state_time(view)?.0;
     let grace_ms = node.config().storage.placement_grace_s.saturating_mul(1000);
     let mut sites = view.sites()?;
     sites.retain(|site| {

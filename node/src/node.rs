@@ -9,8 +9,8 @@ use maillage_consensus::ids::{CommandId, Name, SiteId};
 use maillage_consensus::machine::ApplyError;
 use maillage_consensus::mesh::Site;
 use maillage_consensus::raft::{Committed, Group, GroupStatus, ProposeError, ReadError};
-use maillage_consensus::{Outcome, View};
-use maillage_host::{Clock, Disk};
+use maillage_consensus::{Outcome, StateClock, View};
+use maillage_host::{Clock, Disk, UnixMillis};
 use maillage_store::Store;
 use maillage_transport::Identity;
 use tokio::sync::watch;
@@ -89,6 +89,7 @@ pub(crate) struct Parts {
     pub(crate) images: Images,
     pub(crate) ingest: Ingest,
     pub(crate) metrics: Metrics,
+    pub(crate) state_clock: StateClock,
 }
 
 /// A running node. Clones share it.
@@ -220,6 +221,14 @@ impl Node {
     pub(crate) fn read<T>(&self, read: impl FnOnce(&View<'_>) -> Result<T, ApplyError>) -> Result<T, ApplyError> {
         let frozen = self.group().reader().view();
         read(&View::new(&*frozen))
+    }
+
+    /// The state's time, which runs on here while nothing is proposed.
+    ///
+    /// # Errors
+    /// [`ApplyError`] when the state cannot be read.
+    pub(crate) fn state_time(&self, view: &View<'_>) -> Result<UnixMillis, ApplyError> {
+        Ok(self.0.state_clock.now(view.clock()?.into()))
     }
 
     /// Returns once this node's state holds every command committed before the call.

@@ -12,11 +12,11 @@ use std::time::Duration;
 use anyhow::Context as _;
 use axum::Router;
 use bytes::Bytes;
-use maillage_consensus::View;
 use maillage_consensus::command::Command;
 use maillage_consensus::ids::{CommandId, Name, SiteId};
 use maillage_consensus::machine::Machine;
 use maillage_consensus::raft::{Committed, Duplex, Group, GroupConfig, Links, ProposeError, StartError, Timing};
+use maillage_consensus::{StateClock, View};
 use maillage_dicom::dimse::scp::{StoreHandler as _, StoreRequest};
 use maillage_dicom::dimse::status::StoreStatus;
 use maillage_host::engine::EngineHome;
@@ -240,6 +240,7 @@ impl Site {
             images,
             ingest,
             metrics,
+            state_clock: StateClock::default(),
         };
         let inner = Inner {
             node: Node::new(parts),

@@ -8,16 +8,18 @@ use std::time::Duration;
 use maillage::site::{Settings, Site};
 use maillage_consensus::raft::{Group, Role};
 use maillage_store::Store;
-use maillage_transport::{Identity, PeerId};
+use maillage_transport::{Endpoint, Identity, PeerId};
 use tokio_util::sync::CancellationToken;
 
 use crate::disk::{Disks, Ending};
 use crate::history::History;
 use crate::invariants::Watch;
 use crate::liars::Liars;
-use crate::net::{Fabric, Quality};
-use crate::plan::Plan;
+use crate::net::datagrams::Datagrams;
+use crate::net::{Fabric, Listener, Network, Quality, Watcher};
+use crate::plan::{Fault, Plan, Transport};
 use crate::rng::Rng;
+use crate::run::Begun;
 use crate::site;
 use crate::world::{Owner, World, lock};
 
@@ -27,6 +29,9 @@ const RESTART_MS: (u64, u64) = (200, 2_000);
 /// As long as a token may live: wall clocks jump here.
 const TOKEN_LASTS: Duration = Duration::from_secs(7 * 24 * 3600);
 
+/// From a node's identity to the slot where it is now.
+pub(crate) type SlotOfPeer = Box<dyn Fn(&PeerId) -> Option<u32> + Send + Sync>;
+
 /// A node that is up.
 #[derive(Clone)]
 pub(crate) struct Running {
@@ -35,6 +40,8 @@ pub(crate) struct Running {
     pub(crate) node: Site,
     pub(crate) group: Group,
     pub(crate) store: Store,
+    /// Its port, where the network is one of datagrams.
+    pub(crate) endpoint: Option<Endpoint>,
     /// Closes its doors for a stop with courtesy.
     pub(crate) shutdown: CancellationToken,
 }
@@ -44,7 +51,7 @@ pub(crate) struct Cluster {
     pub(crate) world: Arc<World>,
     pub(crate) plan: Plan,
     pub(crate) disks: Arc<Disks>,
-    pub(crate) fabric: Arc<Fabric>,
+    pub(crate) fabric: Network,
     pub(crate) watch: Arc<Watch>,
     pub(crate) history: Arc<History>,
     pub(crate) liars: Liars,
@@ -67,6 +74,8 @@ pub(crate) struct Cluster {
     count: AtomicU32,
     rotten: Mutex<Option<u32>>,
     lost_one: AtomicBool,
+    /// The faults that were done, in order.
+    begun: Mutex<Vec<Begun>>,
     /// Set when no more work is to begin.
     ending: AtomicBool,
 }
@@ -76,12 +85,21 @@ pub(crate) const FOUNDER: u32 = 1;
 /// The mesh's identity in every run.
 pub(crate) const MESH_ID: [u8; 32] = *b"a mesh that exists in simulation";
 
+/// Shows what passes on the wire to the invariants.
+fn watcher(watch: &Arc<Watch>) -> Watcher {
+    let watch = Arc::clone(watch);
+    Box::new(move |seen| watch.promises.saw(seen))
+}
+
 impl Cluster {
     pub(crate) fn new(world: Arc<World>, plan: Plan) -> Arc<Self> {
         let watch = Arc::new(Watch::new(Arc::clone(&world), plan.seed));
-        let wire = Arc::clone(&watch);
-        let fabric =
-            Fabric::new(Arc::clone(&world), plan.seed, plan.mutant, Box::new(move |seen| wire.promises.saw(seen)));
+        let fabric = match plan.transport {
+            Transport::Messages => {
+                Network::Messages(Fabric::new(Arc::clone(&world), plan.seed, plan.mutant, watcher(&watch)))
+            }
+            Transport::Quic => Network::Quic(Datagrams::new(Arc::clone(&world), plan.seed)),
+        };
         let disks = Disks::new(Arc::clone(&world), plan.seed, plan.mutant);
         let mut rng = Rng::stream(plan.seed, "links");
         // One more than there are at first may come.
@@ -115,8 +133,14 @@ impl Cluster {
             count: AtomicU32::new(sites),
             rotten: Mutex::default(),
             lost_one: AtomicBool::new(false),
+            begun: Mutex::default(),
             ending: AtomicBool::new(false),
         })
+    }
+
+    /// What listens to Raft's streams where the network cannot.
+    pub(crate) fn listener(&self) -> Listener {
+        Listener { watcher: Arc::new(watcher(&self.watch)), mutant: self.plan.mutant }
     }
 
     pub(crate) fn slots(&self) -> impl Iterator<Item = u32> + use<> {
@@ -166,7 +190,7 @@ impl Cluster {
     }
 
     /// The slot of the node with this identity, if it is the one there now.
-    pub(crate) fn slot_of_peer(&self) -> Box<dyn Fn(&PeerId) -> Option<u32> + Send + Sync> {
+    pub(crate) fn slot_of_peer(&self) -> SlotOfPeer {
         let peers = Arc::clone(&self.peers);
         Box::new(move |peer| lock(&peers).get(peer).copied())
     }
@@ -190,7 +214,8 @@ impl Cluster {
     pub(crate) async fn invite(self: &Arc<Self>, slot: u32) {
         loop {
             for running in self.all_running() {
-                let asked = self.world.spawn_on(running.owner, async move { running.node.create_token(TOKEN_LASTS).await });
+                let asked =
+                    self.world.spawn_on(running.owner, async move { running.node.create_token(TOKEN_LASTS).await });
                 if let Ok(Ok(token)) = asked.await {
                     lock(&self.tokens).insert(slot, token);
                     return;
@@ -239,6 +264,15 @@ impl Cluster {
     pub(crate) fn newest_index(&self) -> u64 {
         let newest = |running: Running| running.group.watch().borrow().last_log.unwrap_or(0);
         self.all_running().into_iter().map(newest).max().unwrap_or(0)
+    }
+
+    /// Notes that a fault begins.
+    pub(crate) fn begin_fault(&self, number: u64, fault: Fault) {
+        lock(&self.begun).push(Begun { number, fault, at: self.world.now() });
+    }
+
+    pub(crate) fn begun(&self) -> Vec<Begun> {
+        lock(&self.begun).clone()
     }
 
     pub(crate) fn is_ending(&self) -> bool {

@@ -7,6 +7,7 @@ pub(crate) mod copies;
 pub(crate) mod finality;
 pub(crate) mod instances;
 pub(crate) mod liveness;
+pub(crate) mod patients;
 pub(crate) mod promises;
 pub(crate) mod replicas;
 pub(crate) mod retrieval;

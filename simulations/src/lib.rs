@@ -15,6 +15,7 @@ mod mutant;
 mod nemesis;
 mod net;
 mod plan;
+mod quic;
 mod rng;
 mod run;
 mod site;
@@ -25,6 +26,6 @@ mod world;
 
 pub use mutant::Mutant;
 pub use net::datagrams;
-pub use plan::{Fault, Faults, Settings};
-pub use run::{Report, RunError, run};
+pub use plan::{Fault, Faults, Settings, Transport};
+pub use run::{Begun, Report, RunError, run};
 pub use world::Violation;

@@ -7,6 +7,7 @@ use maillage_consensus::command::{Command, Envelope};
 use maillage_consensus::machine::{ApplyError, Machine, Proposer};
 use maillage_consensus::transaction::Transaction;
 use maillage_host::UnixMillis;
+use maillage_host::engine::Reader;
 
 use crate::cluster::Cluster;
 use crate::history::History;
@@ -44,6 +45,10 @@ impl Machine for Watched {
             self.history.expiry(site, session);
         }
         self.inner.stamp(command, from, now)
+    }
+
+    fn time(&self, state: &dyn Reader) -> Result<Option<UnixMillis>, ApplyError> {
+        self.inner.time(state)
     }
 
     fn apply(&self, transaction: &mut Transaction<'_>, index: u64, command: &[u8]) -> Result<Vec<u8>, ApplyError> {

@@ -9,12 +9,15 @@ use std::sync::Mutex;
 
 use clap::ValueEnum;
 use maillage_consensus::command::{Command, Envelope};
-use maillage_consensus::ids::{CommandId, ExamId, FencingToken};
+use maillage_consensus::exam::Patient;
+use maillage_consensus::ids::{CommandId, ExamId, FencingToken, Line, Name, SiteId};
 use maillage_consensus::machine::{ApplyError, Machine, Proposer};
 use maillage_consensus::transaction::Transaction;
 use maillage_consensus::{Outcome, Queue};
 use maillage_host::UnixMillis;
+use maillage_host::engine::Reader;
 
+use crate::plan::{Fault, Faults};
 use crate::world::lock;
 
 /// One way of breaking the mesh.
@@ -40,6 +43,14 @@ pub enum Mutant {
     ReadsStale,
     /// A dead site's session never ends.
     SessionsNeverEnd,
+    /// What a peer sends is taken for the chunk that was asked for.
+    WrongBytesBelieved,
+    /// A site is noted as a holder of studies that it does not have.
+    HoldingsInvented,
+    /// Images go to another patient's exam.
+    OtherPatient,
+    /// The state's clock waits for a leader's wall clock that is behind.
+    ClockStandsStill,
     /// A claim is answered, then its exam is claimed again for somebody else.
     DoubleGrant,
 }
@@ -63,7 +74,20 @@ impl Mutant {
             Self::ApplyDiffers => (&["I7"], 2),
             Self::ReadsStale => (&["I1", "I4"], 20),
             Self::SessionsNeverEnd => (&["I9"], 5),
+            Self::WrongBytesBelieved => (&["I3", "I9", "I8"], 20),
+            Self::HoldingsInvented => (&["I9", "I3"], 5),
+            Self::OtherPatient => (&["I8"], 5),
+            Self::ClockStandsStill => (&["I9"], 60),
             Self::DoubleGrant => (&["I1", "I2", "I7"], 5),
+        }
+    }
+
+    /// The faults under which it is looked for; a swarm unless only some can show it.
+    pub fn faults(self) -> Faults {
+        match self {
+            Self::WrongBytesBelieved => Faults::These(vec![Fault::WrongBytes, Fault::Kill, Fault::Breaks]),
+            Self::ClockStandsStill => Faults::These(vec![Fault::ClockJump, Fault::Replace, Fault::CrashLeader]),
+            _ => Faults::Swarm,
         }
     }
 
@@ -97,16 +121,27 @@ pub(crate) struct Mutated {
     slot: u32,
     /// The newest token granted for each exam, as far as this life saw.
     grants: Mutex<BTreeMap<ExamId, FencingToken>>,
+    /// The examinations asked for: accession numbers and patients.
+    requests: Mutex<Vec<(Line, Patient)>>,
 }
 
 impl Mutated {
     /// Whether the mutant is one of the machine.
     pub(crate) fn is_of(mutant: Mutant) -> bool {
-        matches!(mutant, Mutant::FencingRemoved | Mutant::RepeatsRun | Mutant::ApplyDiffers | Mutant::DoubleGrant)
+        matches!(
+            mutant,
+            Mutant::FencingRemoved
+                | Mutant::RepeatsRun
+                | Mutant::ApplyDiffers
+                | Mutant::DoubleGrant
+                | Mutant::HoldingsInvented
+                | Mutant::OtherPatient
+                | Mutant::ClockStandsStill
+        )
     }
 
     pub(crate) fn new(mutant: Mutant, slot: u32) -> Self {
-        Self { mutant, slot, grants: Mutex::default() }
+        Self { mutant, slot, grants: Mutex::default(), requests: Mutex::default() }
     }
 
     fn change(&self, index: u64, envelope: &mut Envelope) {
@@ -115,6 +150,16 @@ impl Mutated {
             (Mutant::FencingRemoved, Command::Release { exam, token, .. } | Command::Complete { exam, token, .. }) => {
                 if let Some(newest) = lock(&self.grants).get(exam) {
                     *token = *newest;
+                }
+            }
+            (Mutant::OtherPatient, Command::AddExam(request)) => {
+                lock(&self.requests).push((request.accession.clone(), request.patient.clone()));
+            }
+            (Mutant::OtherPatient, Command::RecordStudy(part)) if index.is_multiple_of(4) => {
+                let requests = lock(&self.requests);
+                let other = requests.iter().rev().find(|(accession, _)| *accession != part.says.accession);
+                if let Some((accession, patient)) = other {
+                    (part.says.accession, part.says.patient) = (accession.clone(), patient.clone());
                 }
             }
             _ => {}
@@ -127,10 +172,21 @@ impl Machine for Mutated {
         Queue.stamp(command, from, now)
     }
 
+    fn time(&self, state: &dyn Reader) -> Result<Option<UnixMillis>, ApplyError> {
+        if self.mutant == Mutant::ClockStandsStill { Ok(None) } else { Queue.time(state) }
+    }
+
     fn apply(&self, transaction: &mut Transaction<'_>, index: u64, command: &[u8]) -> Result<Vec<u8>, ApplyError> {
         let Ok(mut envelope) = Envelope::decode(command) else { return Queue.apply(transaction, index, command) };
         self.change(index, &mut envelope);
         let outcome = Queue.apply(transaction, index, &envelope.encode())?;
+        if let (Mutant::HoldingsInvented, Command::RecordStudy(part)) = (self.mutant, &envelope.command) {
+            let id = CommandId(uuid::Uuid::from_u128(u128::from(index)));
+            let command = Command::RecordHolding { study: part.study.clone(), manifest: part.manifest, holds: true };
+            // The founder: it exists in every mesh.
+            let holds = Envelope { id, at: envelope.at, site: SiteId(1), user: Name::default(), command };
+            Queue.apply(transaction, index, &holds.encode())?;
+        }
         if self.mutant == Mutant::ApplyDiffers && index.is_multiple_of(16) {
             transaction.put([0xff], self.slot.to_be_bytes());
         }
@@ -138,7 +194,7 @@ impl Machine for Mutated {
             if self.mutant == Mutant::DoubleGrant && index.is_multiple_of(8) {
                 // Given back behind its holder's back, by a command of nobody.
                 let id = CommandId(uuid::Uuid::from_u128(u128::from(index)));
-                let reason = maillage_consensus::ids::Line::default();
+                let reason = Line::default();
                 let command = Command::Release { exam: grant.exam, token: grant.claim.token, reason };
                 let release = Envelope { id, at: envelope.at, site: envelope.site, user: envelope.user, command };
                 Queue.apply(transaction, index, &release.encode())?;

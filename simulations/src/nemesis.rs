@@ -6,36 +6,41 @@ use std::time::Duration;
 use crate::cluster::{Cluster, FOUNDER};
 use crate::disk::Ending;
 use crate::invariants::copies;
-use crate::plan::Fault;
+use crate::net::datagrams::Flaws;
+use crate::plan::{Fault, Plan, Transport};
 use crate::rng::Rng;
 use crate::{site, workload};
 
 /// Probability that a write is a node's last act, while writes may be.
 const DIES_WRITING: f64 = 0.002;
+/// The most that a lossy link does to its datagrams. Two in a hundred lost is what poor lines of the
+/// public internet have in the evening; beyond, QUIC's rate falls below what a mesh can live on.
+const LOSS_MAX: f64 = 0.02;
+const DUPLICATION_MAX: f64 = 0.01;
+const REORDERING_MAX: f64 = 0.05;
 
 /// Does harm until `until`, then waits for what it began to end.
 pub(crate) async fn run(cluster: Arc<Cluster>, until: Duration) {
     let mut rng = Rng::stream(cluster.plan.seed, "nemesis");
     let faults = cluster.plan.faults.clone();
     cluster.world.event(0, format_args!("faults {faults:?}"));
-    if faults.contains(&Fault::CrashWriting) {
-        let dies_writing = DIES_WRITING * (0.2 + rng.fraction());
-        for slot in cluster.slots() {
-            cluster.disks.set_faults(slot, |faults| faults.dies_writing = dies_writing);
-        }
-    }
-    if faults.contains(&Fault::CrashVoting) {
-        cluster.watch.promises.crash_voters(Some(Rng::stream(cluster.plan.seed, "crash voters")));
-    }
+    begin_throughout(&cluster, &mut rng);
     let mut under_way = Vec::new();
     let mut number = 0_u64;
     loop {
         tokio::time::sleep(rng.around(cluster.plan.fault_every)).await;
-        if cluster.world.now() >= until || faults.is_empty() {
+        // What follows a violation says no more.
+        if cluster.world.now() >= until || faults.is_empty() || cluster.world.is_violated() {
             break;
         }
         let Some(fault) = rng.pick(&faults).copied() else { break };
         number += 1;
+        if !cluster.plan.does(number, fault) {
+            continue;
+        }
+        if !fault.is_throughout() {
+            cluster.begin_fault(number, fault);
+        }
         // A stream of its own for each: one left out changes no other.
         let mut own = Rng::stream(cluster.plan.seed, &format!("fault {number}"));
         let slot = u32::try_from(own.between(1, u64::from(cluster.plan.sites))).unwrap_or(1);
@@ -48,13 +53,65 @@ pub(crate) async fn run(cluster: Arc<Cluster>, until: Duration) {
         // One that panicked is a violation already.
         let _ = harm.await;
     }
-    cluster.watch.promises.crash_voters(None);
+    end_throughout(&cluster);
     for slot in cluster.slots() {
         cluster.disks.set_faults(slot, |faults| *faults = Default::default());
         cluster.liars.set(slot, None);
         cluster.world.resume(slot);
     }
     cluster.fabric.heal();
+}
+
+/// Sets what lasts for the whole run.
+fn begin_throughout(cluster: &Arc<Cluster>, rng: &mut Rng) {
+    let (plan, world) = (&cluster.plan, &cluster.world);
+    for fault in plan.faults.iter().copied().filter(|fault| fault.is_throughout()) {
+        // Drawn in any case: one left out changes no other.
+        let share = if fault == Fault::CrashWriting { rng.fraction() } else { 0.0 };
+        if plan.without.contains(&fault) {
+            continue;
+        }
+        match fault {
+            Fault::CrashWriting => {
+                let dies_writing = DIES_WRITING * (0.2 + share);
+                for slot in cluster.slots() {
+                    cluster.disks.set_faults(slot, |faults| faults.dies_writing = dies_writing);
+                }
+            }
+            Fault::CrashVoting => {
+                cluster.watch.promises.crash_voters(Some(Rng::stream(plan.seed, "crash voters")));
+            }
+            _ if plan.transport == Transport::Quic => {
+                let mut rng = Rng::stream(plan.seed, "lossy links");
+                for (from, to) in ways(plan) {
+                    let loss = LOSS_MAX * rng.fraction();
+                    let duplication = DUPLICATION_MAX * rng.fraction();
+                    let reordering = REORDERING_MAX * rng.fraction();
+                    let flaws = Flaws { loss, duplication, reordering, ..Flaws::default() };
+                    // Some links are good.
+                    if rng.chance(0.7) {
+                        cluster.fabric.set_flaws(from, to, flaws);
+                        world.event(from, format_args!("lossy to {to}: {flaws:?}"));
+                    }
+                }
+                world.sometimes("links were lossy");
+            }
+            _ => {}
+        }
+    }
+}
+
+fn end_throughout(cluster: &Arc<Cluster>) {
+    cluster.watch.promises.crash_voters(None);
+    for (from, to) in ways(&cluster.plan) {
+        cluster.fabric.set_flaws(from, to, Flaws::default());
+    }
+}
+
+/// Every directed link that there is or may be.
+fn ways(plan: &Plan) -> impl Iterator<Item = (u32, u32)> {
+    let last = plan.sites + 1;
+    (1..=last).flat_map(move |from| (1..=last).filter(move |to| *to != from).map(move |to| (from, to)))
 }
 
 struct Harm {
@@ -86,7 +143,7 @@ impl Harm {
                 self.crash(slots, Ending::PowerCut).await;
             }
             // Set for the whole run, by the probability of each write and vote.
-            Fault::CrashWriting | Fault::CrashVoting => {}
+            Fault::CrashWriting | Fault::CrashVoting | Fault::LossyLinks => {}
             Fault::Pause => {
                 self.cluster.world.pause(self.slot);
                 tokio::time::sleep(self.lasts).await;

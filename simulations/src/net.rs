@@ -4,7 +4,7 @@
 //! lives of two nodes, as one QUIC connection does: its streams break together, when nothing came
 //! through for the idle time or when one end learns that the other is a new life. Bytes sent into a
 //! cut are retransmitted after it, if the connection lasts; bytes of a node that crashed are still on
-//! their way. A fabric of datagrams under real QUIC can take this one's place behind `Links`.
+//! their way. Datagrams under the production QUIC (`datagrams`) can take its place (`network`).
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -17,13 +17,17 @@ use tokio::sync::{Notify, mpsc};
 mod chunks;
 pub mod datagrams;
 mod links;
+mod network;
 mod pipe;
 mod tap;
+mod tapped;
 
 pub(crate) use chunks::{SimHolders, answer as answer_chunk, read_frame, write_frame};
 pub(crate) use links::SimLinks;
+pub(crate) use network::Network;
 use pipe::Pipe;
 pub(crate) use tap::{Ballot, Said, Seen};
+pub(crate) use tapped::Listener;
 
 use crate::mutant::Mutant;
 use crate::rng::Rng;

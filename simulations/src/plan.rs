@@ -64,9 +64,23 @@ pub enum Fault {
     ClockDrift,
     /// Wall clocks jump by days. Not in the swarm: the mesh forgets outcomes after a day of its clock.
     ClockLeap,
+    /// Links lose, repeat and reorder datagrams, throughout. Only datagrams can be: nothing with streams.
+    LossyLinks,
 }
 
-/// The faults of a swarm: every kind that must not matter.
+impl Fault {
+    /// Whether it lasts for the whole run, in place of happening now and then.
+    pub(crate) fn is_throughout(self) -> bool {
+        matches!(self, Self::CrashWriting | Self::CrashVoting | Self::LossyLinks)
+    }
+
+    /// The name on the command line.
+    pub fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+}
+
+/// The faults of a swarm: every kind that must not matter. [`Fault::LossyLinks`] may be added to it.
 pub(crate) const SWARM: [Fault; 25] = [
     Fault::Crash,
     Fault::CrashMany,
@@ -95,6 +109,19 @@ pub(crate) const SWARM: [Fault; 25] = [
     Fault::ClockDrift,
 ];
 
+/// What carries the bytes between nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Transport {
+    /// Streams that the simulator makes: the nodes' own transport is left out.
+    #[default]
+    Messages,
+    /// Datagrams, under the production QUIC, TLS, membership and chunk exchange.
+    Quic,
+}
+
+/// The share of swarms over datagrams whose links are lossy.
+const LOSSY: f64 = 0.6;
+
 /// Which faults a run has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Faults {
@@ -122,10 +149,7 @@ impl std::fmt::Display for Faults {
             Self::Swarm => f.write_str("swarm"),
             Self::These(faults) if faults.is_empty() => f.write_str("none"),
             Self::These(faults) => {
-                let names: Vec<String> = faults
-                    .iter()
-                    .filter_map(|fault| fault.to_possible_value().map(|value| value.get_name().to_owned()))
-                    .collect();
+                let names: Vec<String> = faults.iter().map(|fault| fault.name()).collect();
                 f.write_str(&names.join(","))
             }
         }
@@ -148,6 +172,12 @@ pub struct Settings {
     pub sites: u32,
     /// The faults.
     pub faults: Faults,
+    /// Kinds of fault that are drawn like all others and then not done: what is left happens when it would have.
+    pub without: Vec<Fault>,
+    /// Only the faults of these numbers are done, if given. Those that last throughout have none.
+    pub only_faults: Option<Vec<u64>>,
+    /// What carries the bytes between nodes.
+    pub transport: Transport,
     /// A deliberate fault at a seam.
     pub mutant: Option<Mutant>,
     /// Where the events go, besides their hash.
@@ -157,7 +187,7 @@ pub struct Settings {
 impl Settings {
     /// The arguments of `simulate run` that repeat this run.
     pub fn arguments(&self) -> Vec<String> {
-        let Self { seed, minutes, sites, faults, mutant, .. } = self;
+        let Self { seed, minutes, sites, faults, without, only_faults, transport, mutant, trace: _ } = self;
         let mut arguments = vec![
             "run".to_owned(),
             format!("--seed={seed}"),
@@ -165,8 +195,26 @@ impl Settings {
             format!("--sites={sites}"),
             format!("--faults={faults}"),
         ];
+        if !without.is_empty() {
+            arguments.push(format!("--without={}", Faults::These(without.clone())));
+        }
+        arguments.extend(only_faults.as_ref().map(|numbers| format!("--only-faults={}", Numbers(numbers))));
+        if *transport == Transport::Quic {
+            arguments.push("--transport=quic".to_owned());
+        }
         arguments.extend(mutant.map(|mutant| format!("--mutant={mutant}")));
         arguments
+    }
+}
+
+/// Numbers of faults as the command line takes them.
+struct Numbers<'a>(&'a [u64]);
+
+impl std::fmt::Display for Numbers<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let texts: Vec<String> = self.0.iter().map(u64::to_string).collect();
+        f.write_str(if texts.is_empty() { "none" } else { "" })?;
+        f.write_str(&texts.join(","))
     }
 }
 
@@ -177,6 +225,10 @@ pub(crate) struct Plan {
     pub(crate) sites: u32,
     pub(crate) duration: Duration,
     pub(crate) faults: Vec<Fault>,
+    /// Kinds and numbers of faults that are left out.
+    pub(crate) without: Vec<Fault>,
+    pub(crate) only_faults: Option<Vec<u64>>,
+    pub(crate) transport: Transport,
     pub(crate) mutant: Option<Mutant>,
     pub(crate) timing: Timing,
     /// One-way latency between two sites, milliseconds, at most.
@@ -213,13 +265,21 @@ impl Plan {
             Faults::These(faults) => faults.clone(),
             Faults::Swarm => {
                 let share = [0.2, 0.4, 0.7][rng.index(3)];
-                SWARM.into_iter().filter(|_| rng.chance(share)).collect()
+                let mut faults: Vec<Fault> = SWARM.into_iter().filter(|_| rng.chance(share)).collect();
+                // From a stream of its own: the same seed has the same other faults with either transport.
+                if settings.transport == Transport::Quic && Rng::stream(settings.seed, "lossy").chance(LOSSY) {
+                    faults.push(Fault::LossyLinks);
+                }
+                faults
             }
         };
         Self {
             seed: settings.seed,
             sites: settings.sites.clamp(1, 64),
             duration: Duration::from_secs(settings.minutes * 60),
+            without: settings.without.clone(),
+            only_faults: settings.only_faults.clone(),
+            transport: settings.transport,
             mutant: settings.mutant,
             timing: if lan { Timing::LAN } else { Timing::WAN },
             latency_ms_max: if lan { 3 } else { rng.between(5, 25) },
@@ -239,6 +299,18 @@ impl Plan {
             one_stays_away: !faults.is_empty() && settings.sites >= 3 && rng.chance(0.5),
             faults,
         }
+    }
+
+    /// The kinds that last for the whole run and are done.
+    pub(crate) fn throughout(&self) -> impl Iterator<Item = Fault> {
+        let is_done = |fault: &Fault| fault.is_throughout() && !self.without.contains(fault);
+        self.faults.iter().copied().filter(is_done)
+    }
+
+    /// Whether this fault is done, or left out.
+    pub(crate) fn does(&self, number: u64, fault: Fault) -> bool {
+        let asked = self.only_faults.as_ref().is_none_or(|only| only.contains(&number));
+        asked && !self.without.contains(&fault)
     }
 
     /// The configuration of the node in `slot`, as its sysadmin wrote it.

@@ -10,8 +10,8 @@ use maillage_consensus::View;
 
 use crate::cluster::{Cluster, FOUNDER};
 use crate::disk::Ending;
-use crate::invariants::{claims, copies, liveness, retrieval, tokens};
-use crate::plan::{Plan, Settings};
+use crate::invariants::{claims, copies, liveness, patients, retrieval, tokens};
+use crate::plan::{Fault, Faults, Plan, Settings};
 use crate::rng::Rng;
 use crate::trace::Trace;
 use crate::world::{Tasks, Violation, World};
@@ -19,6 +19,17 @@ use crate::{nemesis, workload};
 
 /// How long building the mesh may take.
 const BUILD: Duration = Duration::from_secs(120);
+
+/// A fault that was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Begun {
+    /// Its number, the same however many others are left out.
+    pub number: u64,
+    /// Its kind.
+    pub fault: Fault,
+    /// Simulated time.
+    pub at: Duration,
+}
 
 /// What a run showed.
 #[derive(Debug, Clone)]
@@ -41,6 +52,10 @@ pub struct Report {
     pub reached: BTreeMap<&'static str, u64>,
     /// The kinds of fault of the run.
     pub faults: String,
+    /// Those of them that last for the whole run.
+    pub throughout: Vec<Fault>,
+    /// The faults done, in order.
+    pub begun: Vec<Begun>,
 }
 
 /// Why a run could not be made.
@@ -129,7 +144,7 @@ async fn play(cluster: Arc<Cluster>) -> Duration {
     drop(maillage_host::spawn(look_around(Arc::clone(&cluster))));
     let until = world.now() + cluster.plan.duration;
     nemesis::run(Arc::clone(&cluster), until).await;
-    if world.now() < until {
+    if world.now() < until && !world.is_violated() {
         tokio::time::sleep_until(world.instant(until)).await;
     }
     world.event(0, format_args!("the faults are over"));
@@ -164,6 +179,7 @@ async fn finish(cluster: &Arc<Cluster>, clients: workload::Clients) -> Duration 
     liveness::replicas_converge(cluster, cluster.count()).await;
     for running in cluster.all_running() {
         cluster.watch.finality.check(&running, true);
+        patients::check(cluster, &running, true);
         if cluster.rotten() != Some(running.owner.slot) {
             cluster.watch.instances.check_all(&running).await;
         }
@@ -178,6 +194,7 @@ pub(crate) async fn look_around(cluster: Arc<Cluster>) {
         tokio::time::sleep(cluster.plan.look_every).await;
         for running in cluster.all_running() {
             cluster.watch.finality.check(&running, false);
+            patients::check(&cluster, &running, false);
             cluster.watch.replicas.compare(&running);
         }
         let leader = cluster.leader();
@@ -207,7 +224,9 @@ fn judge(cluster: &Arc<Cluster>, recovered: Duration) -> Report {
         recovered,
         counts: [exams, completed, cluster.watch.instances.count(), histories, compared],
         reached: world.reached(),
-        faults: crate::plan::Faults::These(cluster.plan.faults.clone()).to_string(),
+        faults: Faults::These(cluster.plan.faults.clone()).to_string(),
+        throughout: cluster.plan.throughout().collect(),
+        begun: cluster.begun(),
     }
 }
 
@@ -215,7 +234,7 @@ fn judge(cluster: &Arc<Cluster>, recovered: Duration) -> Report {
 
 /// Starts the machines and builds the mesh; a violation when that takes longer than `limit`.
 pub(crate) async fn begin(cluster: &Arc<Cluster>, limit: Duration) -> bool {
-    drop(maillage_host::spawn(Arc::clone(&cluster.fabric).pump()));
+    drop(maillage_host::spawn(cluster.fabric.clone().pump()));
     drop(maillage_host::spawn(Arc::clone(cluster).supervise()));
     drop(maillage_host::spawn(Arc::clone(cluster).carry_out_crashes()));
     let built = build(cluster, limit).await;

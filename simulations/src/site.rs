@@ -3,7 +3,7 @@
 //! What stands here is what a machine, its sysadmin and its service supervisor do: the disk, the clock,
 //! the network, founding or joining once, and starting again what stopped.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,14 +12,15 @@ use maillage_consensus::raft::{LogError, StartError};
 use maillage_host::engine::MemoryHome;
 use maillage_host::{Clock, Disk, UnixMillis};
 use maillage_store::{OpenError, StoreConfig};
-use maillage_transport::{Identity, Membership, PeerId};
+use maillage_transport::{Endpoint, Identity, Membership, PeerId};
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{Cluster, FOUNDER, MESH_ID, Running};
 use crate::disk::Ending;
-use crate::machine;
-use crate::net::{Incoming, Plane, SimHolders, SimLinks, answer_chunk, read_frame, write_frame};
+use crate::mutant::Mutant;
+use crate::net::{Incoming, Network, Plane, SimHolders, SimLinks, answer_chunk, read_frame, write_frame};
 use crate::world::{HARNESS, Owner};
+use crate::{machine, quic};
 
 /// Small, so that a short run crosses extents and packs.
 fn store_config() -> StoreConfig {
@@ -82,8 +83,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>, owner: Owner) {
 async fn start(cluster: &Arc<Cluster>, owner: Owner) -> Result<Running, Failed> {
     let (world, slot) = (Arc::clone(&cluster.world), owner.slot);
     let disk = cluster.disks.disk(owner);
-    let clock_world = Arc::clone(&world);
-    let clock = Clock::from_fn(move || UnixMillis(clock_world.wall_ms(slot)));
+    let clock = clock(cluster, slot);
     let identity = cluster.identity(slot);
     let settings = cluster.settings(slot).map_err(|error| Failed::Refuses(error.to_string()))?;
     let mesh = belong(cluster, owner, &disk, &settings, &identity).await?;
@@ -97,16 +97,9 @@ async fn start(cluster: &Arc<Cluster>, owner: Owner) -> Result<Running, Failed> 
         images: store_config(),
         queue: machine::of(cluster, slot),
     };
-    let wires = Wires {
-        links: Arc::new(SimLinks { fabric: Arc::clone(&cluster.fabric), owner, slot_of: cluster.slot_of() }),
-        holders: Arc::new(SimHolders {
-            fabric: Arc::clone(&cluster.fabric),
-            owner,
-            own: identity.peer_id(),
-            slot_of: cluster.slot_of_peer(),
-        }),
-    };
-    let member = Member::new(identity, mesh, Membership::new(clock));
+    let membership = Membership::new(clock.clone());
+    let member = Member::new(identity, mesh, membership.clone());
+    let (wires, endpoint) = reach(cluster, owner, &member, &membership, &clock).map_err(|error| Failed::of(&error))?;
     let shutdown = CancellationToken::new();
     let node = Site::open(settings, member, host, wires, shutdown.clone()).await.map_err(|error| match &error {
         StartFailure::Images(OpenError::Version { .. }) | StartFailure::LogLost => Failed::Refuses(error.to_string()),
@@ -130,7 +123,37 @@ async fn start(cluster: &Arc<Cluster>, owner: Owner) -> Result<Running, Failed> 
     // No door is open yet, so no leader has added anything.
     cluster.watch.promises.life_begins(owner, last_log);
     drop(status);
-    Ok(Running { owner, site, node, group, store, shutdown })
+    Ok(Running { owner, site, node, group, store, endpoint, shutdown })
+}
+
+/// The wall clock of a slot.
+fn clock(cluster: &Arc<Cluster>, slot: u32) -> Clock {
+    let world = Arc::clone(&cluster.world);
+    Clock::from_fn(move || UnixMillis(world.wall_ms(slot)))
+}
+
+/// A life's way to the others, and its port if that is what it takes.
+fn reach(
+    cluster: &Arc<Cluster>,
+    owner: Owner,
+    member: &Member,
+    membership: &Membership,
+    clock: &Clock,
+) -> std::io::Result<(Wires, Option<Endpoint>)> {
+    match &cluster.fabric {
+        Network::Messages(fabric) => {
+            let own = member.identity.peer_id();
+            let links = SimLinks { fabric: Arc::clone(fabric), owner, slot_of: cluster.slot_of() };
+            let believes = cluster.plan.mutant == Some(Mutant::WrongBytesBelieved);
+            let slot_of = cluster.slot_of_peer();
+            let holders = SimHolders { fabric: Arc::clone(fabric), owner, own, believes, slot_of };
+            Ok((Wires { links: Arc::new(links), holders: Arc::new(holders) }, None))
+        }
+        Network::Quic(datagrams) => {
+            let endpoint = quic::open(datagrams, owner, &member.identity, membership, clock)?;
+            Ok((quic::wires(cluster, owner, member, &endpoint), Some(endpoint)))
+        }
+    }
 }
 
 /// What `mesh.json` says; founds or joins first when there is none, as a sysadmin does.
@@ -165,9 +188,8 @@ async fn join(
     loop {
         let Some(token) = cluster.token(owner.slot) else { return Err(Failed::Disk("it has no token".to_owned())) };
         let joining = Joining::new(settings, identity, &token).map_err(|error| Failed::Refuses(error.to_string()))?;
-        for (peer, _) in joining.members() {
-            let Some(to) = cluster.slot_of_peer()(&peer) else { continue };
-            let asked = tokio::time::timeout(JOIN_WAIT, ask_to_join(cluster, owner, to, &joining)).await;
+        for member in joining.members() {
+            let asked = tokio::time::timeout(JOIN_WAIT, ask_to_join(cluster, owner, member, &joining)).await;
             let Ok(Ok(Some(reply))) = asked else { continue };
             match joining.admitted(&reply) {
                 Ok(mesh) => {
@@ -185,10 +207,17 @@ async fn join(
 async fn ask_to_join(
     cluster: &Arc<Cluster>,
     owner: Owner,
-    to: u32,
+    member: (PeerId, SocketAddr),
     joining: &Joining,
 ) -> std::io::Result<Option<bytes::Bytes>> {
-    let mut stream = cluster.fabric.open(owner, to, Plane::Join).await?;
+    let fabric = match &cluster.fabric {
+        Network::Messages(fabric) => fabric,
+        Network::Quic(datagrams) => {
+            return quic::ask_to_join(datagrams, owner, &clock(cluster, owner.slot), joining, member).await;
+        }
+    };
+    let to = cluster.slot_of_peer()(&member.0).ok_or(std::io::ErrorKind::NotFound)?;
+    let mut stream = fabric.open(owner, to, Plane::Join).await?;
     // In production the TLS handshake proves that the joiner holds the token's key.
     write_frame(&mut *stream.writer, &joining.token_identity().peer_id().to_bytes()).await?;
     write_frame(&mut *stream.writer, joining.request()).await?;
@@ -207,7 +236,12 @@ async fn answer_join(running: Running, from: u32, mut stream: maillage_consensus
 /// Tells the node to stop, as a service supervisor does, and waits until it has.
 pub(crate) async fn stop(running: &Running) {
     running.shutdown.cancel();
-    running.node.stop(std::future::ready(())).await;
+    let close_port = async {
+        if let Some(endpoint) = &running.endpoint {
+            endpoint.close().await;
+        }
+    };
+    running.node.stop(close_port).await;
 }
 
 /// Runs the node's tasks until it may no longer be a replica. Returns why.
@@ -255,7 +289,11 @@ async fn live(cluster: &Arc<Cluster>, running: Running) -> String {
 
 /// Answers what other nodes open.
 async fn open_doors(cluster: Arc<Cluster>, running: Running) {
-    let mut door = cluster.fabric.open_door(running.owner);
+    let fabric = match &cluster.fabric {
+        Network::Messages(fabric) => fabric,
+        Network::Quic(_) => return quic::open_doors(Arc::clone(&cluster), running).await,
+    };
+    let mut door = fabric.open_door(running.owner);
     while let Some(Incoming { from, plane, stream }) = door.recv().await {
         let running = running.clone();
         match plane {

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Arguments;
 use std::future::Future;
+use std::panic::Location;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
@@ -243,8 +244,7 @@ impl World {
         /// 2026-01-01T00:00:00Z.
         const EPOCH_MS: u64 = 1_767_225_600_000;
         let state = lock(&self.state);
-        let (ahead, drift) =
-            state.lives.get(&slot).map_or((0, 0), |life| (life.clock_ahead_ms, life.clock_drift_ppm));
+        let (ahead, drift) = state.lives.get(&slot).map_or((0, 0), |life| (life.clock_ahead_ms, life.clock_drift_ppm));
         drop(state);
         let now = i64::try_from(self.now().as_millis()).unwrap_or(i64::MAX);
         let gained = now.saturating_mul(drift) / 1_000_000;
@@ -348,15 +348,17 @@ impl Drop for Acting<'_> {
 pub(crate) struct Tasks(pub(crate) Arc<World>);
 
 impl Scheduler for Tasks {
-    fn scope(&self) -> Box<dyn Scope> {
+    fn scope(&self, place: &'static Location<'static>) -> Box<dyn Scope> {
         let owner = lock(&self.0.state).current;
-        Box::new(TaskScope { world: Arc::clone(&self.0), owner, pace: Mutex::default() })
+        Box::new(TaskScope { world: Arc::clone(&self.0), owner, place, pace: Mutex::default() })
     }
 }
 
 struct TaskScope {
     world: Arc<World>,
     owner: Owner,
+    /// Where the task was started.
+    place: &'static Location<'static>,
     pace: Mutex<Pace>,
 }
 
@@ -391,6 +393,7 @@ impl TaskScope {
             return true;
         }
         self.world.sometimes("a task span without waiting");
+        self.world.event(self.owner.slot, format_args!("spins: the task of {}", self.place));
         let mut wait = Box::pin(tokio::time::sleep(Duration::from_millis(pace.wait_ms.max(1))));
         let ready = wait.as_mut().poll(cx).is_ready();
         pace.waits = Some(wait);

@@ -91,14 +91,39 @@ async fn a_node_that_died_and_came_back_is_reached_again_under_its_address() {
     let link = near.link(&scene, b.peer(), Plane::Chunk).await.expect("link");
     scene.end(2);
     drop(far);
-    let died_at = scene.now();
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(link.close_reason().is_none(), "the dead say nothing");
     let _far = b.begin(&scene, &wanted).await;
-    assert_eq!(near.ended(&scene, &link).await, "timed out");
-    assert!(scene.now() - died_at < 2 * IDLE);
+    let back_at = scene.now();
+    assert_eq!(near.ended(&scene, &link).await, "reset by peer");
+    assert!(scene.now() - back_at < IDLE, "a probe finds out before the silence does");
     let link = near.link_at_last(&scene, b.peer(), Plane::Chunk).await;
     assert!(near.get_all(&scene, &link, &wanted).await == wanted);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_link_to_a_life_that_is_over_ends_within_a_round_trip_once_the_next_one_has_begun() {
+    let scene = Scene::open(7, 0.01).expect("scene");
+    let [a, b] = nodes(&scene);
+    let (near, far) = (a.begin(&scene, &[]).await, b.begin(&scene, &[]).await);
+    // The dialler has a token from the handshake, the dialled one only from a later frame.
+    let dialled = near.link(&scene, b.peer(), Plane::Raft).await.expect("link");
+    far.link(&scene, a.peer(), Plane::Raft).await.expect("link");
+    let accepted = near.accepted_from(b.peer()).expect("it came");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    scene.end(2);
+    drop(far);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(dialled.close_reason().is_none() && accepted.close_reason().is_none(), "the dead say nothing");
+    let _far = b.begin(&scene, &[]).await;
+    for link in [dialled, accepted] {
+        let speaks_at = scene.now();
+        near.speak(&scene, &link).await;
+        assert_eq!(near.ended(&scene, &link).await, "reset by peer");
+        let took = scene.now() - speaks_at;
+        // There and back, each with jitter, and two ticks of the timers.
+        assert!(took <= 2 * (LATENCY + 4 * JITTER) + Duration::from_millis(2), "took {took:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

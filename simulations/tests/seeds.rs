@@ -1,7 +1,7 @@
 //! A handful of seeds, each in a process of its own: what `cargo test` covers of the simulation.
 //! Sweeps are by command.
 
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 fn simulate(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_simulate")).args(arguments).output().expect("start the simulator")
@@ -42,6 +42,42 @@ fn an_hour_of_the_day_is_read_to_the_end_and_is_the_same_in_two_processes() {
         line.and_then(|line| line.split(' ').next()).expect("a digest").to_owned()
     });
     assert_eq!(results[0], results[1]);
+}
+
+#[test]
+fn a_mesh_over_quic_keeps_its_promises_and_its_events_are_the_same_in_two_processes() {
+    let over_quic = ["--minutes", "1", "--sites", "3", "--transport", "quic"];
+    let text = assert_passes(&[&["run", "--seed", "1"], &over_quic[..]].concat());
+    for reached in ["links were lossy", "a vote was granted", "a forwarded command was committed"] {
+        assert!(text.contains(reached), "{reached}: {text}");
+    }
+    assert_passes(&[&["check-determinism", "--seed", "5"], &over_quic[..]].concat());
+}
+
+#[test]
+fn what_is_logged_changes_nothing_of_a_run() {
+    let result = |filter: Option<&str>| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_simulate"));
+        command.args(["run", "--seed", "4", "--minutes", "1", "--sites", "3"]).stderr(Stdio::null());
+        command.env_remove("RUST_LOG").envs(filter.map(|filter| ("RUST_LOG", filter)));
+        let text = String::from_utf8_lossy(&command.output().expect("start the simulator").stdout).into_owned();
+        text.lines().find(|line| line.starts_with("result ")).map(str::to_owned).unwrap_or_else(|| panic!("{text}"))
+    };
+    assert_eq!(result(None), result(Some("info,maillage=debug,maillage_consensus=debug")));
+}
+
+#[test]
+fn a_plan_is_shrunk_to_the_one_fault_that_it_takes() {
+    let shape = ["--minutes=1", "--sites=3", "--faults=pause,crash,breaks,crash-voting", "--mutant=pack-fsync-lies"];
+    let text = assert_passes(&[&["shrink", "--seed", "1"], &shape[..]].concat());
+    let (_, replay) = text.rsplit_once("again: cargo sim ").unwrap_or_else(|| panic!("no replay: {text}"));
+    let again = simulate(&replay.split_whitespace().collect::<Vec<_>>());
+    let again = String::from_utf8_lossy(&again.stdout);
+    assert!(again.contains("VIOLATION I3"), "{text}\n{again}");
+    let plan = again.lines().find_map(|line| line.strip_prefix("plan ")).expect("a plan");
+    assert!(plan.ends_with(":crash") && !plan.contains(' '), "power lost once is all it takes: {plan}\n{text}");
+    let more = text.lines().next().expect("what there was before");
+    assert!(more.matches(':').count() > 1, "there was something to leave out: {more}");
 }
 
 #[test]

@@ -7,9 +7,13 @@
 //! returning it, and every wait has a deadline. A mesh that is dropped while its test panics prints
 //! the ends of its sites' logs; its processes and files are gone afterwards in any case.
 //!
+//! [`wan`] puts sites into network namespaces and a network between them that delays, loses and cuts; the
+//! binary `chaos` runs real nodes on it.
+//!
 //! The harness speaks HTTP, multipart and Part 10 by code of its own, so that a mistake in the node's
 //! code is not made twice. Only DIMSE comes from `maillage_dicom`, whose sender is tested against dcmtk.
 
+pub mod draw;
 pub mod exams;
 pub mod http;
 pub mod mesh;
@@ -20,6 +24,7 @@ pub mod settings;
 pub mod site;
 pub mod study;
 pub mod wait;
+pub mod wan;
 
 pub use http::{Answer, Http};
 pub use mesh::{Mesh, turn};

@@ -21,23 +21,32 @@ impl Answer {
     /// When it is none, or not whole.
     #[track_caller]
     pub fn parts(&self) -> Vec<Part> {
+        self.try_parts().unwrap_or_else(|| panic!("no whole multipart answer: {:?}", self.header("content-type")))
+    }
+
+    /// The parts of a whole `multipart/related` answer; `None` when it is none, or not whole.
+    pub fn try_parts(&self) -> Option<Vec<Part>> {
         let kind = self.header("content-type");
-        assert!(kind.starts_with("multipart/related"), "{kind:?}");
-        let boundary = kind.split("boundary=").nth(1).expect("a boundary");
-        let boundary = boundary.split(';').next().expect("a text").trim_matches('"');
+        if !kind.starts_with("multipart/related") {
+            return None;
+        }
+        let boundary = kind.split("boundary=").nth(1)?.split(';').next()?.trim_matches('"');
         let delimiter = format!("--{boundary}");
-        assert!(self.body.starts_with(delimiter.as_bytes()), "the body begins with its delimiter");
-        assert!(self.body.ends_with(format!("{delimiter}--\r\n").as_bytes()), "the closing delimiter is there");
+        let is_whole =
+            self.body.starts_with(delimiter.as_bytes()) && self.body.ends_with(format!("{delimiter}--\r\n").as_bytes());
+        if !is_whole {
+            return None;
+        }
         let between = format!("\r\n{delimiter}");
         let (mut parts, mut at) = (Vec::new(), delimiter.len());
         loop {
             let rest = self.body.slice(at..);
             if rest.starts_with(b"--") {
-                return parts;
+                return Some(parts);
             }
-            let end = find(&rest, between.as_bytes()).expect("each part ends with a delimiter");
-            let head_end = find(&rest, b"\r\n\r\n").expect("each part has a head");
-            let head = String::from_utf8(rest[2..head_end].to_vec()).expect("heads are ASCII");
+            let end = find(&rest, between.as_bytes())?;
+            let head_end = find(&rest, b"\r\n\r\n")?;
+            let head = String::from_utf8(rest.get(2..head_end)?.to_vec()).ok()?;
             parts.push(Part { head, body: rest.slice(head_end + 4..end) });
             at += end + between.len();
         }

@@ -28,6 +28,7 @@ mod close;
 mod links;
 mod registry;
 mod rejections;
+mod reset;
 mod runtime;
 mod socket;
 #[cfg(test)]
@@ -163,7 +164,7 @@ impl Endpoint {
         server.incoming_buffer_size(INCOMING_BUFFER_BYTES);
         server.incoming_buffer_size_total(INCOMING_BUFFER_TOTAL_BYTES);
         let quinn = quinn::Endpoint::new_with_abstract_socket(
-            quinn::EndpointConfig::default(),
+            reset::endpoint_config(&identity),
             Some(server.clone()),
             socket.open().map_err(BindError::Socket)?,
             Arc::new(runtime::MeshRuntime),

@@ -42,6 +42,7 @@ use super::snapshot::SnapshotStore;
 use super::state::View;
 use super::status::{Freshness, GroupStatus};
 use super::types::{LeaderId, Metrics, Raft};
+use crate::StateClock;
 use crate::machine::Machine;
 
 /// How long each part may take to stop.
@@ -64,6 +65,7 @@ pub(crate) struct Inner {
     view: Arc<View>,
     machine: Arc<dyn Machine>,
     clock: Clock,
+    state_clock: StateClock,
     timing: Timing,
     started: Instant,
     presence: Presence,

@@ -6,6 +6,7 @@
 
 use std::future::Future;
 use std::io;
+use std::panic::Location;
 use std::pin::Pin;
 use std::sync::OnceLock;
 use std::task::{Context, Poll};
@@ -14,8 +15,9 @@ use tokio::task::JoinHandle;
 
 /// What a simulator supplies to own the tasks of its nodes.
 pub trait Scheduler: Send + Sync + 'static {
-    /// The scope of a task about to be spawned by the node that is running now.
-    fn scope(&self) -> Box<dyn Scope>;
+    /// The scope of a task about to be spawned, at this place of the code, by the node that is running
+    /// now.
+    fn scope(&self, place: &'static Location<'static>) -> Box<dyn Scope>;
 }
 
 /// One task's belonging to a node.
@@ -39,6 +41,7 @@ pub fn install(scheduler: Box<dyn Scheduler>) -> Result<(), Box<dyn Scheduler>> 
 
 /// Starts a task on the current runtime.
 #[expect(clippy::disallowed_methods, reason = "this is the seam that the lint points to")]
+#[track_caller]
 pub fn spawn<F>(future: F) -> JoinHandle<F::Output>
 where
     F: Future + Send + 'static,
@@ -47,7 +50,7 @@ where
     let Some(scheduler) = SCHEDULER.get() else {
         return tokio::spawn(future);
     };
-    let scope = scheduler.scope();
+    let scope = scheduler.scope(Location::caller());
     let (handle_tx, handle_rx) = std::sync::mpsc::channel::<tokio::task::AbortHandle>();
     let task = tokio::spawn(Scoped { scope, future: Some(Box::pin(future)), handle: Some(handle_rx) });
     // A failed send means the task ended already; it then needs no abort handle.

@@ -26,7 +26,7 @@ use super::record::Run;
 use super::scenario::Scenario;
 use super::{HORIZON_MS, HOUR_MS};
 use crate::cluster::Cluster;
-use crate::plan::{Fault, Faults, Plan, SWARM};
+use crate::plan::{Fault, Faults, Plan, SWARM, Transport};
 use crate::rng::Rng;
 use crate::run::{RunError, begin, in_a_world, look_around, note_panics};
 use crate::world::Violation;
@@ -209,6 +209,9 @@ fn plan(settings: &DaySettings, day: &Day) -> Plan {
         sites: wires::cloud(day),
         duration: Duration::from_millis(HORIZON_MS),
         faults,
+        without: Vec::new(),
+        only_faults: None,
+        transport: Transport::Messages,
         mutant: None,
         timing: Timing {
             heartbeat: Duration::from_millis(1_000),

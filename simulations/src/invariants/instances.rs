@@ -37,7 +37,13 @@ pub(crate) struct Instances {
 
 impl Instances {
     pub(crate) fn new(world: Arc<World>, seed: u64) -> Self {
-        Self { world, by_slot: Mutex::default(), elsewhere: Mutex::default(), sent: Mutex::default(), rng: Mutex::new(Rng::stream(seed, "instances")) }
+        Self {
+            world,
+            by_slot: Mutex::default(),
+            elsewhere: Mutex::default(),
+            sent: Mutex::default(),
+            rng: Mutex::new(Rng::stream(seed, "instances")),
+        }
     }
 
     pub(crate) fn acknowledged(&self, slot: u32, instance: Acknowledged) {
@@ -48,7 +54,8 @@ impl Instances {
     /// again. Returns those.
     pub(crate) fn lost(&self, slot: u32, safe: &BTreeSet<String>) -> Vec<Acknowledged> {
         let all = lock(&self.by_slot).remove(&slot).unwrap_or_default();
-        let (safe, lost): (Vec<_>, Vec<_>) = all.into_iter().partition(|instance| safe.contains(&instance.sop_instance));
+        let (safe, lost): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|instance| safe.contains(&instance.sop_instance));
         lock(&self.elsewhere).extend(safe);
         lost
     }

@@ -72,7 +72,8 @@ pub(crate) async fn everything_is_there(cluster: &Cluster) {
                 };
                 let Some(missing) = missing else { break };
                 if cluster.world.now() > deadline {
-                    let detail = format!("{WHOLE:?} after the last work, slot {slot} lacks of study {study}: {missing}");
+                    let detail =
+                        format!("{WHOLE:?} after the last work, slot {slot} lacks of study {study}: {missing}");
                     cluster.world.violation("I3", detail);
                     return;
                 }

@@ -10,13 +10,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use maillage_consensus::raft::Duplex;
+use maillage_transport::LinkError;
 use maillage_transport::PeerId;
 use maillage_transport::chunk::{self, ChunkSource, Class, GetError};
 use maillage_transport::fetch::{AskError, Holders, Wanted};
-use maillage_transport::LinkError;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use super::{Fabric, Plane};
+use crate::cluster::SlotOfPeer;
 use crate::world::Owner;
 
 /// The longest frame: a manifest, as in production.
@@ -55,7 +56,9 @@ pub(crate) struct SimHolders {
     pub(crate) fabric: Arc<Fabric>,
     pub(crate) owner: Owner,
     pub(crate) own: PeerId,
-    pub(crate) slot_of: Box<dyn Fn(&PeerId) -> Option<u32> + Send + Sync>,
+    /// Whether bytes are taken as they come, as a mutant does.
+    pub(crate) believes: bool,
+    pub(crate) slot_of: SlotOfPeer,
 }
 
 impl Holders for SimHolders {
@@ -68,13 +71,13 @@ impl Holders for SimHolders {
             let to = (self.slot_of)(&peer).ok_or(LinkError::NotAMember(peer))?;
             let stream = self.fabric.open(self.owner, to, Plane::Chunk).await;
             let stream = stream.map_err(|_| LinkError::Timeout(peer))?;
-            let asked = tokio::time::timeout(STALL, ask(stream, wanted)).await;
+            let asked = tokio::time::timeout(STALL, ask(stream, wanted, self.believes)).await;
             Ok(asked.unwrap_or(Err(GetError::Stalled))?)
         })
     }
 }
 
-async fn ask(stream: Duplex, wanted: Wanted) -> Result<Bytes, GetError> {
+async fn ask(stream: Duplex, wanted: Wanted, believes: bool) -> Result<Bytes, GetError> {
     let Duplex { mut reader, mut writer } = stream;
     let mut request = wanted.hash.as_bytes().to_vec();
     request.extend_from_slice(&u32::try_from(wanted.len).unwrap_or(u32::MAX).to_le_bytes());
@@ -82,6 +85,7 @@ async fn ask(stream: Duplex, wanted: Wanted) -> Result<Bytes, GetError> {
     let answer = read_frame(&mut *reader).await.map_err(GetError::Lost)?;
     let answer = answer.ok_or_else(|| GetError::Lost(io::ErrorKind::UnexpectedEof.into()))?;
     match answer.first() {
+        Some(&FOUND) if believes => Ok(answer.slice(1..)),
         Some(&FOUND) if answer.len() > wanted.len + 1 => Err(GetError::Malformed),
         Some(&FOUND) => chunk::verify(wanted.hash, answer.slice(1..)).await,
         Some(&ABSENT) => Err(GetError::Absent),

@@ -143,7 +143,11 @@ pub(super) fn outcome(command: &Command, answered: &Answered) -> Means {
                     since: Default::default(),
                     transaction_uid: UidText::fitted(&text(&claim["transaction_uid"])),
                 };
-                Means::Outcome(Outcome::Claimed(Grant { exam: ExamId(number(&said["exam"]["id"])), workitem: 0, claim }))
+                Means::Outcome(Outcome::Claimed(Grant {
+                    exam: ExamId(number(&said["exam"]["id"])),
+                    workitem: 0,
+                    claim,
+                }))
             }
             _ => Means::Outcome(Outcome::NothingWaiting),
         };

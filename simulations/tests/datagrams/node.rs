@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use blake3::Hash;
@@ -11,7 +11,9 @@ use futures::future::BoxFuture;
 use maillage_simulations::datagrams::{PORT, Scene};
 use maillage_transport::chunk::{self, CHUNK_LEN_MAX, ChunkSource, Class, Limits};
 use maillage_transport::quinn::Connection;
-use maillage_transport::{Alpn, Endpoint, EndpointConfig, Identity, LinkError, Membership, PeerId, Plane, Socket};
+use maillage_transport::{
+    Alpn, Endpoint, EndpointConfig, Identity, Incoming, LinkError, Membership, PeerId, Plane, Socket,
+};
 
 /// A slot with a key, whose lives come and go.
 pub(crate) struct Node {
@@ -25,6 +27,8 @@ pub(crate) struct Node {
 pub(crate) struct Life {
     pub(crate) slot: u32,
     pub(crate) endpoint: Endpoint,
+    /// What peers dialled for Raft.
+    accepted: Arc<Mutex<Vec<(PeerId, Connection)>>>,
 }
 
 impl Node {
@@ -41,12 +45,16 @@ impl Node {
         scene.begin(self.slot);
         let shelf = Shelf(chunks.iter().map(|bytes| (*blake3::hash(bytes).as_bytes(), bytes.clone())).collect());
         let life = self.open(scene, PORT).await;
-        let endpoint = life.endpoint.clone();
+        let (endpoint, accepted) = (life.endpoint.clone(), Arc::clone(&life.accepted));
         let serving = scene.run(self.slot, async move {
             let mut raft = endpoint.accept(Alpn::Raft);
             let chunks = endpoint.accept(Alpn::Chunk);
             drop(maillage_host::spawn(chunk::serve(chunks, Arc::new(shelf), Limits::default())));
-            drop(maillage_host::spawn(async move { while raft.recv().await.is_some() {} }));
+            drop(maillage_host::spawn(async move {
+                while let Some(Incoming { peer, connection, .. }) = raft.recv().await {
+                    accepted.lock().expect("no panic").push((peer, connection));
+                }
+            }));
         });
         serving.await.expect("serve");
         life
@@ -58,7 +66,7 @@ impl Node {
         let config =
             EndpointConfig::new(self.identity.clone(), self.membership.clone(), socket, scene.clock(self.slot));
         let endpoint = scene.run(self.slot, async move { Endpoint::bind(config) }).await.expect("run").expect("open");
-        Life { slot: self.slot, endpoint }
+        Life { slot: self.slot, endpoint, accepted: Arc::default() }
     }
 }
 
@@ -97,6 +105,22 @@ impl Life {
             futures::future::try_join_all(each.collect::<Vec<_>>()).await.expect("run")
         };
         within(scene.run(self.slot, getting)).await.expect("run")
+    }
+
+    /// The newest connection that this peer dialled for Raft.
+    pub(crate) fn accepted_from(&self, peer: PeerId) -> Option<Connection> {
+        let accepted = self.accepted.lock().expect("no panic");
+        accepted.iter().rev().find(|(from, _)| *from == peer).map(|(_, connection)| connection.clone())
+    }
+
+    /// Says something that the peer has not asked for.
+    pub(crate) async fn speak(&self, scene: &Scene, connection: &Connection) {
+        let connection = connection.clone();
+        let speaking = scene.run(self.slot, async move {
+            let (mut writer, _reader) = connection.open_bi().await.expect("open a stream");
+            writer.write_all(b"are you there").await.expect("write");
+        });
+        speaking.await.expect("run");
     }
 
     pub(crate) async fn ended(&self, scene: &Scene, connection: &Connection) -> String {

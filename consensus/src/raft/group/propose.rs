@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use maillage_host::UnixMillis;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::impls::ProgressResponder;
@@ -170,7 +171,7 @@ impl Inner {
         let waited = timeout_at(end, Arc::clone(&self.under_way).acquire_many_owned(kib)).await;
         let Ok(Ok(_permit)) = waited else { return Attempt::Busy };
         let proposer = Proposer { node: from, is_leader: from == self.node_id() };
-        let stamped = match self.machine.stamp(command, proposer, self.clock.now()) {
+        let stamped = match self.machine.stamp(command, proposer, self.now()) {
             Ok(stamped) if stamped.len() <= MAX_COMMAND + STAMP_ROOM => Payload(stamped.into()),
             Ok(_) => return Attempt::Invalid("the stamped command is too large".to_owned()),
             Err(reason) => return Attempt::Invalid(reason),
@@ -188,6 +189,19 @@ impl Inner {
             Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => Attempt::NotProposed,
             // Discarded entries, and a node that is stopping: another leader may have them.
             Ok(Err(_)) | Err(_) => Attempt::Unknown,
+        }
+    }
+
+    /// The time of a stamp: this node's wall clock, or the state's where that is ahead.
+    fn now(&self) -> UnixMillis {
+        let wall = self.clock.now();
+        match self.machine.time(&*self.view.engine()) {
+            Ok(Some(state)) => wall.max(self.state_clock.now(state)),
+            Ok(None) => wall,
+            Err(error) => {
+                tracing::error!(%error, "read the state's clock");
+                wall
+            }
         }
     }
 

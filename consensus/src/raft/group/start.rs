@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Contact, Group, GroupConfig, Inner, Presence, propose, upkeep};
+use crate::StateClock;
 use crate::raft::client::{Dialer, Ledger, Network, QuorumView};
 use crate::raft::config::Timing;
 use crate::raft::halt::Halt;
@@ -84,6 +85,7 @@ pub(super) async fn start(config: GroupConfig) -> Result<Group, StartError> {
         view,
         machine,
         clock: config.clock,
+        state_clock: StateClock::default(),
         timing: config.timing,
         started: Instant::now(),
         presence: Presence::default(),

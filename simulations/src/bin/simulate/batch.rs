@@ -6,14 +6,46 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use clap::ValueEnum as _;
 use futures::StreamExt as _;
-use maillage_simulations::Settings;
+use maillage_simulations::{Fault, Settings};
 
-use crate::show::{RESULT, replay};
+use crate::show::{PLAN, RESULT, plan, replay};
 use crate::{Shape, shim};
 
 /// Real time that one run may take before it counts as stuck.
 const STUCK: Duration = Duration::from_secs(600);
+
+/// The faults that a run had.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct PlanSeen {
+    /// Kinds that last for the whole run.
+    pub(crate) throughout: Vec<Fault>,
+    /// The others, by number.
+    pub(crate) begun: Vec<(u64, Fault)>,
+}
+
+impl std::fmt::Display for PlanSeen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&plan(&self.throughout, &self.begun))
+    }
+}
+
+impl PlanSeen {
+    /// Reads what [`plan`] wrote; what it does not know is none.
+    fn parse(text: &str) -> Self {
+        let mut seen = Self::default();
+        for word in text.split(' ') {
+            let (number, name) = word.split_once(':').unwrap_or(("", word));
+            match (number.parse(), Fault::from_str(name, false)) {
+                (Ok(number), Ok(fault)) => seen.begun.push((number, fault)),
+                (Err(_), Ok(fault)) => seen.throughout.push(fault),
+                (_, Err(_)) => {}
+            }
+        }
+        seen
+    }
+}
 
 /// What another process said of its run.
 #[derive(Debug, Clone)]
@@ -25,6 +57,7 @@ pub(crate) struct Outcome {
     pub(crate) broken: Option<String>,
     pub(crate) node_hours: f64,
     pub(crate) reached: BTreeMap<String, u64>,
+    pub(crate) plan: PlanSeen,
     pub(crate) output: String,
 }
 
@@ -52,6 +85,7 @@ pub(crate) async fn apart(seed: u64, arguments: &[String], limit: Duration) -> a
         broken: Some("stuck".to_owned()),
         node_hours: 0.0,
         reached: BTreeMap::new(),
+        plan: PlanSeen::default(),
         output,
     };
     let Ok(output) = tokio::time::timeout(limit, command.output()).await else {
@@ -66,7 +100,8 @@ pub(crate) async fn apart(seed: u64, arguments: &[String], limit: Duration) -> a
     let node_hours = parts.next().and_then(|hours| hours.parse().ok()).unwrap_or(0.0);
     let pairs = parts.next().unwrap_or_default().split(';').filter_map(|pair| pair.split_once('='));
     let reached = pairs.filter_map(|(what, count)| Some((what.to_owned(), count.parse().ok()?))).collect();
-    Ok(Outcome { seed, digest: digest.to_owned(), broken, node_hours, reached, output: text })
+    let plan = text.lines().find_map(|line| line.strip_prefix(PLAN)).map(PlanSeen::parse).unwrap_or_default();
+    Ok(Outcome { seed, digest: digest.to_owned(), broken, node_hours, reached, plan, output: text })
 }
 
 /// Runs many seeds; prints those that fail and how to repeat each, then the sums.
@@ -107,4 +142,20 @@ pub(crate) fn sweep(seeds: Range<u64>, jobs: usize, shape: &Shape) -> anyhow::Re
         node_hours / took.max(0.001)
     );
     Ok(failed.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_is_read_as_it_is_printed() {
+        let whole = PlanSeen {
+            throughout: vec![Fault::CrashVoting, Fault::LossyLinks],
+            begun: vec![(3, Fault::Crash), (17, Fault::OneWay)],
+        };
+        for seen in [whole, PlanSeen::default()] {
+            assert_eq!(PlanSeen::parse(&seen.to_string()), seen);
+        }
+    }
 }

@@ -58,8 +58,8 @@ pub(crate) fn mesh(settings: &DaySettings, records: Option<&Path>) -> anyhow::Re
     shim::fix_addresses();
     crate::log_if_asked();
     let start = shim::real_now();
-    shim::enable(settings.seed);
-    let report = drive::play(settings).context("play the day")?;
+    let owned = settings.clone();
+    let report = crate::simulated(settings.seed, move || drive::play(&owned))?.context("play the day")?;
     show(settings, &report, shim::real_now() - start);
     if let Some(path) = records {
         let json = serde_json::to_vec(&Kept { ended_ms: report.run.ended_ms, records: report.run.records })?;

@@ -19,9 +19,10 @@ use crate::batch::{run_apart, wait_for};
 pub(crate) fn check(seed: u64, shape: &Shape) -> anyhow::Result<bool> {
     let directory = std::env::temp_dir();
     let paths = [1, 2].map(|run| directory.join(format!("simulate-{}-{seed}-{run}.trace", std::process::id())));
+    let settings = paths.each_ref().map(|path| shape.settings(seed, Some(path.clone())));
+    let both = wait_for(async { futures::try_join!(run_apart(&settings[0]), run_apart(&settings[1])) })??;
     let mut digests = Vec::new();
-    for path in &paths {
-        let outcome = wait_for(run_apart(&shape.settings(seed, Some(path.clone()))))??;
+    for outcome in [both.0, both.1] {
         anyhow::ensure!(!outcome.digest.is_empty(), "the run did not end: {}", outcome.output);
         digests.push(outcome.digest);
     }

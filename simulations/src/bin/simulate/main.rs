@@ -6,14 +6,22 @@ mod determinism;
 mod mutants;
 mod shim;
 mod show;
+mod shrink;
 
 use std::ops::Range;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand};
-use maillage_simulations::{Faults, Mutant, Settings};
+use maillage_simulations::{Fault, Faults, Mutant, Settings, Transport};
+
+/// Simulated minutes with faults, if nothing is said.
+const MINUTES: u64 = 2;
+/// Sites, if nothing is said: as many voters as the mesh ever has.
+const SITES: u32 = 5;
+/// As much stack as a process's first thread has: builds without optimisation need it.
+const STACK_BYTES: usize = 8 << 20;
 
 /// The mesh's production code under a simulated clock, network and disk.
 #[derive(Debug, Parser)]
@@ -52,6 +60,17 @@ enum Action {
         /// The seed.
         #[arg(long)]
         seed: u64,
+        #[command(flatten)]
+        shape: Shape,
+    },
+    /// Find the smallest fault plan that still breaks what a seed breaks.
+    Shrink {
+        /// The seed.
+        #[arg(long)]
+        seed: u64,
+        /// Processes at once.
+        #[arg(long, default_value_t = 2)]
+        jobs: usize,
         #[command(flatten)]
         shape: Shape,
     },
@@ -109,14 +128,23 @@ enum Action {
 #[derive(Debug, Clone, Args)]
 struct Shape {
     /// Simulated minutes with faults.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = MINUTES)]
     minutes: u64,
     /// Sites, each with one node.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = SITES)]
     sites: u32,
     /// `swarm`, `none`, or a list of faults.
     #[arg(long, default_value = "swarm")]
     faults: Faults,
+    /// Kinds of fault to leave out; the others happen as they would with them.
+    #[arg(long, value_delimiter = ',')]
+    without: Vec<Fault>,
+    /// Leave out all faults but those of these numbers (as `run` prints them), or all with `none`.
+    #[arg(long, value_parser = numbers)]
+    only_faults: Option<Numbers>,
+    /// What carries the bytes between nodes.
+    #[arg(long, value_enum, default_value_t)]
+    transport: Transport,
     /// A deliberate fault at a seam.
     #[arg(long)]
     mutant: Option<Mutant>,
@@ -124,14 +152,40 @@ struct Shape {
 
 impl Shape {
     fn settings(&self, seed: u64, trace: Option<PathBuf>) -> Settings {
-        let Self { minutes, sites, faults, mutant } = self.clone();
-        Settings { seed, minutes, sites, faults, mutant, trace }
+        let Self { minutes, sites, faults, without, only_faults, transport, mutant } = self.clone();
+        let only_faults = only_faults.map(|Numbers(numbers)| numbers);
+        Settings { seed, minutes, sites, faults, without, only_faults, transport, mutant, trace }
+    }
+
+    /// What a run is if nothing is said of it.
+    fn swarm() -> Self {
+        Self {
+            minutes: MINUTES,
+            sites: SITES,
+            faults: Faults::Swarm,
+            without: Vec::new(),
+            only_faults: None,
+            transport: Transport::default(),
+            mutant: None,
+        }
     }
 }
 
 fn seeds(text: &str) -> Result<Range<u64>, String> {
     let parsed = text.split_once("..").and_then(|(from, to)| Some(from.parse().ok()?..to.parse().ok()?));
     parsed.filter(|range| !range.is_empty()).ok_or_else(|| format!("{text:?} is not A..B with A below B"))
+}
+
+/// Numbers of faults.
+#[derive(Debug, Clone)]
+struct Numbers(Vec<u64>);
+
+fn numbers(text: &str) -> Result<Numbers, String> {
+    if text == "none" {
+        return Ok(Numbers(Vec::new()));
+    }
+    let parsed: Result<Vec<u64>, _> = text.split(',').map(str::parse).collect();
+    parsed.map(Numbers).map_err(|error| format!("{text:?} is not a list of numbers, nor `none`: {error}"))
 }
 
 fn main() -> ExitCode {
@@ -151,6 +205,7 @@ fn act(action: Action) -> anyhow::Result<bool> {
         Action::Run { seed, shape, trace } => run(&shape.settings(seed, trace)),
         Action::Sweep { seeds, jobs, shape } => batch::sweep(seeds, jobs, &shape),
         Action::CheckDeterminism { seed, shape } => determinism::check(seed, &shape),
+        Action::Shrink { seed, jobs, shape } => shrink::shrink(seed, jobs, &shape),
         Action::Day { seed, shape, out } => day::report(seed, &shape, &out),
         Action::MeshDay { seed, shape, faults, records, trace } => {
             day::mesh(&shape.settings(seed, faults, trace), records.as_deref())
@@ -168,12 +223,26 @@ fn log_if_asked() {
     }
 }
 
+/// Runs `simulation` with this process's randomness and clocks from `seed`.
+///
+/// On a thread of its own: hash maps draw their keys once a thread, so on this one those of the
+/// arguments' and the log's would be drawn before randomness is the seed's, and count after.
+fn simulated<T: Send + 'static>(seed: u64, simulation: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {
+    let thread = std::thread::Builder::new().name("simulation".to_owned()).stack_size(STACK_BYTES);
+    let running = thread.spawn(move || {
+        shim::enable(seed);
+        simulation()
+    });
+    let Ok(result) = running.context("start the simulation's thread")?.join() else { bail!("the simulation panicked") };
+    Ok(result)
+}
+
 fn run(settings: &Settings) -> anyhow::Result<bool> {
     shim::fix_addresses();
     log_if_asked();
     let start = shim::real_now();
-    shim::enable(settings.seed);
-    let report = maillage_simulations::run(settings).context("run the simulation")?;
+    let owned = settings.clone();
+    let report = simulated(settings.seed, move || maillage_simulations::run(&owned))?.context("run the simulation")?;
     show::report(settings, &report, shim::real_now() - start);
     Ok(report.violations.is_empty())
 }

@@ -2,7 +2,7 @@
 
 use clap::ValueEnum as _;
 use futures::StreamExt as _;
-use maillage_simulations::{Faults, Mutant};
+use maillage_simulations::Mutant;
 
 use crate::Shape;
 use crate::batch::{run_apart, wait_for};
@@ -35,8 +35,7 @@ pub(crate) fn show_all(only: Option<Mutant>, jobs: usize) -> anyhow::Result<bool
 }
 
 async fn first_caught(mutant: Mutant, within: u64, jobs: usize) -> anyhow::Result<Option<(u64, String)>> {
-    let shape = Shape { minutes: 2, sites: 5, faults: Faults::Swarm, mutant: Some(mutant) };
-    let shape = &shape;
+    let shape = &Shape { mutant: Some(mutant), faults: mutant.faults(), ..Shape::swarm() };
     let runs = (FIRST_SEED..FIRST_SEED + within).map(|seed| async move {
         let outcome = run_apart(&shape.settings(seed, None)).await?;
         anyhow::Ok((seed, outcome.broken))

@@ -2,10 +2,21 @@
 
 use std::time::Duration;
 
-use maillage_simulations::{Report, Settings};
+use maillage_simulations::{Fault, Report, Settings};
 
 /// How the line for other commands begins.
 pub(crate) const RESULT: &str = "result ";
+
+/// How the line of the faults that were done begins.
+pub(crate) const PLAN: &str = "plan ";
+
+/// The faults of a run: kinds that lasted throughout, then the others with their numbers.
+pub(crate) fn plan(throughout: &[Fault], begun: &[(u64, Fault)]) -> String {
+    let throughout = throughout.iter().map(|fault| fault.name());
+    let begun = begun.iter().map(|(number, fault)| format!("{number}:{}", fault.name()));
+    let words: Vec<String> = throughout.chain(begun).collect();
+    if words.is_empty() { "no fault".to_owned() } else { words.join(" ") }
+}
 
 /// The one command that repeats a run.
 pub(crate) fn replay(settings: &Settings) -> String {
@@ -38,6 +49,8 @@ pub(crate) fn report(settings: &Settings, report: &Report, took: Duration) {
         took.as_secs_f64(),
         hours / took.as_secs_f64().max(0.001),
     );
+    let begun: Vec<(u64, Fault)> = report.begun.iter().map(|begun| (begun.number, begun.fault)).collect();
+    println!("{PLAN}{}", plan(&report.throughout, &begun));
     let first = report.violations.first().map_or("none", |violation| violation.invariant);
     let reached: Vec<String> = report.reached.iter().map(|(what, count)| format!("{what}={count}")).collect();
     println!("{RESULT}{} {first} {hours:.5} {}", report.digest, reached.join(";"));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::stage::Stage;
-use crate::invariants::{copies, liveness, retrieval};
+use crate::invariants::{copies, liveness, patients, retrieval};
 use crate::rng::Rng;
 
 /// How long until every site that was down is up again.
@@ -32,6 +32,7 @@ pub(super) async fn check(stage: &Stage) {
     liveness::replicas_converge(cluster, all).await;
     for running in cluster.all_running() {
         cluster.watch.finality.check(&running, true);
+        patients::check(cluster, &running, true);
         if cluster.rotten() != Some(running.owner.slot) {
             cluster.watch.instances.check_all(&running).await;
         }

@@ -174,9 +174,9 @@ impl std::fmt::Debug for Scene {
 struct OfThisThread;
 
 impl Scheduler for OfThisThread {
-    fn scope(&self) -> Box<dyn Scope> {
+    fn scope(&self, place: &'static std::panic::Location<'static>) -> Box<dyn Scope> {
         match HERE.with_borrow(Clone::clone) {
-            Some(world) => Tasks(world).scope(),
+            Some(world) => Tasks(world).scope(place),
             None => Box::new(Unowned),
         }
     }
