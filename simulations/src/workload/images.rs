@@ -43,9 +43,9 @@ pub(crate) async fn c_store(cluster: &Arc<Cluster>, slot: u32, sample: &Sample) 
 async fn by_c_store(cluster: &Cluster, running: &Running, sample: &Sample) -> Option<(bool, String)> {
     let request = sample.request(running.owner.slot)?;
     let (node, data_set) = (running.node.clone(), sample.data_set.clone());
-    let asked = cluster.world.spawn_on(running.owner, async move {
-        tokio::time::timeout(PATIENCE, node.c_store(request, data_set)).await
-    });
+    let asked = cluster
+        .world
+        .spawn_on(running.owner, async move { tokio::time::timeout(PATIENCE, node.c_store(request, data_set)).await });
     let status = asked.await.ok()?.ok()?;
     Some((status.kind() == StatusKind::Success, format!("{:04x} {}", status.code(), status.comment())))
 }
