@@ -5,7 +5,7 @@
 //! make a new manifest with a higher sequence number. What a crash interrupted is found at the next
 //! start: a study whose instances here outnumber those that the mesh knows.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use maillage_consensus::Outcome;
@@ -21,8 +21,6 @@ use tokio_util::sync::CancellationToken;
 use crate::ingest::{Arrival, decode_attributes};
 use crate::node::Node;
 
-/// Between two looks at which studies have become quiet.
-const TICK: Duration = Duration::from_millis(250);
 /// Quiet enough after the sender's association ended. Some senders use an association for each image:
 /// what follows within this time still belongs to the same publication.
 const AFTER_SENDER: Duration = Duration::from_secs(1);
@@ -38,14 +36,13 @@ const PAGE: usize = 256;
 /// Publishes studies that have become quiet, until `shutdown`.
 pub(crate) async fn run(node: Node, mut received: mpsc::UnboundedReceiver<Arrival>, shutdown: CancellationToken) {
     let quiet = Duration::from_secs(node.config().dicom.quiet_seconds);
-    let mut due: HashMap<String, Due> = HashMap::new();
+    let mut due: BTreeMap<String, Due> = BTreeMap::new();
     match unpublished(&node).await {
         Ok(studies) => due.extend(studies.into_iter().map(|study| (study, Due::now()))),
         Err(error) => tracing::error!(error = format!("{error:#}"), "look for unpublished studies"),
     }
-    let mut tick = tokio::time::interval(TICK);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
+        let next = due.values().map(|due| due.at).min();
         tokio::select! {
             () = shutdown.cancelled() => return,
             arrival = received.recv() => match arrival {
@@ -55,7 +52,7 @@ pub(crate) async fn run(node: Node, mut received: mpsc::UnboundedReceiver<Arriva
                 },
                 None => return,
             },
-            _ = tick.tick() => {
+            () = reached(next) => {
                 let now = Instant::now();
                 let ready: Vec<String> =
                     due.iter().filter(|(_, due)| due.at <= now).map(|(study, _)| study.clone()).collect();
@@ -71,6 +68,14 @@ pub(crate) async fn run(node: Node, mut received: mpsc::UnboundedReceiver<Arriva
                 }
             }
         }
+    }
+}
+
+/// Waits for the moment at which the first study is due; for ever while there is none.
+async fn reached(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -333,7 +333,7 @@ impl Cluster {
     /// Starts what is down and need not be, as a service supervisor does. Forever.
     pub(crate) async fn supervise(self: Arc<Self>) {
         loop {
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(self.plan.supervise_every).await;
             let now = self.world.now();
             for slot in self.slots() {
                 let due = lock(&self.restart_at).get(&slot).is_some_and(|at| *at <= now);

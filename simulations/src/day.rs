@@ -1,14 +1,15 @@
 //! A day of the service: what is asked of it, what goes wrong, what came of it, and the page that shows it.
 //!
 //! `model` draws a day (hospitals, centres, readers, exams) from published figures and a seed, before
-//! anything runs, so that every run is given exactly the same work. `scenario` says what fails when. A
-//! driver plays the day on the simulated mesh and fills a `record::Run`; `central` plays the same day on one
+//! anything runs, so that every run is given exactly the same work. `scenario` says what fails when. `drive`
+//! plays the day on the simulated mesh and fills a `record::Run`; `central` plays the same day on one
 //! central server, as today's systems have it. `figures` reduces runs to numbers, `report` to a page.
 //!
 //! Times are milliseconds since the midnight that begins the day; they run past 24 h, because what was
 //! asked for late in the evening is read in the night that follows.
 
 pub mod central;
+pub mod drive;
 pub mod erlang;
 pub mod figures;
 pub mod model;

@@ -44,7 +44,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>, until: Duration) {
         // A stream of its own for each: one left out changes no other.
         let mut own = Rng::stream(cluster.plan.seed, &format!("fault {number}"));
         let slot = u32::try_from(own.between(1, u64::from(cluster.plan.sites))).unwrap_or(1);
-        let lasts = own.around(Duration::from_secs(4)) + Duration::from_millis(100);
+        let lasts = own.around(cluster.plan.fault_lasts) + Duration::from_millis(100);
         cluster.world.event(slot, format_args!("fault {number} {fault:?} for {lasts:?}"));
         let harm = Harm { cluster: Arc::clone(&cluster), slot, lasts, rng: own };
         under_way.push(maillage_host::spawn(harm.run(fault)));

@@ -81,7 +81,7 @@ impl Fault {
 }
 
 /// The faults of a swarm: every kind that must not matter. [`Fault::LossyLinks`] may be added to it.
-const SWARM: [Fault; 25] = [
+pub(crate) const SWARM: [Fault; 25] = [
     Fault::Crash,
     Fault::CrashMany,
     Fault::Kill,
@@ -240,6 +240,12 @@ pub(crate) struct Plan {
     pub(crate) grace: Duration,
     /// Mean time between two faults.
     pub(crate) fault_every: Duration,
+    /// Mean duration of a fault.
+    pub(crate) fault_lasts: Duration,
+    /// Between two looks at all nodes' whole states.
+    pub(crate) look_every: Duration,
+    /// Between two looks of the service supervisors at what is down.
+    pub(crate) supervise_every: Duration,
     pub(crate) shake: f64,
     pub(crate) readers_per_site: u32,
     /// Mean time between two exams at one site.
@@ -282,6 +288,9 @@ impl Plan {
             session_ttl: Duration::from_secs(rng.between(10, 30)),
             grace: Duration::from_secs(rng.between(5, 60)),
             fault_every: Duration::from_millis(rng.between(1_500, 8_000)),
+            fault_lasts: Duration::from_secs(4),
+            look_every: Duration::from_secs(2),
+            supervise_every: Duration::from_millis(100),
             shake: if rng.chance(0.3) { 0.02 } else { 0.0 },
             readers_per_site: u32::try_from(rng.between(1, 3)).unwrap_or(1),
             exam_every: Duration::from_millis(rng.between(2_000, 8_000)),

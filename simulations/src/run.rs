@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::panic;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use maillage_consensus::View;
@@ -18,8 +19,6 @@ use crate::{nemesis, workload};
 
 /// How long building the mesh may take.
 const BUILD: Duration = Duration::from_secs(120);
-/// Between two looks at all nodes.
-const LOOK: Duration = Duration::from_secs(2);
 
 /// A fault that was done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,53 +80,66 @@ pub enum RunError {
 /// # Errors
 /// [`RunError`]; a broken invariant is no error but in the report.
 pub fn run(settings: &Settings) -> Result<Report, RunError> {
-    let trace = Trace::new(settings.trace.as_deref()).map_err(RunError::Trace)?;
+    let cluster_of = |world| Cluster::new(world, Plan::draw(settings));
+    in_a_world(settings.seed, settings.trace.as_deref(), Plan::draw(settings).shake, cluster_of, |cluster| async move {
+        let recovered = maillage_host::spawn(play(Arc::clone(&cluster))).await.unwrap_or_default();
+        note_panics(&cluster.world);
+        judge(&cluster, recovered)
+    })
+}
+
+/// Plays in a world of its own, which this process can have once.
+pub(crate) fn in_a_world<T, F>(
+    seed: u64,
+    trace: Option<&Path>,
+    shake: f64,
+    cluster_of: impl FnOnce(Arc<World>) -> Arc<Cluster>,
+    play: impl FnOnce(Arc<Cluster>) -> F,
+) -> Result<T, RunError>
+where
+    F: Future<Output = T>,
+{
+    let trace = Trace::new(trace).map_err(RunError::Trace)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .map_err(RunError::Runtime)?;
-    let plan = Plan::draw(settings);
-    let seed = settings.seed;
-    let report = runtime.block_on(async move {
-        let world = World::new(seed, trace, plan.shake);
+    let played = runtime.block_on(async move {
+        let world = World::new(seed, trace, shake);
         let installed = maillage_host::task::install(Box::new(Tasks(Arc::clone(&world))));
         installed.map_err(|_| RunError::Second)?;
-        let panics = watch_panics();
-        let cluster = Cluster::new(Arc::clone(&world), plan);
-        let recovered = maillage_host::spawn(play(Arc::clone(&cluster))).await.unwrap_or_default();
-        for panic in std::mem::take(&mut *crate::world::lock(panics)) {
-            world.violation("panic", panic);
-        }
-        Ok(judge(&cluster, recovered))
+        watch_panics();
+        Ok(play(cluster_of(world)).await)
     });
     // What is left of the nodes is not to be run any more.
     runtime.shutdown_background();
-    report
+    played
 }
 
 /// Panics anywhere in the process, which tokio would keep to the task.
-fn watch_panics() -> &'static Mutex<Vec<String>> {
-    static PANICS: OnceLock<Mutex<Vec<String>>> = OnceLock::new();
-    let panics = PANICS.get_or_init(Mutex::default);
+static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+fn watch_panics() {
     let default = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
-        crate::world::lock(panics).push(info.to_string());
+        crate::world::lock(&PANICS).push(info.to_string());
         default(info);
     }));
-    panics
+}
+
+/// Makes violations of the panics so far.
+pub(crate) fn note_panics(world: &World) {
+    for panic in std::mem::take(&mut *crate::world::lock(&PANICS)) {
+        world.violation("panic", panic);
+    }
 }
 
 async fn play(cluster: Arc<Cluster>) -> Duration {
     let world = Arc::clone(&cluster.world);
-    drop(maillage_host::spawn(cluster.fabric.clone().pump()));
-    drop(maillage_host::spawn(Arc::clone(&cluster).supervise()));
-    drop(maillage_host::spawn(Arc::clone(&cluster).carry_out_crashes()));
-    if !build(&cluster).await {
-        world.violation("I9", format!("the mesh was not built within {BUILD:?}"));
+    if !begin(&cluster, BUILD).await {
         return Duration::ZERO;
     }
-    world.event(0, format_args!("the mesh is built"));
     let clients = workload::start(&cluster);
     drop(maillage_host::spawn(look_around(Arc::clone(&cluster))));
     let until = world.now() + cluster.plan.duration;
@@ -176,10 +188,10 @@ async fn finish(cluster: &Arc<Cluster>, clients: workload::Clients) -> Duration 
 }
 
 /// Looks at every node now and then.
-async fn look_around(cluster: Arc<Cluster>) {
+pub(crate) async fn look_around(cluster: Arc<Cluster>) {
     let mut last_leader = None;
     loop {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(cluster.plan.look_every).await;
         for running in cluster.all_running() {
             cluster.watch.finality.check(&running, false);
             patients::check(&cluster, &running, false);
@@ -220,8 +232,22 @@ fn judge(cluster: &Arc<Cluster>, recovered: Duration) -> Report {
 
 // ---- building the mesh
 
+/// Starts the machines and builds the mesh; a violation when that takes longer than `limit`.
+pub(crate) async fn begin(cluster: &Arc<Cluster>, limit: Duration) -> bool {
+    drop(maillage_host::spawn(cluster.fabric.clone().pump()));
+    drop(maillage_host::spawn(Arc::clone(cluster).supervise()));
+    drop(maillage_host::spawn(Arc::clone(cluster).carry_out_crashes()));
+    let built = build(cluster, limit).await;
+    if built {
+        cluster.world.event(0, format_args!("the mesh is built"));
+    } else {
+        cluster.world.violation("I9", format!("the mesh was not built within {limit:?}"));
+    }
+    built
+}
+
 /// Founds the mesh at slot 1 and lets the others join; waits until all vote who shall.
-async fn build(cluster: &Arc<Cluster>) -> bool {
+async fn build(cluster: &Arc<Cluster>, limit: Duration) -> bool {
     cluster.boot(FOUNDER);
     let building = async {
         for slot in 2..=cluster.plan.sites {
@@ -232,7 +258,7 @@ async fn build(cluster: &Arc<Cluster>) -> bool {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     };
-    tokio::time::timeout(BUILD, building).await.is_ok()
+    tokio::time::timeout(limit, building).await.is_ok()
 }
 
 /// Whether every site is up with an open session, and as many vote as planned.

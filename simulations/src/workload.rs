@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 pub(crate) mod dicom;
 mod hospital;
 pub(crate) mod http;
-mod images;
+pub(crate) mod images;
 mod reader;
 
 use crate::cluster::Cluster;
@@ -95,6 +95,11 @@ impl Sender {
     pub(crate) fn new(cluster: Arc<Cluster>, slot: u32, user: Name, mut rng: Rng) -> Self {
         let by_http = rng.chance(BY_HTTP);
         Self { cluster, slot, user, rng, by_http }
+    }
+
+    /// A client that speaks HTTP alone.
+    pub(crate) fn over_http(cluster: Arc<Cluster>, slot: u32, user: Name, rng: Rng) -> Self {
+        Self { cluster, slot, user, rng, by_http: true }
     }
 
     /// A fresh id, from this client's own stream.

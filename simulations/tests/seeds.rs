@@ -34,6 +34,17 @@ fn the_same_seed_gives_the_same_events_in_two_processes() {
 }
 
 #[test]
+fn an_hour_of_the_day_is_read_to_the_end_and_is_the_same_in_two_processes() {
+    let day = ["mesh-day", "--seed", "3", "--hours", "1", "--scenario", "none"];
+    let results = [(), ()].map(|()| {
+        let text = assert_passes(&day);
+        let line = text.lines().find_map(|line| line.strip_prefix("result "));
+        line.and_then(|line| line.split(' ').next()).expect("a digest").to_owned()
+    });
+    assert_eq!(results[0], results[1]);
+}
+
+#[test]
 fn a_mesh_over_quic_keeps_its_promises_and_its_events_are_the_same_in_two_processes() {
     let over_quic = ["--minutes", "1", "--sites", "3", "--transport", "quic"];
     let text = assert_passes(&[&["run", "--seed", "1"], &over_quic[..]].concat());

@@ -15,6 +15,7 @@ pub use kinds::Kind;
 use maillage_consensus::exam::Priority;
 pub use parameters::{Basis, Given, Parameters, Row};
 pub use roster::{HourLoad, Roster};
+use serde::{Deserialize, Serialize};
 
 use crate::rng::Rng;
 
@@ -22,13 +23,13 @@ use crate::rng::Rng;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TerritoryId(pub usize);
 /// Index of a reading centre in its day.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct CentreId(pub usize);
 /// Index of a hospital in its day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HospitalId(pub usize);
 /// Index of a reader's shift in its day.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ReaderId(pub usize);
 
 /// A territory: links to the outside may fail for all of it at once.

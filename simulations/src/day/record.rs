@@ -4,11 +4,12 @@
 //! it. `Run::check` holds it against its day, so that a driver's slip is an error and not a nice plot.
 
 use maillage_consensus::exam::Priority;
+use serde::{Deserialize, Serialize};
 
 use super::model::{CentreId, Day, Exam, ReaderId};
 
 /// Where images lie.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Place {
     /// At a reading centre.
     Centre(CentreId),
@@ -17,7 +18,7 @@ pub enum Place {
 }
 
 /// How a claim ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ended {
     /// With the exam's report.
     Reported,
@@ -26,7 +27,7 @@ pub enum Ended {
 }
 
 /// One claim of an exam.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {
     /// By whom.
     pub reader: ReaderId,
@@ -41,7 +42,7 @@ pub struct Claim {
 }
 
 /// What happened to one exam.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Record {
     /// When it was asked for, in ms.
     pub requested_ms: u64,

@@ -9,7 +9,14 @@ use maillage_dicom::{AeTitle, Uid};
 
 use crate::rng::Rng;
 
-const CT_IMAGE_STORAGE: &str = "1.2.840.10008.5.1.4.1.1.2";
+/// The storage SOP class of each modality here (PS3.6 annex A); what is not listed goes as CT.
+const SOP_CLASSES: [(&str, &str); 5] = [
+    ("CT", "1.2.840.10008.5.1.4.1.1.2"),
+    ("MR", "1.2.840.10008.5.1.4.1.1.4"),
+    ("DX", "1.2.840.10008.5.1.4.1.1.1.1"),
+    ("PT", "1.2.840.10008.5.1.4.1.1.128"),
+    ("NM", "1.2.840.10008.5.1.4.1.1.20"),
+];
 const EXPLICIT_LITTLE_ENDIAN: &str = "1.2.840.10008.1.2.1";
 
 /// An instance as its modality sends it.
@@ -26,6 +33,7 @@ pub(crate) struct Of<'a> {
     pub(crate) study: &'a str,
     pub(crate) accession: &'a str,
     pub(crate) patient: &'a str,
+    pub(crate) modality: &'a str,
 }
 
 impl Sample {
@@ -44,10 +52,10 @@ impl Sample {
             out.put_u16_le(u16::try_from(value.len()).unwrap_or(0));
             out.put_slice(&value);
         };
-        text(0x0008, 0x0016, b"UI", CT_IMAGE_STORAGE, 0);
+        text(0x0008, 0x0016, b"UI", sop_class_of(of.modality), 0);
         text(0x0008, 0x0018, b"UI", &sop_instance, 0);
         text(0x0008, 0x0050, b"SH", of.accession, b' ');
-        text(0x0008, 0x0060, b"CS", "CT", b' ');
+        text(0x0008, 0x0060, b"CS", of.modality, b' ');
         text(0x0010, 0x0010, b"PN", &format!("NAME OF^{}", of.patient), b' ');
         text(0x0010, 0x0020, b"LO", of.patient, b' ');
         text(0x0020, 0x000d, b"UI", of.study, 0);
@@ -61,6 +69,15 @@ impl Sample {
         Self { study: of.study.to_owned(), sop_instance, data_set: out.freeze() }
     }
 
+    /// As its data set says, which begins with it (0008,0016).
+    fn sop_class(&self) -> Uid {
+        let value = self.data_set.get(6..8).and_then(|len| {
+            let len = usize::from(u16::from_le_bytes([*len.first()?, *len.get(1)?]));
+            std::str::from_utf8(self.data_set.get(8..8 + len)?).ok()
+        });
+        Self::uid(value.unwrap_or_default().trim_end_matches('\0'))
+    }
+
     fn uid(text: &str) -> Uid {
         Uid::parse(text).unwrap_or(Uid::IMPLEMENTATION_CLASS)
     }
@@ -71,7 +88,7 @@ impl Sample {
             calling_ae: AeTitle::parse(&format!("CT{slot}")).ok()?,
             called_ae: AeTitle::parse("MAILLAGE").ok()?,
             remote: SocketAddr::from((Ipv4Addr::LOCALHOST, 11112)),
-            sop_class: Self::uid(CT_IMAGE_STORAGE),
+            sop_class: self.sop_class(),
             sop_instance: Self::uid(&self.sop_instance),
             transfer_syntax: Self::uid(EXPLICIT_LITTLE_ENDIAN),
             message_id: 1,
@@ -82,13 +99,17 @@ impl Sample {
     /// The file that a STOW-RS request carries.
     pub(crate) fn file(&self) -> Bytes {
         let header = part10::header(&FileMeta {
-            sop_class: Self::uid(CT_IMAGE_STORAGE),
+            sop_class: self.sop_class(),
             sop_instance: Self::uid(&self.sop_instance),
             transfer_syntax: Self::uid(EXPLICIT_LITTLE_ENDIAN),
             source_ae: None,
         });
         [header, self.data_set.clone()].concat().into()
     }
+}
+
+fn sop_class_of(modality: &str) -> &'static str {
+    SOP_CLASSES.iter().find(|(known, _)| *known == modality).map_or(SOP_CLASSES[0].1, |(_, class)| *class)
 }
 
 /// Bytes that no other seed gives.
@@ -126,8 +147,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_instance_is_sent_under_the_sop_class_of_its_modality() {
+        for (modality, class) in SOP_CLASSES {
+            let of = Of { study: "2.25.7", accession: "A7", patient: "P7", modality };
+            let sample = Sample::new(&of, 1, 5, 100);
+            assert_eq!(sample.sop_class().as_str(), class);
+            assert_eq!(sample.request(1).expect("a request").sop_class.as_str(), class);
+        }
+    }
+
+    #[test]
     fn a_multipart_answer_is_taken_apart_into_the_data_sets_that_went_in() {
-        let of = Of { study: "2.25.7", accession: "A7", patient: "P7" };
+        let of = Of { study: "2.25.7", accession: "A7", patient: "P7", modality: "CT" };
         let samples = [Sample::new(&of, 1, 5, 100), Sample::new(&of, 2, 6, 301)];
         let mut body = Vec::new();
         for sample in &samples {

@@ -61,7 +61,7 @@ fn request(slot: u32, number: u64, awaits_images: bool, rng: &mut Rng) -> Reques
 async fn send_images(sender: &mut Sender, number: u64) {
     let (study, slot) = (format!("2.25.{}.{number}", sender.slot), sender.slot);
     let (accession, patient) = (format!("A{slot}-{number}"), format!("P{slot}-{number}"));
-    let of = Of { study: &study, accession: &accession, patient: &patient };
+    let of = Of { study: &study, accession: &accession, patient: &patient, modality: "CT" };
     let instances = sender.rng.between(1, 4);
     let samples: Vec<Sample> = (0..instances)
         .map(|instance| {

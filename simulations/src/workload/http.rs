@@ -87,6 +87,9 @@ pub(super) fn of_command(id: CommandId, user: &Name, command: &Command) -> Optio
         Command::Release { exam, token, reason } => {
             (format!("/api/v1/exams/{exam}/release"), json!({ "user": user, "token": token, "reason": reason }))
         }
+        Command::Cancel { exam, reason } => {
+            (format!("/api/v1/exams/{exam}/cancel"), json!({ "user": user, "reason": reason }))
+        }
         Command::Complete { exam, token, report } => {
             (format!("/api/v1/exams/{exam}/report"), json!({ "user": user, "token": token, "text": report }))
         }
@@ -125,7 +128,7 @@ pub(super) fn outcome(command: &Command, answered: &Answered) -> Means {
                 exam: ExamId(number(&said["id"])),
                 existed: said["existed"] == true,
             }),
-            Command::Release { .. } => Means::Outcome(Outcome::Done),
+            Command::Release { .. } | Command::Cancel { .. } => Means::Outcome(Outcome::Done),
             Command::Complete { .. } => Means::Outcome(Outcome::Completed {
                 report: u32::try_from(number(&said["report"])).unwrap_or_default(),
             }),

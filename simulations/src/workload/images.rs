@@ -9,7 +9,7 @@ use maillage_dicom::dimse::status::StatusKind;
 
 use super::dicom::{Of, Sample};
 use super::http;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Running};
 use crate::invariants::instances::Acknowledged;
 use crate::rng::Rng;
 
@@ -23,21 +23,36 @@ const BY_STOW: f64 = 0.3;
 /// Sends an instance to the node of `slot`; `false` when it was not acknowledged.
 pub(super) async fn store(cluster: &Arc<Cluster>, slot: u32, sample: &Sample, rng: &mut Rng) -> bool {
     let Some(running) = cluster.running(slot) else { return false };
-    let world = &cluster.world;
     let stored = if rng.chance(BY_STOW) {
         let stow = http::ask(cluster, &running, PATIENCE, stow(sample)).await;
         stow.map(|answer| (answer.status.as_u16() == 200, answer.status.to_string()))
     } else {
-        let Some(request) = sample.request(slot) else { return false };
-        let data_set = sample.data_set.clone();
-        let asked = world.spawn_on(running.owner, async move {
-            tokio::time::timeout(PATIENCE, running.node.c_store(request, data_set)).await
-        });
-        let status = asked.await.ok().and_then(Result::ok);
-        status
-            .map(|status| (status.kind() == StatusKind::Success, format!("{:04x} {}", status.code(), status.comment())))
+        by_c_store(cluster, &running, sample).await
     };
-    let Some((stored, answer)) = stored else { return false };
+    stored.is_some_and(|(stored, answer)| note(cluster, slot, sample, stored, &answer))
+}
+
+/// Sends an instance to the node of `slot` by C-STORE; `false` when it was not acknowledged.
+pub(crate) async fn c_store(cluster: &Arc<Cluster>, slot: u32, sample: &Sample) -> bool {
+    let Some(running) = cluster.running(slot) else { return false };
+    let stored = by_c_store(cluster, &running, sample).await;
+    stored.is_some_and(|(stored, answer)| note(cluster, slot, sample, stored, &answer))
+}
+
+/// Whether it was stored, and what the answer says; `None` without an answer.
+async fn by_c_store(cluster: &Cluster, running: &Running, sample: &Sample) -> Option<(bool, String)> {
+    let request = sample.request(running.owner.slot)?;
+    let (node, data_set) = (running.node.clone(), sample.data_set.clone());
+    let asked = cluster
+        .world
+        .spawn_on(running.owner, async move { tokio::time::timeout(PATIENCE, node.c_store(request, data_set)).await });
+    let status = asked.await.ok()?.ok()?;
+    Some((status.kind() == StatusKind::Success, format!("{:04x} {}", status.code(), status.comment())))
+}
+
+/// Remembers what a sender was told.
+fn note(cluster: &Cluster, slot: u32, sample: &Sample, stored: bool, answer: &str) -> bool {
+    let world = &cluster.world;
     world.event(slot, format_args!("instance {}: {answer}", sample.sop_instance));
     if stored {
         let Sample { study, sop_instance, data_set } = sample.clone();
@@ -72,7 +87,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>, slot: u32, mut rng: Rng) {
         let Some(study) = rng.pick(&studies).cloned() else { continue };
         let exam = study.rsplit('.').next().unwrap_or_default();
         let (accession, patient) = (format!("A{slot}-{exam}"), format!("P{slot}-{exam}"));
-        let of = Of { study: &study, accession: &accession, patient: &patient };
+        let of = Of { study: &study, accession: &accession, patient: &patient, modality: "CT" };
         let fresh = Sample::new(&of, 1_000 + number, rng.next(), len);
         // A sender that got no answer sends again; one that did sometimes does, too.
         let again = last.take().filter(|_| rng.chance(0.2));

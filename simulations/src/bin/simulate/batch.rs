@@ -69,13 +69,16 @@ pub(crate) fn wait_for<T>(future: impl Future<Output = T>) -> anyhow::Result<T> 
 
 /// Runs `settings` in a process of its own.
 pub(crate) async fn run_apart(settings: &Settings) -> anyhow::Result<Outcome> {
+    let mut arguments = settings.arguments();
+    arguments.extend(settings.trace.iter().map(|trace| format!("--trace={}", trace.display())));
+    apart(settings.seed, &arguments, STUCK).await
+}
+
+/// Runs this program with these arguments in a process of its own, for at most `limit` of real time.
+pub(crate) async fn apart(seed: u64, arguments: &[String], limit: Duration) -> anyhow::Result<Outcome> {
     let program = std::env::current_exe().context("find this program")?;
     let mut command = tokio::process::Command::new(program);
-    command.args(settings.arguments()).stdin(Stdio::null()).kill_on_drop(true);
-    if let Some(trace) = &settings.trace {
-        command.arg("--trace").arg(trace);
-    }
-    let seed = settings.seed;
+    command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
     let failed = |output: String| Outcome {
         seed,
         digest: String::new(),
@@ -85,8 +88,8 @@ pub(crate) async fn run_apart(settings: &Settings) -> anyhow::Result<Outcome> {
         plan: PlanSeen::default(),
         output,
     };
-    let Ok(output) = tokio::time::timeout(STUCK, command.output()).await else {
-        return Ok(failed(format!("no end after {STUCK:?}")));
+    let Ok(output) = tokio::time::timeout(limit, command.output()).await else {
+        return Ok(failed(format!("no end after {limit:?}")));
     };
     let output = output.context("run a seed")?;
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

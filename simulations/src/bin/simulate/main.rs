@@ -1,6 +1,7 @@
 //! `simulate`: runs the mesh under simulated time, disks, network and faults.
 
 mod batch;
+mod day;
 mod determinism;
 mod mutants;
 mod shim;
@@ -72,6 +73,45 @@ enum Action {
         jobs: usize,
         #[command(flatten)]
         shape: Shape,
+    },
+    /// Play a day of the service on the mesh and on one central server, and write a page that compares them.
+    Day {
+        /// Everything random comes from it.
+        #[arg(long)]
+        seed: u64,
+        #[command(flatten)]
+        shape: day::DayShape,
+        /// Where the page goes.
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// Play one day on the mesh in this process.
+    MeshDay {
+        /// Everything random comes from it.
+        #[arg(long)]
+        seed: u64,
+        #[command(flatten)]
+        shape: day::DayShape,
+        /// A random mixture of faults besides the scenario.
+        #[arg(long)]
+        faults: bool,
+        /// Leave the records of the exams in this file.
+        #[arg(long)]
+        records: Option<PathBuf>,
+        /// Write every event to this file.
+        #[arg(long)]
+        trace: Option<PathBuf>,
+    },
+    /// Play many days with random faults, each in a process of its own.
+    SweepDays {
+        /// As A..B, B excluded.
+        #[arg(long, value_parser = seeds)]
+        seeds: Range<u64>,
+        /// Processes at once.
+        #[arg(long, default_value_t = 2)]
+        jobs: usize,
+        #[command(flatten)]
+        shape: day::DayShape,
     },
     /// Show that each deliberate fault is caught.
     Mutants {
@@ -166,27 +206,43 @@ fn act(action: Action) -> anyhow::Result<bool> {
         Action::Sweep { seeds, jobs, shape } => batch::sweep(seeds, jobs, &shape),
         Action::CheckDeterminism { seed, shape } => determinism::check(seed, &shape),
         Action::Shrink { seed, jobs, shape } => shrink::shrink(seed, jobs, &shape),
+        Action::Day { seed, shape, out } => day::report(seed, &shape, &out),
+        Action::MeshDay { seed, shape, faults, records, trace } => {
+            day::mesh(&shape.settings(seed, faults, trace), records.as_deref())
+        }
+        Action::SweepDays { seeds, jobs, shape } => day::sweep(seeds, jobs, &shape),
         Action::Mutants { only, jobs } => mutants::show_all(only, jobs),
     }
 }
 
-fn run(settings: &Settings) -> anyhow::Result<bool> {
-    shim::fix_addresses();
+/// The nodes' own log lines, for whoever set `RUST_LOG`.
+fn log_if_asked() {
     if std::env::var_os("RUST_LOG").is_some() {
         let filter = tracing_subscriber::EnvFilter::from_default_env();
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
     }
-    let start = shim::real_now();
-    // On a thread of its own: hash maps draw their keys once a thread, so on this one those of the
-    // arguments' and the log's would be drawn before randomness is the seed's, and count after.
-    let simulation = std::thread::Builder::new().name("simulation".to_owned()).stack_size(STACK_BYTES);
-    let owned = settings.clone();
-    let running = simulation.spawn(move || {
-        shim::enable(owned.seed);
-        maillage_simulations::run(&owned)
+}
+
+/// Runs `simulation` with this process's randomness and clocks from `seed`.
+///
+/// On a thread of its own: hash maps draw their keys once a thread, so on this one those of the
+/// arguments' and the log's would be drawn before randomness is the seed's, and count after.
+fn simulated<T: Send + 'static>(seed: u64, simulation: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {
+    let thread = std::thread::Builder::new().name("simulation".to_owned()).stack_size(STACK_BYTES);
+    let running = thread.spawn(move || {
+        shim::enable(seed);
+        simulation()
     });
-    let Ok(report) = running.context("start the simulation's thread")?.join() else { bail!("the simulation panicked") };
-    let report = report.context("run the simulation")?;
+    let Ok(result) = running.context("start the simulation's thread")?.join() else { bail!("the simulation panicked") };
+    Ok(result)
+}
+
+fn run(settings: &Settings) -> anyhow::Result<bool> {
+    shim::fix_addresses();
+    log_if_asked();
+    let start = shim::real_now();
+    let owned = settings.clone();
+    let report = simulated(settings.seed, move || maillage_simulations::run(&owned))?.context("run the simulation")?;
     show::report(settings, &report, shim::real_now() - start);
     Ok(report.violations.is_empty())
 }

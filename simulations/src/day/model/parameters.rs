@@ -167,7 +167,7 @@ impl Default for Parameters {
                 "what a hospital's line leaves for images",
             ),
             bytes_simulated: given(
-                (40_000, 400_000),
+                (6_000, 60_000),
                 "bytes",
                 Assumption,
                 "scaled down; transfer time uses the real size",

@@ -1,0 +1,63 @@
+//! What must hold once all is read: images on as many sites as wanted, every study to be had, replicas equal.
+
+use std::time::Duration;
+
+use super::stage::Stage;
+use crate::invariants::{copies, liveness, patients, retrieval};
+use crate::rng::Rng;
+
+/// How long until every site that was down is up again.
+const UP: Duration = Duration::from_secs(120);
+/// A study must be had from any node within this time.
+const HAD: Duration = Duration::from_secs(180);
+/// Between two tries.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// The checks of the end; what fails is a violation.
+pub(super) async fn check(stage: &Stage) {
+    let cluster = &stage.cluster;
+    cluster.end_work();
+    let all = cluster.count();
+    let up = async {
+        while cluster.all_running().len() < all {
+            tokio::time::sleep(AGAIN).await;
+        }
+    };
+    if tokio::time::timeout(UP, up).await.is_err() {
+        let up = cluster.all_running().len();
+        return cluster.world.violation("I9", format!("{UP:?} after the day {up} of {all} nodes are up"));
+    }
+    copies::all_are_made(cluster).await;
+    every_study_is_had(stage).await;
+    liveness::replicas_converge(cluster, all).await;
+    for running in cluster.all_running() {
+        cluster.watch.finality.check(&running, true);
+        patients::check(cluster, &running, true);
+        if cluster.rotten() != Some(running.owner.slot) {
+            cluster.watch.instances.check_all(&running).await;
+        }
+    }
+}
+
+/// Every study, at one node drawn for it: all at all nodes would take longer than the day.
+async fn every_study_is_had(stage: &Stage) {
+    let cluster = &stage.cluster;
+    let slots: Vec<u32> = cluster.slots().collect();
+    let mut rng = Rng::stream(stage.day.seed, "day: last looks");
+    for study in cluster.watch.instances.studies() {
+        let slot = rng.pick(&slots).copied().unwrap_or(1);
+        let deadline = cluster.world.now() + HAD;
+        loop {
+            let missing = match cluster.running(slot) {
+                Some(running) => retrieval::look(cluster, &running, &study, true).await,
+                None => Some("the node is down".to_owned()),
+            };
+            let Some(missing) = missing else { break };
+            if cluster.world.now() > deadline {
+                let detail = format!("{HAD:?} after the day, slot {slot} lacks of study {study}: {missing}");
+                return cluster.world.violation("I3", detail);
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+}
