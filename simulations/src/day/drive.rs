@@ -175,6 +175,9 @@ async fn whole(cluster: Arc<Cluster>, day: Arc<Day>, scenario: Scenario, hours: 
     readers.into_iter().for_each(|reader| reader.abort());
     let mut run = account::run(&stage);
     run.ended_ms = ended_ms;
+    if let Some(neglected) = ending::neglected(&day, &run) {
+        cluster.world.violation("I9", neglected);
+    }
     run
 }
 

@@ -3,6 +3,9 @@
 use std::time::Duration;
 
 use super::stage::Stage;
+use crate::day::HOUR_MS;
+use crate::day::model::{Day, Discipline};
+use crate::day::record::Run;
 use crate::invariants::{copies, liveness, patients, retrieval};
 use crate::rng::Rng;
 
@@ -12,6 +15,19 @@ const UP: Duration = Duration::from_secs(120);
 const HAD: Duration = Duration::from_secs(180);
 /// Between two tries.
 const AGAIN: Duration = Duration::from_secs(2);
+
+/// No radiology exam may lie unclaimed for longer while readers are on duty day and night: the worst wait of a
+/// day with failures is well below an hour. Nuclear physicians go home at night.
+const UNCLAIMED_MAX_MS: u64 = 2 * HOUR_MS;
+
+/// The exam that lay unclaimed for too long, if any did: all is read in the end even when most have stopped.
+pub(super) fn neglected(day: &Day, run: &Run) -> Option<String> {
+    let of = day.exams.iter().zip(&run.records).filter(|(exam, _)| exam.discipline == Discipline::Radiology);
+    let (waited_ms, exam) =
+        of.filter_map(|(exam, record)| Some((record.wait_ms()?, exam))).max_by_key(|(ms, _)| *ms)?;
+    let minutes = waited_ms / 60_000;
+    (waited_ms > UNCLAIMED_MAX_MS).then(|| format!("exam {} was ready for {minutes} min unclaimed", exam.accession))
+}
 
 /// The checks of the end; what fails is a violation.
 pub(super) async fn check(stage: &Stage) {
@@ -59,5 +75,26 @@ async fn every_study_is_had(stage: &Stage) {
             }
             tokio::time::sleep(AGAIN).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::neglected;
+    use crate::day::HOUR_MS;
+    use crate::day::central;
+    use crate::day::model::{Day, Discipline, Parameters};
+    use crate::day::scenario::Scenario;
+
+    #[test]
+    fn a_day_whose_readers_stopped_is_seen_though_all_is_read_later() {
+        let day = Day::draw(&Parameters::default(), 2, false);
+        let mut run = central::run(&day, &Scenario::none());
+        assert_eq!(neglected(&day, &run), None);
+        let at = day.exams.iter().position(|exam| exam.discipline == Discipline::Radiology && exam.refused.is_none());
+        let at = at.expect("a radiology exam");
+        run.records[at].claims[0].claimed_ms += 3 * HOUR_MS;
+        let seen = neglected(&day, &run).expect("seen");
+        assert!(seen.contains(&day.exams[at].accession), "{seen}");
     }
 }

@@ -30,6 +30,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const AGAIN_MS: (u64, u64) = (10_000, 20_000);
 /// Between two looks at a node that is down.
 const DOWN: Duration = Duration::from_secs(2);
+/// An idle reader's page is loaded anew this often: one of a life of the node that is over shows nothing more,
+/// and does not say so.
+const RELOAD: Duration = Duration::from_secs(15);
 /// Between two tries at opening images.
 const OPEN_AGAIN: Duration = Duration::from_secs(5);
 /// Tries at opening images before the reader telephones the hospital, each time.
@@ -164,6 +167,7 @@ impl Reader {
                 },
                 () = self.stage.sleep_until(self.shift.until_ms) => return false,
                 () = self.until_power(false) => return false,
+                () = tokio::time::sleep(RELOAD) => return false,
             }
         }
         let reaction = self.sender.rng.millis(REACTION_MS.0, REACTION_MS.1);
