@@ -14,6 +14,7 @@ use maillage_consensus::exam::{Patient, Priority, Request, Text8};
 use maillage_consensus::ids::{CommandId, Line, Name, UidText};
 use maillage_dicom::{Attributes, Redacted};
 use maillage_store::{Hash, Hold, Instance, StudyManifest};
+use maillage_transport::chunk::Class;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -155,7 +156,17 @@ async fn publish(node: &Node, study: &str) -> anyhow::Result<()> {
         says,
     };
     let address = node.store().put_manifest(manifest.encode()?).await?;
-    if let Hold::Incomplete { missing } = node.store().hold(address).await? {
+    let mut hold = node.store().hold(address).await?;
+    if let Hold::Incomplete { missing } = &hold {
+        tracing::warn!(
+            study,
+            missing = missing.len(),
+            "chunks of the study are damaged here: asking its other holders"
+        );
+        bring_back(node, study).await?;
+        hold = node.store().hold(address).await?;
+    }
+    if let Hold::Incomplete { missing } = hold {
         anyhow::bail!("{} chunks of the study are missing here", missing.len());
     }
     let part = StudyPart { manifest: address.0, ..part };
@@ -166,6 +177,18 @@ async fn publish(node: &Node, study: &str) -> anyhow::Result<()> {
         }
         other => anyhow::bail!("record the study: {other:?}"),
     }
+}
+
+/// Brings back what was durable here and is damaged, from sites that hold earlier publications of the
+/// study: without it, what came since could never be published.
+async fn bring_back(node: &Node, study: &str) -> anyhow::Result<()> {
+    let parts = node.read(|view| view.study(study))?.map(|study| study.parts).unwrap_or_default();
+    for held in parts {
+        if let Err(error) = node.images().pull_part(&held, Class::Background, None).await {
+            tracing::debug!(study, %error, "not brought back");
+        }
+    }
+    Ok(())
 }
 
 /// The same publication is the same command, also after a restart.

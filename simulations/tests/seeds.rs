@@ -90,6 +90,7 @@ fn a_disk_that_lies_is_caught_and_its_replay_is_printed() {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "minutes in a debug build: .ci/run has it in release")]
 fn seeds_that_once_failed_pass() {
     for line in include_str!("../regressions.txt").lines().filter(|line| !line.starts_with('#')) {
         let arguments: Vec<&str> = line.split_whitespace().collect();
