@@ -260,10 +260,12 @@ impl Cluster {
         leaders.max_by_key(|running| running.group.watch().borrow().term).map(|running| running.owner.slot)
     }
 
-    /// The last index of any node's log.
+    /// An index that no log has reached yet, by what the nodes tell of theirs: they tell it a little late.
     pub(crate) fn newest_index(&self) -> u64 {
+        /// More than nodes take in while they have not told of it.
+        const UNTOLD: u64 = 64;
         let newest = |running: Running| running.group.watch().borrow().last_log.unwrap_or(0);
-        self.all_running().into_iter().map(newest).max().unwrap_or(0)
+        self.all_running().into_iter().map(newest).max().unwrap_or(0) + UNTOLD
     }
 
     /// Notes that a fault begins.
