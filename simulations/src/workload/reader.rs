@@ -125,8 +125,8 @@ impl Reader {
 
     fn granted(&mut self, call: u64, by: Claimed, exam: ExamId, claim: &Claim) {
         let token = claim.token.0;
-        // HTTP does not tell the session.
-        let by = Claimed { session: (claim.session > 0).then_some(claim.session), ..by };
+        // HTTP does not tell the session. The site may be a new one since it was asked.
+        let by = Claimed { site: claim.site.0, session: (claim.session > 0).then_some(claim.session), ..by };
         self.cluster().history.answer(call, exam.0, Act::Claim { by, told: Some(Told::Granted { token }) });
         self.held = Some(Held { exam: exam.0, token, claim: by.command });
     }
