@@ -34,6 +34,7 @@ fn the_same_seed_gives_the_same_events_in_two_processes() {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "many minutes in a debug build: .ci/run has it in release")]
 fn an_hour_of_the_day_is_read_to_the_end_and_is_the_same_in_two_processes() {
     let day = ["mesh-day", "--seed", "3", "--hours", "1", "--scenario", "none"];
     let results = [(), ()].map(|()| {
@@ -67,6 +68,7 @@ fn what_is_logged_changes_nothing_of_a_run() {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "minutes in a debug build: .ci/run has it in release")]
 fn a_plan_is_shrunk_to_the_one_fault_that_it_takes() {
     let shape = ["--minutes=1", "--sites=3", "--faults=pause,crash,breaks,crash-voting", "--mutant=pack-fsync-lies"];
     let text = assert_passes(&[&["shrink", "--seed", "1"], &shape[..]].concat());
