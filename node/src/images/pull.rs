@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use futures::stream::{self, Stream, StreamExt as _, TryStreamExt as _};
+use maillage_consensus::ids::SiteId;
 use maillage_consensus::mesh::HeldPart;
 use maillage_store::{Chunk, Hash, Hold, PutGroup};
 use maillage_transport::PeerId;
@@ -29,7 +30,7 @@ impl Images {
         progress: Option<&Progress>,
     ) -> Result<FetchReport, ImagesError> {
         let store = &self.0.store;
-        let holders = self.to_ask(&held.holders);
+        let holders = self.to_ask(&who_may_have(held));
         let address = Hash(held.part.manifest);
         let manifest = self.study_manifest(address, &holders, class).await?;
         if manifest.study_uid != held.part.study.as_str() {
@@ -105,6 +106,14 @@ impl Images {
         }
         Ok(absent)
     }
+}
+
+/// The sites that hold a part, or its publication before the latest, of which most chunks are the same:
+/// what is damaged at one of them, the others may have.
+fn who_may_have(held: &HeldPart) -> Vec<SiteId> {
+    let earlier = held.previous.iter().flat_map(|earlier| &earlier.holders);
+    let all: BTreeSet<SiteId> = held.holders.iter().chain(earlier).copied().collect();
+    all.into_iter().collect()
 }
 
 /// Chunks in groups of about [`PUT_GROUP_BYTES`], as they arrive.
