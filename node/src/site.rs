@@ -116,11 +116,6 @@ impl Member {
             holders: Arc::new(endpoint.clone()),
         }
     }
-
-    /// The identity of a site's node, if it is known.
-    pub fn peer(&self, site: u64) -> Option<PeerId> {
-        self.roster.peer(SiteId(site))
-    }
 }
 
 /// Why a node cannot start.

@@ -104,38 +104,61 @@ pub(crate) async fn apart(seed: u64, arguments: &[String], limit: Duration) -> a
     Ok(Outcome { seed, digest: digest.to_owned(), broken, node_hours, reached, plan, output: text })
 }
 
+/// The sums of a sweep.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) failed: Vec<u64>,
+    pub(crate) node_hours: f64,
+    /// In how many runs each rare path was reached, and how often in all.
+    reached: BTreeMap<String, (u64, u64)>,
+}
+
+impl Tally {
+    /// Adds one run.
+    pub(crate) fn add(&mut self, outcome: &Outcome) {
+        self.node_hours += outcome.node_hours;
+        for (what, times) in &outcome.reached {
+            let sum = self.reached.entry(what.clone()).or_default();
+            *sum = (sum.0 + 1, sum.1 + times);
+        }
+        if outcome.broken.is_some() {
+            self.failed.push(outcome.seed);
+        }
+    }
+
+    /// Prints the rare paths, and puts the failed seeds in order.
+    pub(crate) fn show(&mut self, runs: &str) {
+        println!("rare paths: in how many {runs}, and how often in all");
+        for (what, (runs, times)) in &self.reached {
+            println!("  {runs:>5} {times:>8}  {what}");
+        }
+        self.failed.sort_unstable();
+    }
+}
+
 /// Runs many seeds; prints those that fail and how to repeat each, then the sums.
 pub(crate) fn sweep(seeds: Range<u64>, jobs: usize, shape: &Shape) -> anyhow::Result<bool> {
     let start = shim::real_now();
     let count = seeds.end - seeds.start;
-    let (mut failed, mut node_hours) = (Vec::new(), 0.0);
-    let mut reached: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+    let mut tally = Tally::default();
     wait_for(async {
         let runs = seeds.map(|seed| async move { run_apart(&shape.settings(seed, None)).await });
         let mut runs = futures::stream::iter(runs).buffer_unordered(jobs.max(1));
         while let Some(outcome) = runs.next().await {
             let outcome = outcome?;
-            node_hours += outcome.node_hours;
-            for (what, times) in &outcome.reached {
-                let sum = reached.entry(what.clone()).or_default();
-                *sum = (sum.0 + 1, sum.1 + times);
-            }
+            tally.add(&outcome);
             if let Some(broken) = &outcome.broken {
                 println!("seed {} breaks {broken}: {}", outcome.seed, replay(&shape.settings(outcome.seed, None)));
                 for line in outcome.output.lines().filter(|line| line.contains("VIOLATION")).take(3) {
                     println!("  {}", line.chars().take(400).collect::<String>());
                 }
-                failed.push(outcome.seed);
             }
         }
         anyhow::Ok(())
     })??;
-    println!("rare paths: in how many seeds, and how often in all");
-    for (what, (seeds, times)) in &reached {
-        println!("  {seeds:>5} {times:>8}  {what}");
-    }
+    tally.show("seeds");
+    let Tally { failed, node_hours, .. } = &tally;
     let took = (shim::real_now() - start).as_secs_f64();
-    failed.sort_unstable();
     println!(
         "{count} seeds, {} failed {failed:?}; {node_hours:.1} simulated node-hours in {took:.0} s: {:.2} a second",
         failed.len(),

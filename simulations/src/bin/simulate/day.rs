@@ -5,7 +5,6 @@
 
 #![expect(clippy::disallowed_methods, reason = "records of finished runs, outside every simulated disk")]
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,9 +19,9 @@ use maillage_simulations::day::report::{Arm, Made, Report, write_html};
 use maillage_simulations::day::scenario::Scenario;
 use maillage_simulations::day::{MINUTE_MS, central};
 
-use crate::batch::{Outcome, apart, wait_for};
+use crate::batch::{Outcome, Tally, apart, wait_for};
 use crate::shim;
-use crate::show::RESULT;
+use crate::show::{result, seen};
 
 /// Real time that one day may take before it counts as stuck: an unoptimised build needs the most of it.
 const STUCK: Duration = Duration::from_secs(4 * 3600);
@@ -81,15 +80,7 @@ fn show(settings: &DaySettings, report: &DayReport, took: Duration) {
     println!(
         "  {exams} exams, {completed} completed, {instances} instances; {histories} histories linearizable or not, {compared} states compared"
     );
-    for (what, count) in &report.reached {
-        println!("  {count:>7} x {what}");
-    }
-    for violation in &report.violations {
-        println!("  VIOLATION {} at {:.3} s: {}", violation.invariant, violation.at.as_secs_f64(), violation.detail);
-    }
-    if !report.violations.is_empty() {
-        println!("  again: {}", replay(settings));
-    }
+    seen(&report.reached, &report.violations, &replay(settings));
     let hours = report.simulated.as_secs_f64() / 3600.0 * f64::from(report.nodes);
     println!(
         "  {} events, {} polls, {:.1} simulated h of {} nodes in {:.1} s: {:.2} node-hours a second",
@@ -100,9 +91,7 @@ fn show(settings: &DaySettings, report: &DayReport, took: Duration) {
         took.as_secs_f64(),
         hours / took.as_secs_f64().max(0.001),
     );
-    let first = report.violations.first().map_or("none", |violation| violation.invariant);
-    let reached: Vec<String> = report.reached.iter().map(|(what, count)| format!("{what}={count}")).collect();
-    println!("{RESULT}{} {first} {hours:.5} {}", report.digest, reached.join(";"));
+    result(&report.digest, &report.violations, hours, &report.reached);
 }
 
 /// Plays a day in four runs and writes the page that compares them.
@@ -198,8 +187,7 @@ async fn on_mesh(settings: &DaySettings, day: &Day) -> anyhow::Result<(Outcome, 
 pub(crate) fn sweep(seeds: Range<u64>, jobs: usize, shape: &DayShape) -> anyhow::Result<bool> {
     let start = shim::real_now();
     let count = seeds.end - seeds.start;
-    let (mut failed, mut node_hours) = (Vec::new(), 0.0);
-    let mut reached: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+    let mut tally = Tally::default();
     wait_for(async {
         let days = seeds.map(|seed| async move {
             let settings = shape.settings(seed, true, None);
@@ -208,11 +196,7 @@ pub(crate) fn sweep(seeds: Range<u64>, jobs: usize, shape: &DayShape) -> anyhow:
         let mut days = futures::stream::iter(days).buffer_unordered(jobs.max(1));
         while let Some(played) = days.next().await {
             let (outcome, settings) = played?;
-            node_hours += outcome.node_hours;
-            for (what, times) in &outcome.reached {
-                let sum = reached.entry(what.clone()).or_default();
-                *sum = (sum.0 + 1, sum.1 + times);
-            }
+            tally.add(&outcome);
             let rate = outcome.output.lines().find(|line| line.contains("node-hours a second")).unwrap_or_default();
             println!("day {}: {}; {}", outcome.seed, outcome.broken.as_deref().unwrap_or("sound"), rate.trim());
             if outcome.broken.is_some() {
@@ -220,17 +204,13 @@ pub(crate) fn sweep(seeds: Range<u64>, jobs: usize, shape: &DayShape) -> anyhow:
                 for line in outcome.output.lines().filter(|line| line.contains("VIOLATION")).take(3) {
                     println!("  {}", line.trim().chars().take(600).collect::<String>());
                 }
-                failed.push(outcome.seed);
             }
         }
         anyhow::Ok(())
     })??;
-    println!("rare paths: in how many days, and how often in all");
-    for (what, (days, times)) in &reached {
-        println!("  {days:>5} {times:>8}  {what}");
-    }
+    tally.show("days");
+    let Tally { failed, node_hours, .. } = &tally;
     let took = (shim::real_now() - start).as_secs_f64();
-    failed.sort_unstable();
     println!(
         "{count} days, {} failed {failed:?}; {node_hours:.0} simulated node-hours in {took:.0} s: {:.2} a second",
         failed.len(),

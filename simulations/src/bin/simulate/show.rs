@@ -1,8 +1,9 @@
 //! What a run prints: for people, and one line that the other commands read.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use maillage_simulations::{Fault, Report, Settings};
+use maillage_simulations::{Fault, Report, Settings, Violation};
 
 /// How the line for other commands begins.
 pub(crate) const RESULT: &str = "result ";
@@ -23,6 +24,26 @@ pub(crate) fn replay(settings: &Settings) -> String {
     format!("cargo sim {}", settings.arguments().join(" "))
 }
 
+/// Prints the rare paths that a run reached and what it broke, with the command that repeats it.
+pub(crate) fn seen(reached: &BTreeMap<&'static str, u64>, violations: &[Violation], replay: &str) {
+    for (what, count) in reached {
+        println!("  {count:>7} x {what}");
+    }
+    for violation in violations {
+        println!("  VIOLATION {} at {:.3} s: {}", violation.invariant, violation.at.as_secs_f64(), violation.detail);
+    }
+    if !violations.is_empty() {
+        println!("  again: {replay}");
+    }
+}
+
+/// Prints the line that a sweep reads of a run.
+pub(crate) fn result(digest: &str, violations: &[Violation], hours: f64, reached: &BTreeMap<&'static str, u64>) {
+    let first = violations.first().map_or("none", |violation| violation.invariant);
+    let reached: Vec<String> = reached.iter().map(|(what, count)| format!("{what}={count}")).collect();
+    println!("{RESULT}{digest} {first} {hours:.5} {}", reached.join(";"));
+}
+
 /// Prints what a run showed.
 pub(crate) fn report(settings: &Settings, report: &Report, took: Duration) {
     let [exams, completed, instances, histories, compared] = report.counts;
@@ -31,15 +52,7 @@ pub(crate) fn report(settings: &Settings, report: &Report, took: Duration) {
         "  {exams} exams, {completed} completed, {instances} instances; {histories} histories linearizable or not, {compared} states compared"
     );
     println!("  read to the end {:.1} s after the last fault", report.recovered.as_secs_f64());
-    for (what, count) in &report.reached {
-        println!("  {count:>7} x {what}");
-    }
-    for violation in &report.violations {
-        println!("  VIOLATION {} at {:.3} s: {}", violation.invariant, violation.at.as_secs_f64(), violation.detail);
-    }
-    if !report.violations.is_empty() {
-        println!("  again: {}", replay(settings));
-    }
+    seen(&report.reached, &report.violations, &replay(settings));
     let hours = report.simulated.as_secs_f64() / 3600.0 * f64::from(settings.sites);
     println!(
         "  {} events, {} polls, {:.0} simulated s in {:.2} s: {:.2} node-hours a second",
@@ -51,7 +64,5 @@ pub(crate) fn report(settings: &Settings, report: &Report, took: Duration) {
     );
     let begun: Vec<(u64, Fault)> = report.begun.iter().map(|begun| (begun.number, begun.fault)).collect();
     println!("{PLAN}{}", plan(&report.throughout, &begun));
-    let first = report.violations.first().map_or("none", |violation| violation.invariant);
-    let reached: Vec<String> = report.reached.iter().map(|(what, count)| format!("{what}={count}")).collect();
-    println!("{RESULT}{} {first} {hours:.5} {}", report.digest, reached.join(";"));
+    result(&report.digest, &report.violations, hours, &report.reached);
 }
