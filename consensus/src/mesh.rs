@@ -140,6 +140,8 @@ pub struct Counts {
     pub studies_below_two: u64,
     /// Studies with a part on fewer sites than wanted.
     pub studies_below_wanted: u64,
+    /// Copies that a site said it had lost, ever.
+    pub copies_lost: u64,
 }
 
 impl Record for Counts {

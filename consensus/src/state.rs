@@ -198,6 +198,14 @@ impl State<'_, '_> {
         Ok(())
     }
 
+    /// Counts a copy that is no more.
+    pub(crate) fn count_lost_copy(&mut self) -> Result<(), ApplyError> {
+        let mut counts = self.counts()?;
+        counts.copies_lost += 1;
+        self.write(keys::COUNTS.to_vec(), &counts);
+        Ok(())
+    }
+
     pub(crate) fn counts(&self) -> Result<Counts, ApplyError> {
         Ok(self.read(&keys::COUNTS)?.unwrap_or_default())
     }

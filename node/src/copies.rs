@@ -158,8 +158,9 @@ fn claimed_parts(node: &Node) -> anyhow::Result<Vec<HeldPart>> {
 /// What a pass over the studies looked at, so that the next knows whether there is anything new.
 #[derive(Debug, Default)]
 struct Sweep {
-    /// The sites that could hold copies when all studies were last looked at and no copy failed.
-    eligible: BTreeSet<SiteId>,
+    /// The sites that could hold copies when all studies were last looked at and no copy failed, and
+    /// how many copies had been lost by then.
+    looked_at_all: Option<(BTreeSet<SiteId>, u64)>,
     /// … and at the last pass, whatever became of it.
     attempted: BTreeSet<SiteId>,
     seen: Option<Counts>,
@@ -172,17 +173,19 @@ impl Sweep {
         let now = node.read(|view| Ok((view.counts()?, eligible(node, view)?)));
         now.is_ok_and(|(counts, sites)| {
             let ids: BTreeSet<SiteId> = sites.iter().map(|site| site.id).collect();
-            ids != self.attempted || self.seen.is_none_or(|seen| studies_of(&seen) != studies_of(&counts))
+            ids != self.attempted || self.seen.is_none_or(|seen| copies_of(&seen) != copies_of(&counts))
         })
     }
 
     /// Pulls what belongs here: of the studies with too few copies, or of all when the sites that can
-    /// hold copies have changed, since the state counts a holder that is gone until it says otherwise.
+    /// hold copies have changed or one lost a copy, since the state counts a holder that is gone until it
+    /// says otherwise: a study may have too few without being in the list.
     async fn run(&mut self, node: &Node, shutdown: &CancellationToken) -> anyhow::Result<()> {
         let (counts, sites, mesh) = node.read(|view| Ok((view.counts()?, eligible(node, view)?, view.mesh()?)))?;
         let copies = mesh.map_or(1, |mesh| usize::from(mesh.copies)).min(sites.len());
         let ids: BTreeSet<SiteId> = sites.iter().map(|site| site.id).collect();
-        let all = ids != self.eligible;
+        let as_of = Some((ids.clone(), counts.copies_lost));
+        let all = self.looked_at_all != as_of;
         let mut whole = true;
         let mut after: Option<String> = None;
         loop {
@@ -221,7 +224,7 @@ impl Sweep {
         }
         // After a failure the next pass looks at all again: a study that counts a lost holder is in no list.
         if whole && !shutdown.is_cancelled() {
-            self.eligible.clone_from(&ids);
+            self.looked_at_all = as_of;
         }
         (self.attempted, self.seen) = (ids, Some(counts));
         Ok(())
@@ -240,8 +243,8 @@ impl Sweep {
     }
 }
 
-fn studies_of(counts: &Counts) -> (u64, u64, u64) {
-    (counts.studies, counts.studies_below_two, counts.studies_below_wanted)
+fn copies_of(counts: &Counts) -> [u64; 4] {
+    [counts.studies, counts.studies_below_two, counts.studies_below_wanted, counts.copies_lost]
 }
 
 /// The sites that can hold copies: in session, or away for less than the grace.

@@ -121,6 +121,9 @@ pub(super) fn record_holding(
         held.previous = None;
     }
     state.put_study(Some(&before), &study)?;
+    if !holds {
+        state.count_lost_copy()?;
+    }
     Ok(Outcome::Done.into())
 }
 

@@ -6,7 +6,7 @@ mod mesh;
 mod toy;
 
 pub(crate) use crash_disk::CrashDisk;
-pub(crate) use mesh::{Mesh, Site, eventually};
+pub(crate) use mesh::{Mesh, Site, commit, eventually, linearize};
 pub(crate) use toy::{Toy, UNKNOWN, toy_command};
 
 use maillage_host::Disk;

@@ -5,13 +5,17 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use maillage_host::{Clock, Disk, EngineHome};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
 
 use super::Toy;
-use crate::raft::{Duplex, Group, GroupConfig, Links, StartError, Timing};
+use crate::raft::{Committed, Duplex, Group, GroupConfig, Links, ProposeError, ReadError, StartError, Timing};
+
+/// How long the tests wait for what must come, on however busy a machine.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The network.
 #[derive(Clone, Default)]
@@ -51,8 +55,8 @@ impl Mesh {
             epoch: 1,
             timing: Timing {
                 heartbeat: Duration::from_millis(100),
-                election_min: Duration::from_millis(500),
-                election_max: Duration::from_millis(1000),
+                election_min: Duration::from_millis(1000),
+                election_max: Duration::from_millis(2000),
             },
             keepalive: Duration::from_millis(500),
             snapshot_every: site.snapshot_every,
@@ -150,9 +154,32 @@ fn duplex(stream: tokio::io::DuplexStream) -> Duplex {
 
 /// Waits until `condition` holds; fails the test after ten seconds.
 pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < end, "not in time: {what}");
         sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Proposes a command to whoever leads. A refusal for want of a leader means that it is in no log: on a
+/// busy machine an election takes a while.
+pub(crate) async fn commit(group: &Group, command: Bytes) -> Committed {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match group.propose(command.clone(), PATIENCE).await {
+            Err(ProposeError::NoQuorum) if Instant::now() < end => {}
+            other => return other.expect("committed"),
+        }
+    }
+}
+
+/// Waits until a group's state is as fresh as the leader's, whoever that becomes.
+pub(crate) async fn linearize(group: &Group) -> u64 {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match group.linearize(PATIENCE).await {
+            Err(ReadError::NoQuorum) if Instant::now() < end => {}
+            other => return other.expect("linearizable"),
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use maillage_host::engine::MemoryHome;
 
-use crate::raft::testing::{CrashDisk, Mesh, Site, eventually, toy_command};
+use crate::raft::testing::{CrashDisk, Mesh, Site, commit, eventually, linearize, toy_command};
 use crate::raft::{Group, ProposeError};
 
 const LONG: Duration = Duration::from_secs(15);
@@ -39,7 +39,7 @@ impl Acknowledged {
 
     /// Each acknowledged command is in the state, at the place that was acknowledged.
     async fn check(&self, group: &Group) {
-        group.linearize(LONG).await.expect("linearizable");
+        linearize(group).await;
         let reader = group.reader();
         for (id, place) in &self.0 {
             let found = reader.get(&[b"d".as_slice(), &id.to_be_bytes()].concat()).expect("get");
@@ -108,7 +108,7 @@ async fn a_disk_that_lies_is_noticed_by_these_tests() {
     let lost = match mesh.try_start(1, site(&disk)).await {
         Err(_) => true,
         Ok(group) => {
-            group.linearize(LONG).await.expect("linearizable");
+            linearize(&group).await;
             let reader = group.reader();
             let found = |id: &u64| reader.get(&[b"d".as_slice(), &id.to_be_bytes()].concat()).expect("get").is_some();
             !acknowledged.0.keys().all(found)
@@ -122,12 +122,12 @@ async fn a_leader_whose_disk_stalls_hands_over_and_writes_go_on() {
     let mesh = Mesh::default();
     let disks: Vec<CrashDisk> = (20..23).map(CrashDisk::new).collect();
     let groups = mesh.found(disks.iter().map(site).collect()).await;
-    groups[1].propose(toy_command(1, b""), LONG).await.expect("committed");
+    commit(&groups[1], toy_command(1, b"")).await;
     assert!(groups[0].leads().is_some());
     disks[0].stall();
-    groups[1].propose(toy_command(2, b""), LONG).await.expect("committed by the other two");
+    commit(&groups[1], toy_command(2, b"")).await;
     eventually("another node leads", || groups[1].leads().is_some() || groups[2].leads().is_some()).await;
-    groups[1].propose(toy_command(3, b""), LONG).await.expect("committed under the new leader");
+    commit(&groups[1], toy_command(3, b"")).await;
     for group in &groups[1..] {
         group.shutdown().await;
     }

@@ -7,7 +7,7 @@ use maillage_host::engine::MemoryHome;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::time::timeout;
 
-use crate::raft::testing::{Mesh, Site, real_disk, toy_command};
+use crate::raft::testing::{Mesh, Site, commit, real_disk, toy_command};
 use crate::raft::types::{LeaderId, Vote};
 use crate::raft::wire::{Frame, Hello};
 use crate::raft::{Duplex, Group};
@@ -112,7 +112,7 @@ async fn garbage_ends_its_stream_and_nothing_else() {
         frames.flush().await.expect("sent");
         timeout(Duration::from_secs(2), serving).await.expect("the stream is ended").expect("without a panic");
     }
-    group.propose(toy_command(1, b"still here"), Duration::from_secs(5)).await.expect("it serves others");
+    commit(&group, toy_command(1, b"still here")).await;
     group.shutdown().await;
 }
 
@@ -129,7 +129,7 @@ async fn a_forged_snapshot_is_refused_and_leaves_nothing() {
     let answer = ask(&group, &frames).await;
     assert!(!matches!(answer, Some(Frame::SnapshotTaken(_))), "{answer:?}");
     assert!(group.watch().borrow().fatal.is_none());
-    group.propose(toy_command(1, b"still here"), Duration::from_secs(5)).await.expect("it serves others");
+    commit(&group, toy_command(1, b"still here")).await;
     let left = maillage_host::Disk::real(directory.path()).list("raft/snapshots").await.expect("list");
     assert!(left.is_empty(), "{left:?}");
     group.shutdown().await;
