@@ -14,8 +14,9 @@ use crate::raft::status::{GroupStatus, Role};
 
 /// The longest time between two publications of the status, and between two checkpoints.
 const PERIOD: Duration = Duration::from_secs(1);
-/// The shortest time between two publications: openraft reports after every step.
-const PUBLISH_MIN: Duration = Duration::from_millis(10);
+/// The shortest time between two publications: openraft reports after every step, a leader of many
+/// followers hundreds of times a second.
+const PUBLISH_MIN: Duration = Duration::from_millis(50);
 /// How long a write to the log may take before a leader hands over.
 const STALL_HAND_OVER: Duration = Duration::from_secs(5);
 /// How long it may take before the node gives up.
