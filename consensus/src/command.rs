@@ -1,19 +1,30 @@
 //! What clients and sites ask of the replicated state.
 //!
-//! A command travels and is logged as one format byte and a postcard body. Variants and fields are
-//! only ever added at the end (a golden file holds them in place); an unknown format or variant
-//! stops the node that meets it.
+//! A command travels and is logged as one format byte and a postcard body. Variants are only ever added
+//! at the end (a golden file a format holds them in place), and each belongs to the format that brought
+//! it: it is proposed only once every member of the mesh understands that format. An unknown format or
+//! variant stops the node that meets it; it is never skipped.
 
 use std::net::SocketAddr;
 
 use maillage_host::UnixMillis;
 use serde::{Deserialize, Serialize};
 
-use crate::exam::{Priority, Request};
-use crate::ids::{Address, CommandId, ExamId, FencingToken, Line, Name, PeerKey, Prose, SiteId, UidText};
+use std::collections::BTreeMap;
 
-/// The format this version writes and the highest that it reads.
-pub const FORMAT: u8 = 1;
+use crate::exam::{Priority, ReportKind, Request, Text8, Verdict, WorkitemState};
+use crate::ids::{Address, CommandId, ExamId, FencingToken, Line, Name, Paragraph, PeerKey, Prose, SiteId, UidText};
+use crate::order::{Hospital, Order, Place, Policy, Reader};
+use crate::remark::{Concordance, Finding};
+
+/// The highest format that this version understands.
+pub const FORMAT: u8 = 2;
+/// The most attributes of a workitem that a client may set, and their most bytes together.
+pub const ATTRIBUTES_MAX: usize = 256;
+/// See [`ATTRIBUTES_MAX`].
+pub const ATTRIBUTE_BYTES_MAX: usize = 64 << 10;
+/// The longest filter of a subscription, in bytes.
+pub const FILTER_MAX: usize = 4096;
 /// The longest list of addresses a site may announce.
 pub const ADDRESSES_MAX: usize = 16;
 /// The longest list of modalities or of placements in one command.
@@ -161,6 +172,427 @@ pub enum Command {
         /// Its new urgency.
         priority: Priority,
     },
+
+    // Format 2.
+    /// As `Found`, for a mesh that begins at a later format than the first.
+    Establish {
+        /// The mesh's random identity.
+        mesh: Address,
+        /// Its name, for people.
+        name: Name,
+        /// Copies wanted of each image.
+        copies: u8,
+        /// The founder.
+        founder: SiteDescription,
+        /// The format it begins with.
+        format: u8,
+    },
+    /// Every member understands this format: it holds from now on. The leader's.
+    RaiseFormat {
+        /// The next format.
+        to: u8,
+    },
+    /// What the proposing site's audit chain is at an index.
+    Attest {
+        /// The log index of an entry.
+        index: u64,
+        /// The chain's value there.
+        chain: Address,
+    },
+    /// A partner hospital, new or changed.
+    SetHospital(Hospital),
+    /// Where the proposing site is.
+    Situate {
+        /// Its place.
+        place: Place,
+    },
+    /// What the mesh agrees on for its waiting room.
+    SetPolicy(Policy),
+    /// An examination is requested, with what format 1 had no word for.
+    Order {
+        /// The request.
+        request: Request,
+        /// … and the rest.
+        order: Order,
+    },
+    /// A regulator's verdict.
+    Regulate {
+        /// Of which exam.
+        exam: ExamId,
+        /// What.
+        verdict: Verdict,
+    },
+    /// The technologist begins to scan.
+    Acquire {
+        /// Which.
+        exam: ExamId,
+    },
+    /// The first image of an exam arrived at the proposing site.
+    Arrive {
+        /// Which.
+        exam: ExamId,
+    },
+    /// The exam that this reader should read next is claimed.
+    Next(Reader),
+    /// One exam is claimed, picked by its reader.
+    Take {
+        /// Which.
+        exam: ExamId,
+        /// The Transaction UID that the client chose; empty for one derived from the command's id.
+        transaction_uid: UidText,
+    },
+    /// A claimed exam is taken over from whoever has it.
+    TakeOver {
+        /// Which.
+        exam: ExamId,
+        /// Why; told to whoever had it.
+        reason: Line,
+    },
+    /// The reader opens the exam.
+    Open {
+        /// Which.
+        exam: ExamId,
+        /// The claim's proof.
+        token: FencingToken,
+    },
+    /// A preliminary or final report under a claim.
+    Report {
+        /// Of which exam.
+        exam: ExamId,
+        /// The claim's proof.
+        token: FencingToken,
+        /// Preliminary or final.
+        kind: ReportKind,
+        /// The text.
+        text: Prose,
+        /// The site's signature, or empty.
+        signature: serde_bytes::ByteBuf,
+    },
+    /// A word added to a final report.
+    Addend {
+        /// Of which exam.
+        exam: ExamId,
+        /// The text.
+        text: Prose,
+        /// The site's signature, or empty.
+        signature: serde_bytes::ByteBuf,
+    },
+    /// The requesting physician has the standing report.
+    Deliver {
+        /// Of which exam.
+        exam: ExamId,
+        /// The report's number: a later one is still to be delivered.
+        report: u32,
+        /// To whom and how.
+        to: Line,
+    },
+    /// What became of the patient.
+    FollowUp {
+        /// Of which exam.
+        exam: ExamId,
+        /// What.
+        text: Paragraph,
+    },
+    /// A note between centres.
+    Note {
+        /// On which exam.
+        exam: ExamId,
+        /// What.
+        text: Paragraph,
+    },
+    /// A colleague is asked to look too.
+    AskOpinion {
+        /// At which exam.
+        exam: ExamId,
+        /// Whom; empty for anybody.
+        of: Name,
+        /// What.
+        question: Paragraph,
+    },
+    /// A second opinion is given.
+    GiveOpinion {
+        /// On which exam.
+        exam: ExamId,
+        /// The remark that asks for it.
+        remark: u32,
+        /// The opinion.
+        text: Paragraph,
+        /// Whether it agrees.
+        concordance: Concordance,
+    },
+    /// An algorithm's result.
+    AddFinding {
+        /// On which exam.
+        exam: ExamId,
+        /// What.
+        finding: Finding,
+    },
+    /// A critical result, of which somebody must be told.
+    RaiseCritical {
+        /// Of which exam.
+        exam: ExamId,
+        /// What.
+        text: Paragraph,
+    },
+    /// Somebody was told of a critical result or of a discrepancy.
+    Tell {
+        /// Of which exam.
+        exam: ExamId,
+        /// The remark.
+        remark: u32,
+        /// Who.
+        whom: Line,
+        /// Whether they read it back.
+        read_back: bool,
+    },
+    /// A critical result was not acknowledged in time. The leader's.
+    Escalate {
+        /// Of which exam.
+        exam: ExamId,
+        /// The remark.
+        remark: u32,
+    },
+    /// Two readings differ.
+    RaiseDiscrepancy {
+        /// Of which exam.
+        exam: ExamId,
+        /// 1 to 4.
+        grade: u8,
+        /// What.
+        text: Paragraph,
+    },
+    /// A client's workitem (UPS-RS *Create*): an exam to be read.
+    CreateWorkitem {
+        /// Its SOP Instance UID.
+        uid: UidText,
+        /// What its attributes say of the examination.
+        request: Request,
+        /// … and the rest.
+        order: Order,
+        /// All its attributes.
+        attributes: BTreeMap<u32, serde_bytes::ByteBuf>,
+    },
+    /// Attributes of a workitem change (*Update*). An empty value removes its attribute.
+    UpdateWorkitem {
+        /// Of which exam.
+        exam: ExamId,
+        /// The workitem's number.
+        number: u32,
+        /// Required once it is in progress.
+        transaction_uid: UidText,
+        /// What changes.
+        attributes: BTreeMap<u32, serde_bytes::ByteBuf>,
+    },
+    /// A workitem's state changes (*Change Workitem State*).
+    ChangeWorkitem {
+        /// Of which exam.
+        exam: ExamId,
+        /// The workitem's number.
+        number: u32,
+        /// The performer's Transaction UID.
+        transaction_uid: UidText,
+        /// The state asked for.
+        to: WorkitemState,
+    },
+    /// A workitem's performer is asked to stop (*Request Cancellation*).
+    AskCancel {
+        /// Of which exam.
+        exam: ExamId,
+        /// The workitem's number.
+        number: u32,
+        /// Why.
+        reason: Line,
+    },
+    /// An application asks for events.
+    Subscribe(Subscription),
+    /// … and no longer.
+    Unsubscribe {
+        /// Its AE title.
+        aet: Text8,
+        /// Of one workitem only.
+        workitem: Option<(ExamId, u32)>,
+    },
+    /// An exam was read by break glass while its site was cut off from the quorum.
+    BreakGlass {
+        /// Which.
+        exam: ExamId,
+        /// When it was taken, by the site's own clock.
+        taken_at: UnixMillisField,
+        /// Why.
+        reason: Line,
+        /// The report written meanwhile; none: the reader still has it.
+        report: Option<Prose>,
+        /// Its signature, or empty.
+        signature: serde_bytes::ByteBuf,
+    },
+}
+
+/// What an application is told of (PS3.18 section 11.10).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subscription {
+    /// Its AE title.
+    pub aet: Text8,
+    /// One workitem; none: all, or those that `filter` matches.
+    pub workitem: Option<(ExamId, u32)>,
+    /// A query in UPS-RS's syntax; empty for all.
+    pub filter: serde_bytes::ByteBuf,
+    /// Whether a deletion lock is asked for. Nothing here deletes a workitem, so it changes nothing.
+    pub deletion_lock: bool,
+    /// Whether new workitems are no longer subscribed to (*Suspend Global Subscription*).
+    pub suspended: bool,
+    /// The log index at which it began: nothing older is told.
+    pub since: u64,
+}
+
+impl crate::record::Record for Subscription {
+    const VERSION: u8 = 2;
+    const WHAT: &'static str = "subscription";
+}
+
+/// What a site signs when its user signs a report.
+pub fn signed_bytes(mesh: &Address, exam: ExamId, user: &Name, kind: ReportKind, text: &Prose) -> Vec<u8> {
+    let mut bytes = b"maillage 2026-11 report\0".to_vec();
+    bytes.extend_from_slice(mesh);
+    bytes.extend_from_slice(&exam.0.to_be_bytes());
+    bytes.push(kind as u8);
+    bytes.extend_from_slice(blake3::hash(user.as_str().as_bytes()).as_bytes());
+    bytes.extend_from_slice(blake3::hash(text.as_str().as_bytes()).as_bytes());
+    bytes
+}
+
+impl Command {
+    /// The format that brought it.
+    pub fn format(&self) -> u8 {
+        match self {
+            Self::Found { .. }
+            | Self::CreateToken { .. }
+            | Self::RevokeToken { .. }
+            | Self::Join { .. }
+            | Self::Describe { .. }
+            | Self::OpenSession
+            | Self::ExpireSession { .. }
+            | Self::AddExam(_)
+            | Self::ClaimNext { .. }
+            | Self::ClaimTake { .. }
+            | Self::Release { .. }
+            | Self::Complete { .. }
+            | Self::RecordStudy(_)
+            | Self::RecordHolding { .. }
+            | Self::Reconcile { .. }
+            | Self::Cancel { .. }
+            | Self::Prioritise { .. } => 1,
+            _ => 2,
+        }
+    }
+
+    /// Its name, for metrics and the audit trail.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Found { .. } => "found",
+            Self::CreateToken { .. } => "create-token",
+            Self::RevokeToken { .. } => "revoke-token",
+            Self::Join { .. } => "join",
+            Self::Describe { .. } => "describe",
+            Self::OpenSession => "open-session",
+            Self::ExpireSession { .. } => "expire-session",
+            Self::AddExam(_) => "add-exam",
+            Self::ClaimNext { .. } => "claim-next",
+            Self::ClaimTake { .. } => "claim-take",
+            Self::Release { .. } => "release",
+            Self::Complete { .. } => "complete",
+            Self::RecordStudy(_) => "record-study",
+            Self::RecordHolding { .. } => "record-holding",
+            Self::Reconcile { .. } => "reconcile",
+            Self::Cancel { .. } => "cancel",
+            Self::Prioritise { .. } => "prioritise",
+            Self::Establish { .. } => "establish",
+            Self::RaiseFormat { .. } => "raise-format",
+            Self::Attest { .. } => "attest",
+            Self::SetHospital(_) => "set-hospital",
+            Self::Situate { .. } => "situate",
+            Self::SetPolicy(_) => "set-policy",
+            Self::Order { .. } => "order",
+            Self::Regulate { .. } => "regulate",
+            Self::Acquire { .. } => "acquire",
+            Self::Arrive { .. } => "arrive",
+            Self::Next(_) => "next",
+            Self::Take { .. } => "take",
+            Self::TakeOver { .. } => "take-over",
+            Self::Open { .. } => "open",
+            Self::Report { .. } => "report",
+            Self::Addend { .. } => "addend",
+            Self::Deliver { .. } => "deliver",
+            Self::FollowUp { .. } => "follow-up",
+            Self::Note { .. } => "note",
+            Self::AskOpinion { .. } => "ask-opinion",
+            Self::GiveOpinion { .. } => "give-opinion",
+            Self::AddFinding { .. } => "add-finding",
+            Self::RaiseCritical { .. } => "raise-critical",
+            Self::Tell { .. } => "tell",
+            Self::Escalate { .. } => "escalate",
+            Self::RaiseDiscrepancy { .. } => "raise-discrepancy",
+            Self::CreateWorkitem { .. } => "create-workitem",
+            Self::UpdateWorkitem { .. } => "update-workitem",
+            Self::ChangeWorkitem { .. } => "change-workitem",
+            Self::AskCancel { .. } => "ask-cancel",
+            Self::Subscribe(_) => "subscribe",
+            Self::Unsubscribe { .. } => "unsubscribe",
+            Self::BreakGlass { .. } => "break-glass",
+        }
+    }
+
+    /// The exam that it is about, if it names one.
+    pub fn exam(&self) -> Option<ExamId> {
+        match self {
+            Self::ClaimTake { exam }
+            | Self::Release { exam, .. }
+            | Self::Complete { exam, .. }
+            | Self::Reconcile { unsolicited: exam, .. }
+            | Self::Cancel { exam, .. }
+            | Self::Prioritise { exam, .. }
+            | Self::Regulate { exam, .. }
+            | Self::Acquire { exam }
+            | Self::Arrive { exam }
+            | Self::Take { exam, .. }
+            | Self::TakeOver { exam, .. }
+            | Self::Open { exam, .. }
+            | Self::Report { exam, .. }
+            | Self::Addend { exam, .. }
+            | Self::Deliver { exam, .. }
+            | Self::FollowUp { exam, .. }
+            | Self::Note { exam, .. }
+            | Self::AskOpinion { exam, .. }
+            | Self::GiveOpinion { exam, .. }
+            | Self::AddFinding { exam, .. }
+            | Self::RaiseCritical { exam, .. }
+            | Self::Tell { exam, .. }
+            | Self::Escalate { exam, .. }
+            | Self::RaiseDiscrepancy { exam, .. }
+            | Self::UpdateWorkitem { exam, .. }
+            | Self::ChangeWorkitem { exam, .. }
+            | Self::AskCancel { exam, .. }
+            | Self::BreakGlass { exam, .. } => Some(*exam),
+            _ => None,
+        }
+    }
+
+    /// Why, if its author said.
+    pub fn reason(&self) -> Line {
+        match self {
+            Self::Release { reason, .. }
+            | Self::Cancel { reason, .. }
+            | Self::TakeOver { reason, .. }
+            | Self::AskCancel { reason, .. }
+            | Self::BreakGlass { reason, .. }
+            | Self::Regulate { verdict: Verdict::Refused { reason }, .. } => reason.clone(),
+            _ => Line::default(),
+        }
+    }
+
+    /// Whether only the leader itself may propose it.
+    pub fn is_the_leaders(&self) -> bool {
+        matches!(self, Self::ExpireSession { .. } | Self::RaiseFormat { .. } | Self::Escalate { .. })
+    }
 }
 
 /// A site as it describes itself.
@@ -214,12 +646,15 @@ pub enum CommandError {
     /// A list longer than its bound.
     #[error("{0} has too many entries")]
     TooMany(&'static str),
+    /// A value outside its range.
+    #[error("{0} is out of range")]
+    Range(&'static str),
 }
 
 impl Envelope {
     /// The bytes to log.
     pub fn encode(&self) -> Vec<u8> {
-        crate::record::encode(FORMAT, self)
+        crate::record::encode(self.command.format(), self)
     }
 
     /// Reads what [`Envelope::encode`] wrote.
@@ -228,7 +663,7 @@ impl Envelope {
     /// [`CommandError`]; the node must not go on past a *committed* command that fails here.
     pub fn decode(bytes: &[u8]) -> Result<Self, CommandError> {
         let (&format, body) = bytes.split_first().ok_or(CommandError::Empty)?;
-        if format != FORMAT {
+        if !(1..=FORMAT).contains(&format) {
             return Err(CommandError::Format(format));
         }
         let (envelope, rest): (Self, _) =
@@ -236,23 +671,48 @@ impl Envelope {
         if !rest.is_empty() {
             return Err(CommandError::Body(format!("{} trailing bytes", rest.len())));
         }
+        if envelope.command.format() != format {
+            return Err(CommandError::Body(format!("a command of another format than {format}")));
+        }
         Ok(envelope)
     }
 
     /// Checks the bounds that types do not carry, before the command is proposed.
     ///
     /// # Errors
-    /// [`CommandError::TooMany`].
+    /// [`CommandError::TooMany`], [`CommandError::Range`].
     pub fn check(&self) -> Result<(), CommandError> {
-        let addresses = match &self.command {
+        let most = |count: usize, max: usize, what| if count > max { Err(CommandError::TooMany(what)) } else { Ok(()) };
+        match &self.command {
             Command::Found { founder: site, .. }
+            | Command::Establish { founder: site, .. }
             | Command::Join { joiner: site, .. }
-            | Command::Describe { description: site } => site.addresses.len(),
-            Command::ClaimNext { modalities } if modalities.len() > LIST_MAX => {
-                return Err(CommandError::TooMany("modalities"));
+            | Command::Describe { description: site } => most(site.addresses.len(), ADDRESSES_MAX, "addresses"),
+            Command::ClaimNext { modalities } => most(modalities.len(), LIST_MAX, "modalities"),
+            Command::Next(reader) => {
+                most(reader.modalities.len(), LIST_MAX, "modalities")?;
+                most(reader.expertise.len(), LIST_MAX, "expertise")?;
+                most(reader.specialties.len(), LIST_MAX, "specialties")
             }
-            _ => 0,
-        };
-        if addresses > ADDRESSES_MAX { Err(CommandError::TooMany("addresses")) } else { Ok(()) }
+            Command::SetHospital(hospital) => most(hospital.sites.len(), LIST_MAX, "sites"),
+            Command::SetPolicy(policy) => {
+                let shares = policy.kept_for.iter().chain([&policy.kept_for_experts]);
+                if shares.copied().max().is_some_and(|share| share > 1000) || policy.critical_ms < 60_000 {
+                    return Err(CommandError::Range("policy"));
+                }
+                Ok(())
+            }
+            Command::RaiseDiscrepancy { grade, .. } if !(1..=4).contains(grade) => Err(CommandError::Range("grade")),
+            Command::AddFinding { finding, .. } if finding.score > 1000 => Err(CommandError::Range("score")),
+            Command::CreateWorkitem { attributes, .. } | Command::UpdateWorkitem { attributes, .. } => {
+                most(attributes.len(), ATTRIBUTES_MAX, "attributes")?;
+                most(attributes.values().map(|value| value.len()).sum(), ATTRIBUTE_BYTES_MAX, "attributes")
+            }
+            Command::Subscribe(subscription) => most(subscription.filter.len(), FILTER_MAX, "filter"),
+            Command::Report { signature, .. }
+            | Command::Addend { signature, .. }
+            | Command::BreakGlass { signature, .. } => most(signature.len(), 64, "signature"),
+            _ => Ok(()),
+        }
     }
 }

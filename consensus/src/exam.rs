@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::UnixMillisField;
 use crate::ids::{ExamId, FencingToken, Line, Name, Prose, SiteId, UidText};
-use crate::record::Record;
+use crate::life::{self, Step};
+use crate::order::{Consent, Order, Specialty};
+use crate::record::{self, Record};
 
 /// How urgent an exam is. The order is the queue's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -135,15 +137,60 @@ pub enum ExamState {
     Waiting,
     /// Claimed by a reader.
     Claimed,
-    /// Reported.
+    /// The final report is signed.
     Reported,
     /// Not to be read.
     Cancelled,
+    /// A regulator found it relevant; it has a protocol.
+    Validated,
+    /// The patient is being scanned.
+    Acquiring,
+    /// Its images are arriving, or are here while something else is waited for.
+    Receiving,
+    /// Its reader has opened it.
+    Reading,
+    /// The requesting physician has the report.
+    Delivered,
+    /// Its outcome was followed up.
+    FollowedUp,
+    /// Its images are gone, everywhere.
+    Purged,
+    /// Refused by a regulator, or the transfer by the patient.
+    Refused,
 }
 
 impl ExamState {
     /// All, in an exam's order of life.
-    pub const ALL: [Self; 5] = [Self::Requested, Self::Waiting, Self::Claimed, Self::Reported, Self::Cancelled];
+    pub const ALL: [Self; 13] = [
+        Self::Requested,
+        Self::Validated,
+        Self::Acquiring,
+        Self::Receiving,
+        Self::Waiting,
+        Self::Claimed,
+        Self::Reading,
+        Self::Reported,
+        Self::Delivered,
+        Self::FollowedUp,
+        Self::Purged,
+        Self::Refused,
+        Self::Cancelled,
+    ];
+
+    /// Whether a final report was signed.
+    pub fn is_reported(self) -> bool {
+        matches!(self, Self::Reported | Self::Delivered | Self::FollowedUp | Self::Purged)
+    }
+
+    /// Whether somebody has it.
+    pub fn is_held(self) -> bool {
+        matches!(self, Self::Claimed | Self::Reading)
+    }
+
+    /// Whether it is over without a report.
+    pub fn is_off(self) -> bool {
+        matches!(self, Self::Cancelled | Self::Refused)
+    }
 
     /// The name used on every interface.
     pub fn as_str(self) -> &'static str {
@@ -153,6 +200,14 @@ impl ExamState {
             Self::Claimed => "claimed",
             Self::Reported => "reported",
             Self::Cancelled => "cancelled",
+            Self::Validated => "validated",
+            Self::Acquiring => "acquiring",
+            Self::Receiving => "receiving",
+            Self::Reading => "reading",
+            Self::Delivered => "delivered",
+            Self::FollowedUp => "followed-up",
+            Self::Purged => "purged",
+            Self::Refused => "refused",
         }
     }
 }
@@ -168,7 +223,7 @@ impl std::str::FromStr for ExamState {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let known = Self::ALL.into_iter().find(|state| state.as_str() == text);
-        known.ok_or_else(|| format!("{text:?} is none of requested, waiting, claimed, reported, cancelled"))
+        known.ok_or_else(|| format!("{text:?} is none of {}", Self::ALL.map(Self::as_str).join(", ")))
     }
 }
 
@@ -229,11 +284,130 @@ pub struct Exam {
     pub reports: u32,
     /// Whether images came after the report.
     pub images_after_report: bool,
+    /// What format 2 knows of it.
+    pub course: Course,
+}
+
+/// What became of an exam: everything that the first format did not know.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Course {
+    /// What its request says beyond the exam's own.
+    pub order: Order,
+    /// What the regulator decided.
+    pub regulation: Option<Regulation>,
+    /// What an emergency left out, in the order in which it was noticed.
+    pub skipped: Vec<Skipped>,
+    /// Workitems made so far; 0 while the reading ones are the only ones.
+    pub workitems: u32,
+    /// When its images were complete, though something else was still waited for.
+    pub images_at: Option<UnixMillisField>,
+    /// When its current reader opened it.
+    pub opened_at: Option<UnixMillisField>,
+    /// The number of the report that stands: the last preliminary or final one.
+    pub report: Option<u32>,
+    /// When the standing report was delivered.
+    pub delivered_at: Option<UnixMillisField>,
+    /// Remarks kept: second opinions, findings, critical results, discrepancies, notes.
+    pub remarks: u32,
+    /// Critical results that nobody has acknowledged.
+    pub critical_open: u32,
+    /// Discrepancies of which the physician has not been told.
+    pub discrepancies_open: u32,
+    /// Second opinions asked for and not given.
+    pub opinions_open: u32,
+    /// Who raised its priority, if it is not its request's: an algorithm or a user.
+    pub raised_by: Name,
+    /// Whether it was read more than once.
+    pub read_twice: bool,
+    /// Whether its reader picked it rather than being given it.
+    pub picked: bool,
+}
+
+/// What a regulator decided.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Regulation {
+    /// By whom.
+    pub user: Name,
+    /// Where.
+    pub site: SiteId,
+    /// When.
+    pub at: UnixMillisField,
+    /// The protocol by which it is to be acquired, or why it is refused.
+    pub verdict: Verdict,
+}
+
+/// Relevant or not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// Relevant: the protocol to acquire it by.
+    Validated {
+        /// For the technologist.
+        protocol: Line,
+    },
+    /// Not to be done.
+    Refused {
+        /// Why.
+        reason: Line,
+    },
+}
+
+/// A step that an emergency left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Skipped {
+    /// The images came before the request.
+    RequestBeforeImages,
+    /// It was read without a regulator's word.
+    Regulation,
+    /// Nobody declared the patient's consent.
+    Consent,
+    /// It was scanned though a regulator's word was still to come.
+    RegulationBeforeAcquisition,
 }
 
 impl Record for Exam {
-    const VERSION: u8 = 1;
+    const VERSION: u8 = 2;
     const WHAT: &'static str = "exam";
+
+    fn added() -> Option<Vec<u8>> {
+        Some(record::fields(&Course::default()))
+    }
+}
+
+impl Exam {
+    /// Who reads it.
+    pub fn specialty(&self) -> Specialty {
+        self.course.order.specialty.unwrap_or_else(|| Specialty::of_modality(self.request.modality.as_str()))
+    }
+
+    /// Whether an emergency may skip what it must: a life at stake, or a requester who says so.
+    pub fn is_emergency(&self) -> bool {
+        self.request.priority == Priority::Vital || self.course.order.consent == Consent::Emergency
+    }
+
+    /// Whether its images must not leave the site that received them.
+    pub fn is_confined(&self) -> bool {
+        self.course.order.consent == Consent::Refused
+    }
+
+    /// Whether it is still to be read: in the room, or with a reader.
+    pub fn is_open(&self) -> bool {
+        self.state == ExamState::Waiting || self.state.is_held()
+    }
+
+    /// Whether it still waits for a regulator.
+    pub fn awaits_regulation(&self) -> bool {
+        self.course.order.regulate && self.course.regulation.is_none()
+    }
+
+    /// The state after a step, or why there is none.
+    ///
+    /// # Errors
+    /// The state that does not allow it.
+    pub fn after(&self, step: Step) -> Result<ExamState, ExamState> {
+        life::after(self.state, step).ok_or(self.state)
+    }
 }
 
 /// The right to read an exam, held by one user at one site while that site's session lasts.
@@ -282,11 +456,77 @@ pub struct Workitem {
     pub reason: Line,
     /// When it got into this state.
     pub at: UnixMillisField,
+    /// What format 2 knows of it.
+    pub step: Procedure,
+}
+
+/// What a workitem is for, as a Unified Procedure Step.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Procedure {
+    /// What is to be done.
+    pub kind: WorkitemKind,
+    /// Its SOP Instance UID when a client chose it; empty: derived from the mesh, the exam and its number.
+    pub uid: UidText,
+    /// Who is asked for; empty for anybody.
+    pub asked: Name,
+    /// The workitem that this one replaces.
+    pub replaces: Option<u32>,
+    /// A client's attributes: a tag, and its value in the DICOM JSON model (PS3.18 annex F).
+    pub attributes: std::collections::BTreeMap<u32, serde_bytes::ByteBuf>,
+    /// Who asked its performer to stop, and why.
+    pub cancel_asked: Option<CancelAsked>,
+    /// When it was made.
+    pub made_at: UnixMillisField,
+}
+
+/// A request to stop (PS3.4 section CC.2.2).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CancelAsked {
+    /// By whom.
+    pub by: Name,
+    /// Why.
+    pub reason: Line,
+    /// When.
+    pub at: UnixMillisField,
+}
+
+/// What a workitem asks its performer to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WorkitemKind {
+    /// To read the exam and report it.
+    #[default]
+    Read,
+    /// To validate the request.
+    Regulate,
+    /// To look too.
+    SecondOpinion,
+    /// To analyse the images: an algorithm.
+    Analyse,
+    /// To bring the report to the requesting physician.
+    Deliver,
+}
+
+impl WorkitemKind {
+    /// The name used on every interface.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Regulate => "regulate",
+            Self::SecondOpinion => "second-opinion",
+            Self::Analyse => "analyse",
+            Self::Deliver => "deliver",
+        }
+    }
 }
 
 impl Record for Workitem {
-    const VERSION: u8 = 1;
+    const VERSION: u8 = 2;
     const WHAT: &'static str = "workitem";
+
+    fn added() -> Option<Vec<u8>> {
+        Some(record::fields(&Procedure::default()))
+    }
 }
 
 /// A report, never replaced.
@@ -308,9 +548,51 @@ pub struct Report {
     pub token: FencingToken,
     /// Whether that token no longer held: the text is kept as a draft and is not *the* report.
     pub stale: bool,
+    /// What kind it is, and its signature.
+    pub signed: Signed,
+}
+
+/// A report's kind, and who vouches for its text.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Signed {
+    /// What kind of report.
+    pub kind: ReportKind,
+    /// The site's ed25519 signature over what [`crate::command::signed_bytes`] gives; empty for none.
+    pub signature: serde_bytes::ByteBuf,
+}
+
+/// What a report is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReportKind {
+    /// The reader's last word.
+    #[default]
+    Final,
+    /// A first word, to be followed by a final one.
+    Preliminary,
+    /// A word added to a final one.
+    Addendum,
+    /// Written apart from the queue, by break glass, when somebody else read the exam too.
+    SecondRead,
+}
+
+impl ReportKind {
+    /// The name used on every interface.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Final => "final",
+            Self::Preliminary => "preliminary",
+            Self::Addendum => "addendum",
+            Self::SecondRead => "second-read",
+        }
+    }
 }
 
 impl Record for Report {
-    const VERSION: u8 = 1;
+    const VERSION: u8 = 2;
     const WHAT: &'static str = "report";
+
+    fn added() -> Option<Vec<u8>> {
+        Some(record::fields(&Signed::default()))
+    }
 }

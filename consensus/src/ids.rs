@@ -165,7 +165,9 @@ pub type Name = Text<64>;
 pub type Line = Text<256>;
 /// A DICOM UID, at most 64 characters (PS3.5 section 9.1).
 pub type UidText = Text<64>;
-/// A report or a reason.
+/// A few sentences: a note, a question, an opinion.
+pub type Paragraph = Text<4096>;
+/// A report.
 pub type Prose = Text<262_144>;
 
 /// A peer's public identity, opaque here: the transport's PeerId as bytes.

@@ -2,6 +2,7 @@
 //! are big-endian so that key order is number order. Tag 0x00 belongs to the Raft layer.
 
 use crate::command::UnixMillisField;
+use crate::event::Cursor;
 use crate::exam::Priority;
 use crate::ids::{CommandId, ExamId, PeerKey, SiteId};
 
@@ -18,9 +19,26 @@ pub(crate) const WAITING: [u8; 1] = [0x21];
 pub(crate) const WAITING_FLOOR: [u8; 1] = [0x27];
 pub(crate) const CLAIMS: [u8; 1] = [0x22];
 pub(crate) const ENDED: [u8; 1] = [0x23];
+/// Final reports' times, in the order of their signing.
+pub(crate) const TURNAROUNDS: [u8; 1] = [0x2a];
+/// Critical results that nobody has acknowledged, by when they escalate.
+pub(crate) const CRITICALS: [u8; 1] = [0x2b];
+/// Exams whose request waits for a regulator.
+pub(crate) const REGULATION: [u8; 1] = [0x2d];
 pub(crate) const STUDIES: [u8; 1] = [0x30];
 pub(crate) const BELOW_WANTED: [u8; 1] = [0x31];
 pub(crate) const OUTCOME_ENDS: [u8; 1] = [0x41];
+/// The audit trail, by log index.
+pub(crate) const AUDIT: [u8; 1] = [0x50];
+/// The audit chain's value now.
+pub(crate) const CHAIN: [u8; 1] = [0x51];
+pub(crate) const EVENTS: [u8; 1] = [0x52];
+/// The last event that was forgotten: where to look for the next, and how far back a client may ask.
+pub(crate) const EVENT_CURSOR: [u8; 1] = [0x53];
+pub(crate) const ATTESTATIONS: [u8; 1] = [0x54];
+pub(crate) const HOSPITALS: [u8; 1] = [0x60];
+pub(crate) const POLICY: [u8; 1] = [0x62];
+pub(crate) const SUBSCRIPTIONS: [u8; 1] = [0x63];
 /// The last kept outcome that was forgotten: where to look for the next.
 pub(crate) const OUTCOME_CURSOR: [u8; 1] = [0x42];
 
@@ -55,6 +73,21 @@ pub(crate) fn waiting(priority: Priority, due_at: UnixMillisField, exam: ExamId)
     join(WAITING[0], &[&[priority as u8], &due_at.0.to_be_bytes(), &exam.0.to_be_bytes()])
 }
 
+/// The places of one level of urgency.
+pub(crate) fn waiting_level(priority: Priority) -> Vec<u8> {
+    join(WAITING[0], &[&[priority as u8]])
+}
+
+/// No place of a level before this key is taken, as [`WAITING_FLOOR`] says of the whole room.
+pub(crate) fn waiting_floor(priority: Priority) -> Vec<u8> {
+    join(WAITING_FLOOR[0], &[&[priority as u8]])
+}
+
+/// The floor of the level whose places start with `prefix`.
+pub(crate) fn floor_of_level(prefix: &[u8]) -> Vec<u8> {
+    join(WAITING_FLOOR[0], &[prefix.get(1..).unwrap_or_default()])
+}
+
 /// The exams claimed at one site.
 pub(crate) fn claims_of(site: SiteId) -> Vec<u8> {
     join(CLAIMS[0], &[&site.0.to_be_bytes()])
@@ -83,6 +116,69 @@ pub(crate) fn reports_of(exam: ExamId) -> Vec<u8> {
 
 pub(crate) fn report(exam: ExamId, number: u32) -> Vec<u8> {
     join(0x25, &[&exam.0.to_be_bytes(), &number.to_be_bytes()])
+}
+
+pub(crate) fn remarks_of(exam: ExamId) -> Vec<u8> {
+    join(0x28, &[&exam.0.to_be_bytes()])
+}
+
+pub(crate) fn remark(exam: ExamId, number: u32) -> Vec<u8> {
+    join(0x28, &[&exam.0.to_be_bytes(), &number.to_be_bytes()])
+}
+
+/// From a UID that a client chose to its workitem. Hashed, so that one UID is never the prefix of another.
+pub(crate) fn workitem_uid(uid: &str) -> Vec<u8> {
+    join(0x29, &[blake3::hash(uid.as_bytes()).as_bytes()])
+}
+
+pub(crate) fn turnaround(reported_at: UnixMillisField, exam: ExamId) -> Vec<u8> {
+    join(TURNAROUNDS[0], &[&reported_at.0.to_be_bytes(), &exam.0.to_be_bytes()])
+}
+
+/// The first final report at or after a time.
+pub(crate) fn turnarounds_from(at: UnixMillisField) -> Vec<u8> {
+    join(TURNAROUNDS[0], &[&at.0.to_be_bytes()])
+}
+
+pub(crate) fn critical(due_at: UnixMillisField, exam: ExamId, remark: u32) -> Vec<u8> {
+    join(CRITICALS[0], &[&due_at.0.to_be_bytes(), &exam.0.to_be_bytes(), &remark.to_be_bytes()])
+}
+
+pub(crate) fn awaiting_regulation(exam: ExamId) -> Vec<u8> {
+    join(REGULATION[0], &[&exam.0.to_be_bytes()])
+}
+
+pub(crate) fn audit(index: u64) -> Vec<u8> {
+    join(AUDIT[0], &[&index.to_be_bytes()])
+}
+
+pub(crate) fn event(cursor: Cursor) -> Vec<u8> {
+    join(EVENTS[0], &[&cursor.index.to_be_bytes(), &cursor.place.to_be_bytes()])
+}
+
+/// The cursor in an event's key.
+pub(crate) fn cursor_of(key: &[u8]) -> Option<Cursor> {
+    let index = u64::from_be_bytes(key.get(1..9)?.try_into().ok()?);
+    let place = u16::from_be_bytes(key.get(9..11)?.try_into().ok()?);
+    Some(Cursor { index, place })
+}
+
+pub(crate) fn attestation(site: SiteId) -> Vec<u8> {
+    join(ATTESTATIONS[0], &[&site.0.to_be_bytes()])
+}
+
+/// A hospital by its name. Hashed: names are long, and one may be the prefix of another.
+pub(crate) fn hospital(name: &str) -> Vec<u8> {
+    join(HOSPITALS[0], &[blake3::hash(name.as_bytes()).as_bytes()])
+}
+
+pub(crate) fn situation(site: SiteId) -> Vec<u8> {
+    join(0x61, &[&site.0.to_be_bytes()])
+}
+
+pub(crate) fn subscription(aet: &str, workitem: Option<(ExamId, u32)>) -> Vec<u8> {
+    let (exam, number) = workitem.unwrap_or((ExamId(0), 0));
+    join(SUBSCRIPTIONS[0], &[blake3::hash(aet.as_bytes()).as_bytes(), &exam.0.to_be_bytes(), &number.to_be_bytes()])
 }
 
 /// From an accession number to the exams that bear it. Hashed, so that one number is never the

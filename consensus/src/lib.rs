@@ -4,18 +4,25 @@
 //! the seam between the two halves; the rest is the queue's model: commands, outcomes, and the pure
 //! function ([`Queue`]) that turns one into the other.
 
+pub mod audit;
 pub mod command;
+pub mod event;
 pub mod exam;
 pub mod ids;
 mod keys;
+pub mod life;
 pub mod machine;
 pub mod mesh;
+pub mod order;
 pub mod outcome;
 mod queue;
 pub mod raft;
 mod record;
+pub mod remark;
+mod room;
 mod state;
 mod state_clock;
+pub mod statistics;
 pub mod transaction;
 pub mod view;
 

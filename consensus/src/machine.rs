@@ -15,11 +15,12 @@ use crate::transaction::Transaction;
 pub trait Machine: Send + Sync + 'static {
     /// Sets the time at which the leader accepts `command`, just before it is proposed. Bytes that
     /// are no valid command, or that `from` may not propose, are refused here, before they reach the
-    /// log.
+    /// log. `state` is the leader's own, which may be behind what is committed.
     ///
     /// # Errors
-    /// The reason, fit for the client.
-    fn stamp(&self, command: &[u8], from: Proposer, now: UnixMillis) -> Result<Vec<u8>, String>;
+    /// [`StampError`].
+    fn stamp(&self, state: &dyn Reader, command: &[u8], from: Proposer, now: UnixMillis)
+    -> Result<Vec<u8>, StampError>;
 
     /// The time that a state has reached, if the machine keeps one. Stamps never fall behind it, so
     /// that time goes on under a leader whose wall clock is behind an earlier leader's.
@@ -36,6 +37,23 @@ pub trait Machine: Send + Sync + 'static {
     /// # Errors
     /// [`ApplyError`] stops the node: it can no longer be a replica.
     fn apply(&self, transaction: &mut Transaction<'_>, index: u64, command: &[u8]) -> Result<Vec<u8>, ApplyError>;
+}
+
+/// Why a command does not reach the log.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StampError {
+    /// It never will. The reason is fit for the client.
+    #[error("{0}")]
+    Invalid(String),
+    /// Not as long as the state is what it is here: it may be behind, or the mesh may have to change first.
+    #[error("not before the mesh has changed")]
+    NotYet,
+}
+
+impl From<String> for StampError {
+    fn from(reason: String) -> Self {
+        Self::Invalid(reason)
+    }
 }
 
 /// The authenticated node that a command comes from.

@@ -3,8 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::command::{SiteDescription, StudyPart, UnixMillisField};
+use crate::exam::ExamState;
 use crate::ids::{Address, ExamId, Name, PeerKey, SiteId, UidText};
-use crate::record::Record;
+use crate::record::{self, Record};
 
 /// The mesh.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,11 +18,17 @@ pub struct Mesh {
     pub copies: u8,
     /// When it was founded.
     pub founded_at: UnixMillisField,
+    /// The format of commands and records that every member understands.
+    pub format: u8,
 }
 
 impl Record for Mesh {
-    const VERSION: u8 = 1;
+    const VERSION: u8 = 2;
     const WHAT: &'static str = "mesh";
+
+    fn added() -> Option<Vec<u8>> {
+        Some(vec![1])
+    }
 }
 
 /// A member site.
@@ -140,11 +147,61 @@ pub struct Counts {
     pub studies_below_two: u64,
     /// Studies with a part on fewer sites than wanted.
     pub studies_below_wanted: u64,
+    /// What format 2 counts besides.
+    pub more: MoreCounts,
+}
+
+/// What format 2 counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct MoreCounts {
     /// Copies that a site said it had lost, ever.
     pub copies_lost: u64,
+    /// Validated, not scanned yet.
+    pub validated: u64,
+    /// Being scanned.
+    pub acquiring: u64,
+    /// Images arriving.
+    pub receiving: u64,
+    /// Opened by their readers.
+    pub reading: u64,
+    /// Report delivered.
+    pub delivered: u64,
+    /// Followed up.
+    pub followed_up: u64,
+    /// Images purged.
+    pub purged: u64,
+    /// Refused.
+    pub refused: u64,
+    /// Exams with a critical result that nobody has acknowledged.
+    pub critical_open: u64,
 }
 
 impl Record for Counts {
-    const VERSION: u8 = 1;
+    const VERSION: u8 = 2;
     const WHAT: &'static str = "counts";
+
+    fn added() -> Option<Vec<u8>> {
+        Some(record::fields(&MoreCounts::default()))
+    }
+}
+
+impl Counts {
+    /// How many exams are in a state.
+    pub fn of(&mut self, state: ExamState) -> &mut u64 {
+        match state {
+            ExamState::Requested => &mut self.requested,
+            ExamState::Waiting => &mut self.waiting,
+            ExamState::Claimed => &mut self.claimed,
+            ExamState::Reported => &mut self.reported,
+            ExamState::Cancelled => &mut self.cancelled,
+            ExamState::Validated => &mut self.more.validated,
+            ExamState::Acquiring => &mut self.more.acquiring,
+            ExamState::Receiving => &mut self.more.receiving,
+            ExamState::Reading => &mut self.more.reading,
+            ExamState::Delivered => &mut self.more.delivered,
+            ExamState::FollowedUp => &mut self.more.followed_up,
+            ExamState::Purged => &mut self.more.purged,
+            ExamState::Refused => &mut self.more.refused,
+        }
+    }
 }

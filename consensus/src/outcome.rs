@@ -55,6 +55,20 @@ pub enum Outcome {
     },
     /// Not done.
     Refused(Refusal),
+    /// A remark is kept.
+    Remarked {
+        /// Its number within the exam.
+        remark: u32,
+    },
+    /// What was read by break glass is in the queue's books.
+    GlassMended {
+        /// Whether somebody else had the exam or had read it: the report stands beside theirs.
+        second_read: bool,
+        /// The report's number, if one was written.
+        report: Option<u32>,
+        /// The claim, if the reader still has the exam.
+        grant: Option<Grant>,
+    },
 }
 
 /// A granted claim.
@@ -146,13 +160,58 @@ pub enum Refusal {
     /// The command id was used for another command.
     #[error("this command id was used for another command")]
     OtherCommand,
+    /// Not every member of the mesh understands it yet.
+    #[error("the mesh runs at format {format} until every site is upgraded")]
+    Format {
+        /// The mesh's format.
+        format: u8,
+    },
+    /// The hospital's contract does not cover the site.
+    #[error("the hospital's contract does not cover this site")]
+    NoContract,
+    /// The patient refuses the transfer.
+    #[error("the patient refuses the transfer of the images")]
+    ConsentRefused,
+    /// A reason, a text or an author is needed and was not given.
+    #[error("{0} is needed")]
+    Missing(Name),
+    /// The exam has no such workitem.
+    #[error("no such workitem")]
+    NoSuchWorkitem,
+    /// The exam has no such remark, or it is of another kind.
+    #[error("no such remark")]
+    NoSuchRemark,
+    /// It was answered or acknowledged already.
+    #[error("it was done already")]
+    DoneAlready,
+    /// A workitem with this UID exists.
+    #[error("a workitem with this UID exists already")]
+    DuplicateUid,
+    /// The Transaction UID is not the one that the workitem is being performed under.
+    #[error("the Transaction UID is not the workitem's")]
+    WrongTransaction,
+    /// The workitem's state does not allow it.
+    #[error("the workitem is {state:?}")]
+    WorkitemState {
+        /// Its state.
+        state: crate::exam::WorkitemState,
+    },
+    /// What a completed workitem must have is not there (PS3.4 section CC.2.1.3).
+    #[error("the workitem cannot be completed: {0}")]
+    NotFinished(Name),
+    /// The mesh keeps enough of these.
+    #[error("too many {0}")]
+    TooMany(Name),
 }
 
 impl Refusal {
     /// Whether the same command may succeed a moment later, so that its repeats must be run again
     /// rather than answered from memory.
     pub(crate) fn is_transient(&self) -> bool {
-        matches!(self, Self::NoSession | Self::SessionOver | Self::NotAMember | Self::MeshState(_))
+        matches!(
+            self,
+            Self::NoSession | Self::SessionOver | Self::NotAMember | Self::MeshState(_) | Self::Format { .. }
+        )
     }
 }
 
@@ -162,9 +221,18 @@ impl Record for Outcome {
 }
 
 impl Outcome {
+    /// The exam that it names.
+    pub fn exam(&self) -> Option<ExamId> {
+        match self {
+            Self::ExamAdded { exam, .. } | Self::StudyRecorded { exam, .. } => Some(*exam),
+            Self::Claimed(grant) => Some(grant.exam),
+            _ => None,
+        }
+    }
+
     /// The bytes that the Raft layer carries back.
     pub fn encode(&self) -> Vec<u8> {
-        Record::encode(self)
+        Record::encode(self, Self::VERSION)
     }
 
     /// Reads what [`Outcome::encode`] wrote.

@@ -3,21 +3,30 @@
 //! `apply` is pure: time is the command's stamp, numbers are the command's log index, and nothing
 //! else comes in. A repeat of a command id returns the first outcome without running again.
 
+mod care;
 mod claims;
 mod exams;
+mod regulation;
+mod reports;
+mod settings;
 mod sites;
 mod studies;
+mod workitems;
 
 use maillage_host::UnixMillis;
 use maillage_host::engine::Reader;
 
+use crate::audit;
 use crate::command::{Command, CommandError, Envelope, UnixMillisField};
-use crate::ids::{CommandId, Name, SiteId};
+use crate::exam::ExamState;
+use crate::ids::{CommandId, Line, Name, SiteId};
 use crate::keys;
-use crate::machine::{ApplyError, Machine, Proposer};
+use crate::machine::{ApplyError, Machine, Proposer, StampError};
+use crate::mesh::Mesh;
 use crate::outcome::{Outcome, Refusal};
+use crate::record::Record as _;
 use crate::state::State;
-use crate::transaction::Transaction;
+use crate::transaction::{Mark, Transaction};
 use crate::view::View;
 
 /// How long a command's outcome is kept for its repeats. A client that retries for longer than a
@@ -42,6 +51,13 @@ impl From<Outcome> for Effect {
     }
 }
 
+impl From<ExamState> for Effect {
+    /// The refusal of a step that an exam's state does not allow.
+    fn from(state: ExamState) -> Self {
+        Refusal::WrongState { state }.into()
+    }
+}
+
 impl From<Refusal> for Effect {
     fn from(refusal: Refusal) -> Self {
         Self { outcome: Outcome::Refused(refusal), keep: false }
@@ -53,16 +69,30 @@ impl From<Refusal> for Effect {
 pub struct Queue;
 
 impl Machine for Queue {
-    fn stamp(&self, command: &[u8], from: Proposer, now: UnixMillis) -> Result<Vec<u8>, String> {
+    fn stamp(
+        &self,
+        state: &dyn Reader,
+        command: &[u8],
+        from: Proposer,
+        now: UnixMillis,
+    ) -> Result<Vec<u8>, StampError> {
         let mut envelope = Envelope::decode(command).map_err(|e| e.to_string())?;
         envelope.check().map_err(|e| e.to_string())?;
         // A site's number is its node's id: nobody speaks for another site, and only the leader, which
         // alone hears the keep-alives, ends a session.
         if envelope.site.0 != from.node {
-            return Err(format!("site {} speaks for site {}", from.node, envelope.site));
+            return Err(format!("site {} speaks for site {}", from.node, envelope.site).into());
         }
-        if matches!(envelope.command, Command::ExpireSession { .. }) && !from.is_leader {
-            return Err("only the leader ends a session".to_owned());
+        if envelope.command.is_the_leaders() && !from.is_leader {
+            return Err(format!("{} is for the leader alone", envelope.command.kind()).into());
+        }
+        // Before the log: a node that does not understand a committed command has to stop. The mesh that
+        // is founded by a later format has no member yet that could not.
+        let founds = matches!(envelope.command, Command::Establish { .. });
+        let needs = envelope.command.format();
+        let brings = founds || matches!(envelope.command, Command::RaiseFormat { .. });
+        if needs > 1 && !brings && needs > View::new(state).format().map_err(|error| error.to_string())? {
+            return Err(StampError::NotYet);
         }
         envelope.at = now.into();
         Ok(envelope.encode())
@@ -88,11 +118,14 @@ impl Machine for Queue {
             transaction.put(keys::CLOCK, now.0.to_be_bytes());
         }
         let mark = transaction.mark();
-        let mut state = State { transaction, index, now };
+        let mut state = State::new(transaction, index, now, &envelope)?;
         let effect = run(&mut state, &envelope)?;
-        if !effect.keep {
+        if effect.keep {
+            state.finish()?;
+        } else {
             transaction.roll_back(mark);
         }
+        write_trail(transaction, mark, index, now, &envelope, command, &effect.outcome)?;
         let outcome = effect.outcome.encode();
         // What a moment can change is asked again, not answered from memory.
         let transient = matches!(&effect.outcome, Outcome::Refused(refusal) if refusal.is_transient());
@@ -101,6 +134,46 @@ impl Machine for Queue {
         }
         Ok(outcome)
     }
+}
+
+/// Adds the command to the audit trail, from format 2 on.
+fn write_trail(
+    transaction: &mut Transaction<'_>,
+    mark: Mark,
+    index: u64,
+    now: UnixMillisField,
+    envelope: &Envelope,
+    command: &[u8],
+    outcome: &Outcome,
+) -> Result<(), ApplyError> {
+    let mesh = transaction.get(&keys::MESH)?.map(|bytes| Mesh::decode(&bytes)).transpose()?;
+    let format = mesh.map_or(1, |mesh| mesh.format);
+    if format < 2 {
+        return Ok(());
+    }
+    let entry = audit::Entry {
+        index,
+        at: now,
+        site: envelope.site,
+        user: envelope.user.clone(),
+        id: envelope.id,
+        kind: Name::fitted(envelope.command.kind()),
+        exam: envelope.command.exam().or_else(|| outcome.exam()),
+        why: envelope.command.reason(),
+        outcome: match outcome {
+            Outcome::Refused(refusal) => Line::fitted(&refusal.to_string()),
+            Outcome::NothingWaiting => Line::fitted("nothing waiting"),
+            _ => Line::fitted("done"),
+        },
+        command: *blake3::hash(command).as_bytes(),
+        writes: transaction.digest_since(mark),
+    };
+    let before = transaction.get(&keys::CHAIN)?.unwrap_or_else(|| vec![0; 32]);
+    let before = before.try_into().map_err(|_| ApplyError::Corrupt("audit chain".into()))?;
+    let chain = audit::chain(&before, &entry);
+    transaction.put(keys::CHAIN, chain);
+    transaction.put(keys::audit(index), audit::Link { entry, chain }.encode(format));
+    Ok(())
 }
 
 /// What tells two commands under one id apart, in bytes.
@@ -155,7 +228,7 @@ fn remember(
 }
 
 fn run(state: &mut State<'_, '_>, envelope: &Envelope) -> Applied {
-    if !matches!(envelope.command, Command::Found { .. }) {
+    if !matches!(envelope.command, Command::Found { .. } | Command::Establish { .. }) {
         if state.mesh()?.is_none() {
             return Ok(Refusal::MeshState(Name::fitted("the mesh is not founded yet")).into());
         }
@@ -164,25 +237,93 @@ fn run(state: &mut State<'_, '_>, envelope: &Envelope) -> Applied {
         }
     }
     match &envelope.command {
-        Command::Found { mesh, name, copies, founder } => sites::found(state, mesh, name, *copies, founder),
+        Command::Found { mesh, name, copies, founder } => sites::found(state, mesh, name, *copies, founder, 1),
         Command::CreateToken { key, lifetime_ms } => sites::create_token(state, key, *lifetime_ms),
         Command::RevokeToken { key } => sites::revoke_token(state, key),
         Command::Join { token, joiner } => sites::join(state, token, joiner),
         Command::Describe { description } => sites::describe(state, envelope.site, description),
         Command::OpenSession => sites::open_session(state, envelope.site),
         Command::ExpireSession { site, session } => sites::expire_session(state, *site, *session),
-        Command::AddExam(request) => exams::add(state, request),
+        Command::AddExam(request) => exams::add(state, request, None),
         Command::Cancel { exam, reason } => exams::cancel(state, *exam, reason),
         Command::Prioritise { exam, priority } => exams::prioritise(state, *exam, *priority),
         Command::Reconcile { unsolicited, into } => exams::reconcile(state, *unsolicited, *into),
-        Command::ClaimNext { modalities } => claims::next(state, envelope, modalities),
-        Command::ClaimTake { exam } => claims::take(state, envelope, *exam),
+        Command::ClaimNext { modalities } => claims::first(state, envelope, modalities),
+        Command::ClaimTake { exam } => claims::take(state, envelope, *exam, None),
         Command::Release { exam, token, reason } => claims::release(state, *exam, *token, reason),
-        Command::Complete { exam, token, report } => claims::complete(state, envelope, *exam, *token, report),
+        Command::Complete { exam, token, report } => {
+            reports::write(state, envelope, *exam, *token, &reports::Text::plain(report))
+        }
         Command::RecordStudy(part) => studies::record(state, envelope.site, part),
         Command::RecordHolding { study, manifest, holds } => {
             studies::record_holding(state, envelope.site, study, manifest, *holds)
         }
+        command => {
+            if state.format < 2 && !matches!(command, Command::Establish { .. } | Command::RaiseFormat { .. }) {
+                return Ok(Refusal::Format { format: state.format }.into());
+            }
+            run_2(state, envelope)
+        }
+    }
+}
+
+/// The commands of format 2.
+fn run_2(state: &mut State<'_, '_>, envelope: &Envelope) -> Applied {
+    match &envelope.command {
+        Command::Establish { mesh, name, copies, founder, format } => {
+            sites::found(state, mesh, name, *copies, founder, *format)
+        }
+        Command::RaiseFormat { to } => settings::raise_format(state, *to),
+        Command::Attest { index, chain } => settings::attest(state, envelope.site, *index, chain),
+        Command::SetHospital(hospital) => settings::set_hospital(state, hospital),
+        Command::Situate { place } => settings::situate(state, envelope.site, place),
+        Command::SetPolicy(policy) => settings::set_policy(state, policy),
+        Command::Order { request, order } => exams::add(state, request, Some(order)),
+        Command::Regulate { exam, verdict } => regulation::regulate(state, envelope, *exam, verdict),
+        Command::Acquire { exam } => regulation::acquire(state, *exam),
+        Command::Arrive { exam } => regulation::arrive(state, *exam),
+        Command::Next(reader) => claims::next(state, envelope, reader),
+        Command::Take { exam, transaction_uid } => claims::take(state, envelope, *exam, Some(transaction_uid)),
+        Command::TakeOver { exam, reason } => claims::take_over(state, envelope, *exam, reason),
+        Command::Open { exam, token } => claims::open(state, *exam, *token),
+        Command::Report { exam, token, kind, text, signature } => {
+            reports::write(state, envelope, *exam, *token, &reports::Text { kind: *kind, text, signature })
+        }
+        Command::Addend { exam, text, signature } => reports::addend(state, envelope, *exam, text, signature),
+        Command::Deliver { exam, report, to } => reports::deliver(state, envelope, *exam, *report, to),
+        Command::BreakGlass { exam, taken_at, reason, report, signature } => {
+            let taken = claims::Glass { taken_at: *taken_at, reason, report: report.as_ref(), signature };
+            claims::mend_glass(state, envelope, *exam, &taken)
+        }
+        Command::FollowUp { exam, text } => care::follow_up(state, envelope, *exam, text),
+        Command::Note { exam, text } => care::note(state, envelope, *exam, text),
+        Command::AskOpinion { exam, of, question } => care::ask_opinion(state, envelope, *exam, of, question),
+        Command::GiveOpinion { exam, remark, text, concordance } => {
+            care::give_opinion(state, envelope, *exam, *remark, text, *concordance)
+        }
+        Command::AddFinding { exam, finding } => care::add_finding(state, envelope, *exam, finding),
+        Command::RaiseCritical { exam, text } => care::raise_critical(state, envelope, *exam, text),
+        Command::Tell { exam, remark, whom, read_back } => {
+            care::tell(state, envelope, *exam, *remark, whom, *read_back)
+        }
+        Command::Escalate { exam, remark } => care::escalate(state, *exam, *remark),
+        Command::RaiseDiscrepancy { exam, grade, text } => {
+            care::raise_discrepancy(state, envelope, *exam, *grade, text)
+        }
+        Command::CreateWorkitem { uid, request, order, attributes } => {
+            workitems::create(state, uid, request, order, attributes)
+        }
+        Command::UpdateWorkitem { exam, number, transaction_uid, attributes } => {
+            workitems::update(state, *exam, *number, transaction_uid, attributes)
+        }
+        Command::ChangeWorkitem { exam, number, transaction_uid, to } => {
+            workitems::change(state, envelope, *exam, *number, transaction_uid, *to)
+        }
+        Command::AskCancel { exam, number, reason } => workitems::ask_cancel(state, envelope, *exam, *number, reason),
+        Command::Subscribe(subscription) => workitems::subscribe(state, subscription),
+        Command::Unsubscribe { aet, workitem } => workitems::unsubscribe(state, aet.as_str(), *workitem),
+        // Format 1's, which `run` has taken.
+        _ => Ok(Refusal::Format { format: state.format }.into()),
     }
 }
 

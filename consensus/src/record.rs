@@ -1,4 +1,9 @@
 //! How records are persisted: one version byte, then postcard.
+//!
+//! A record's version is the mesh's format in which it got its last field. New fields stand at the end,
+//! with a value that says "nothing known"; a mesh of an older format never sets them, and its records are
+//! written without them, so that nodes of both versions keep the same bytes and read each other's
+//! snapshots.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -7,22 +12,35 @@ use crate::machine::ApplyError;
 
 /// A kind of record that the replicated state keeps.
 pub(crate) trait Record: Serialize + DeserializeOwned {
-    /// The version written. A change of fields raises it and keeps a reader of the old one.
+    /// The newest version.
     const VERSION: u8;
     /// What it is, for errors.
     const WHAT: &'static str;
 
-    fn encode(&self) -> Vec<u8> {
-        encode(Self::VERSION, self)
+    /// The encoding of the fields that version 1 lacks, when nothing is known of them; none for a record
+    /// that has had one version only.
+    fn added() -> Option<Vec<u8>> {
+        None
+    }
+
+    /// The bytes to keep in a mesh of `format`.
+    fn encode(&self, format: u8) -> Vec<u8> {
+        let mut bytes = encode(Self::VERSION, self);
+        if let Some(added) = Self::added().filter(|added| format < Self::VERSION && bytes.ends_with(added)) {
+            bytes.truncate(bytes.len() - added.len());
+            bytes[0] = 1;
+        }
+        bytes
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, ApplyError> {
-        match bytes.split_first() {
-            Some((&version, body)) if version == Self::VERSION => {
-                postcard::from_bytes(body).map_err(|e| ApplyError::Corrupt(format!("{} record: {e}", Self::WHAT)))
-            }
-            Some((version, _)) => Err(ApplyError::Corrupt(format!("{} record of version {version}", Self::WHAT))),
-            None => Err(ApplyError::Corrupt(format!("empty {} record", Self::WHAT))),
+        let corrupt = |detail: String| ApplyError::Corrupt(format!("{} record{detail}", Self::WHAT));
+        let read = |body: &[u8]| postcard::from_bytes(body).map_err(|e| corrupt(format!(": {e}")));
+        match (bytes.split_first(), Self::added()) {
+            (Some((&version, body)), _) if version == Self::VERSION => read(body),
+            (Some((1, body)), Some(added)) => read(&[body, &added].concat()),
+            (Some((version, _)), _) => Err(corrupt(format!(" of version {version}"))),
+            (None, _) => Err(corrupt(" that is empty".to_owned())),
         }
     }
 }
@@ -38,4 +56,9 @@ pub(crate) fn encode<T: Serialize>(version: u8, value: &T) -> Vec<u8> {
         Ok(bytes) => bytes,
         Err(e) => unreachable!("records have no sequence of unknown length: {e}"),
     }
+}
+
+/// The fields that a newer version added, as bytes.
+pub(crate) fn fields<T: Serialize>(value: &T) -> Vec<u8> {
+    encode(0, value).split_off(1)
 }

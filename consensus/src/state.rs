@@ -3,14 +3,24 @@
 //! The indexes (waiting room, claims of a site, counts, under-replicated studies) are kept here, in
 //! the one place that writes exams and studies, so that no command can forget them.
 
-use crate::command::UnixMillisField;
-use crate::exam::{Exam, ExamState, Report, Workitem};
-use crate::ids::{ExamId, PeerKey, SiteId};
+use crate::audit::Attestation;
+use crate::command::{Envelope, Subscription, UnixMillisField};
+use crate::event::{Cursor, EVENTS_KEPT_MS, Event, Happened};
+use crate::exam::{Exam, ExamState, Priority, Report, Workitem};
+use crate::ids::{ExamId, Name, PeerKey, SiteId, UidText};
 use crate::keys;
+use crate::life;
 use crate::machine::ApplyError;
 use crate::mesh::{Counts, JoinToken, Mesh, Site, Study};
+use crate::order::{Hospital, Policy, Situation};
 use crate::record::Record;
+use crate::remark::{Remark, What};
+use crate::room::Places;
+use crate::statistics::Turnaround;
 use crate::transaction::Transaction;
+
+/// Events forgotten per command, at most.
+const FORGET_PER_COMMAND: usize = 8;
 
 /// The state as one command sees it.
 pub(crate) struct State<'s, 'a> {
@@ -19,15 +29,64 @@ pub(crate) struct State<'s, 'a> {
     pub(crate) index: u64,
     /// The state's clock: never behind an earlier command's.
     pub(crate) now: UnixMillisField,
+    /// The mesh's format: what is kept is kept in its words.
+    pub(crate) format: u8,
+    /// Whose command it is, for its events.
+    pub(crate) site: SiteId,
+    /// … and whose hand.
+    pub(crate) user: Name,
+    /// What happened, in order.
+    pub(crate) events: Vec<Event>,
 }
 
-impl State<'_, '_> {
+impl<'s, 'a> State<'s, 'a> {
+    /// What the command `envelope` at `index` sees and changes.
+    pub(crate) fn new(
+        transaction: &'s mut Transaction<'a>,
+        index: u64,
+        now: UnixMillisField,
+        envelope: &Envelope,
+    ) -> Result<Self, ApplyError> {
+        let (site, user) = (envelope.site, envelope.user.clone());
+        let mut state = Self { transaction, index, now, format: 1, site, user, events: Vec::new() };
+        state.format = state.mesh()?.map_or(1, |mesh| mesh.format);
+        Ok(state)
+    }
+
+    /// Keeps what happened, in a mesh whose format has events.
+    pub(crate) fn finish(mut self) -> Result<(), ApplyError> {
+        if self.format < 2 { Ok(()) } else { self.keep_events() }
+    }
+
+    /// Notes that something happened to an exam.
+    pub(crate) fn happened(&mut self, exam: ExamId, what: Happened) {
+        self.events.push(Event { at: self.now, user: self.user.clone(), site: self.site, exam, what });
+    }
+
+    /// Keeps what happened, and forgets what happened too long ago.
+    fn keep_events(&mut self) -> Result<(), ApplyError> {
+        let events = std::mem::take(&mut self.events);
+        for (place, event) in (0_u16..).zip(events) {
+            self.write(keys::event(Cursor { index: self.index, place }), &event);
+        }
+        let cursor = self.transaction.get(&keys::EVENT_CURSOR)?.unwrap_or_else(|| keys::EVENTS.to_vec());
+        for (key, bytes) in self.transaction.scan_prefix_after(&keys::EVENTS, &cursor, FORGET_PER_COMMAND)? {
+            if self.now.0.saturating_sub(Event::decode(&bytes)?.at.0) <= EVENTS_KEPT_MS {
+                break;
+            }
+            self.transaction.put(keys::EVENT_CURSOR, key.clone());
+            self.transaction.remove(key);
+        }
+        Ok(())
+    }
+
     pub(crate) fn read<R: Record>(&self, key: &[u8]) -> Result<Option<R>, ApplyError> {
         self.transaction.get(key)?.map(|bytes| R::decode(&bytes)).transpose()
     }
 
     fn write<R: Record>(&mut self, key: Vec<u8>, record: &R) {
-        self.transaction.put(key, record.encode());
+        let bytes = record.encode(self.format);
+        self.transaction.put(key, bytes);
     }
 
     pub(crate) fn mesh(&self) -> Result<Option<Mesh>, ApplyError> {
@@ -74,14 +133,25 @@ impl State<'_, '_> {
         let mut counts = self.counts()?;
         if let Some(exam) = before {
             self.unindex(exam);
-            *count_of(&mut counts, exam.state) -= 1;
+            *counts.of(exam.state) -= 1;
             counts.unsolicited -= u64::from(exam.unsolicited.is_some());
+            counts.more.critical_open -= u64::from(exam.course.critical_open > 0);
         }
         self.index(after)?;
-        *count_of(&mut counts, after.state) += 1;
+        *counts.of(after.state) += 1;
         counts.unsolicited += u64::from(after.unsolicited.is_some());
+        counts.more.critical_open += u64::from(after.course.critical_open > 0);
         self.write(keys::COUNTS.to_vec(), &counts);
         self.write(keys::exam(after.id), after);
+        let from = before.map(|exam| exam.state);
+        debug_assert!(
+            from.is_none_or(|from| from == after.state || life::leads(from, after.state)),
+            "no step leads from {from:?} to {:?}",
+            after.state
+        );
+        if from != Some(after.state) {
+            self.happened(after.id, Happened::Exam { from, to: after.state });
+        }
         Ok(())
     }
 
@@ -98,6 +168,9 @@ impl State<'_, '_> {
         if !exam.request.accession.is_empty() {
             self.transaction.remove(keys::accession(exam.request.accession.as_str(), exam.id));
         }
+        if Self::is_to_regulate(exam) {
+            self.transaction.remove(keys::awaiting_regulation(exam.id));
+        }
     }
 
     fn index(&mut self, exam: &Exam) -> Result<(), ApplyError> {
@@ -105,6 +178,10 @@ impl State<'_, '_> {
             let place = keys::waiting(exam.request.priority, due_at, exam.id);
             if place < self.waiting_floor()? {
                 self.transaction.put(keys::WAITING_FLOOR, place.clone());
+            }
+            let level = keys::waiting_floor(exam.request.priority);
+            if self.transaction.get(&level)?.is_some_and(|floor| place < floor) {
+                self.transaction.put(level, place.clone());
             }
             self.transaction.put(place, []);
         }
@@ -117,7 +194,15 @@ impl State<'_, '_> {
         if !exam.request.accession.is_empty() {
             self.transaction.put(keys::accession(exam.request.accession.as_str(), exam.id), []);
         }
+        if Self::is_to_regulate(exam) {
+            self.transaction.put(keys::awaiting_regulation(exam.id), []);
+        }
         Ok(())
+    }
+
+    fn is_to_regulate(exam: &Exam) -> bool {
+        use ExamState::{Acquiring, Receiving, Requested};
+        exam.awaits_regulation() && matches!(exam.state, Requested | Acquiring | Receiving)
     }
 
     /// Exams that bear an accession number, in ascending order.
@@ -152,6 +237,17 @@ impl State<'_, '_> {
         Ok(())
     }
 
+    /// Notes that no place of a level before `first` is taken; none: that the level is empty.
+    pub(crate) fn raise_level_floor(&mut self, priority: Priority, first: Option<&[u8]>) -> Result<(), ApplyError> {
+        let key = keys::waiting_floor(priority);
+        let end = [keys::WAITING[0], priority as u8 + 1];
+        let first = first.unwrap_or(&end);
+        if self.transaction.get(&key)?.is_none_or(|floor| floor.as_slice() < first) {
+            self.transaction.put(key, first);
+        }
+        Ok(())
+    }
+
     /// Exams claimed at a site.
     pub(crate) fn claimed_at(&self, site: SiteId) -> Result<Vec<ExamId>, ApplyError> {
         let pairs = self.transaction.scan_prefix(&keys::claims_of(site), usize::MAX)?;
@@ -162,12 +258,115 @@ impl State<'_, '_> {
         self.read(&keys::workitem(exam, number))
     }
 
-    pub(crate) fn put_workitem(&mut self, workitem: &Workitem) {
+    pub(crate) fn put_workitem(&mut self, workitem: &Workitem) -> Result<(), ApplyError> {
+        let before = self.workitem(workitem.exam, workitem.number)?.map(|before| before.state);
+        if before != Some(workitem.state) {
+            let (number, kind, uid) = (workitem.number, workitem.step.kind, workitem.step.uid.clone());
+            let (state, reason) = (workitem.state, workitem.reason.clone());
+            self.happened(workitem.exam, Happened::Workitem { number, kind, uid, state, reason });
+        }
         self.write(keys::workitem(workitem.exam, workitem.number), workitem);
+        Ok(())
+    }
+
+    /// Makes a workitem known by the UID that a client gives it.
+    pub(crate) fn name_workitem(&mut self, workitem: &Workitem, uid: &UidText) {
+        let of = [workitem.exam.0.to_be_bytes().as_slice(), &workitem.number.to_be_bytes()].concat();
+        self.transaction.put(keys::workitem_uid(uid.as_str()), of);
+    }
+
+    /// Whether a client has given this UID to a workitem.
+    pub(crate) fn has_workitem_uid(&self, uid: &str) -> Result<bool, ApplyError> {
+        Ok(self.transaction.get(&keys::workitem_uid(uid))?.is_some())
     }
 
     pub(crate) fn put_report(&mut self, report: &Report) {
         self.write(keys::report(report.exam, report.number), report);
+        self.happened(report.exam, Happened::Report { number: report.number });
+    }
+
+    pub(crate) fn report(&self, exam: ExamId, number: u32) -> Result<Option<Report>, ApplyError> {
+        self.read(&keys::report(exam, number))
+    }
+
+    pub(crate) fn remark(&self, exam: ExamId, number: u32) -> Result<Option<Remark>, ApplyError> {
+        self.read(&keys::remark(exam, number))
+    }
+
+    /// Keeps a remark, with the list of critical results that nobody has acknowledged.
+    pub(crate) fn put_remark(&mut self, before: Option<&Remark>, after: &Remark) {
+        let open = |remark: &Remark| match &remark.what {
+            What::Critical(critical) if critical.told.is_none() => {
+                Some(keys::critical(critical.due_at, remark.exam, remark.number))
+            }
+            _ => None,
+        };
+        if let Some(key) = before.and_then(open) {
+            self.transaction.remove(key);
+        }
+        if let Some(key) = open(after) {
+            self.transaction.put(key, []);
+        }
+        self.write(keys::remark(after.exam, after.number), after);
+        self.happened(after.exam, Happened::Remark { number: after.number });
+    }
+
+    pub(crate) fn put_turnaround(&mut self, turnaround: &Turnaround) {
+        self.write(keys::turnaround(turnaround.reported_at, turnaround.exam), turnaround);
+    }
+
+    pub(crate) fn hospital(&self, name: &str) -> Result<Option<Hospital>, ApplyError> {
+        self.read(&keys::hospital(name))
+    }
+
+    pub(crate) fn put_hospital(&mut self, hospital: &Hospital) {
+        self.write(keys::hospital(hospital.name.as_str()), hospital);
+    }
+
+    pub(crate) fn situation(&self, site: SiteId) -> Result<Situation, ApplyError> {
+        Ok(self.read(&keys::situation(site))?.unwrap_or_default())
+    }
+
+    pub(crate) fn put_situation(&mut self, site: SiteId, situation: &Situation) {
+        self.write(keys::situation(site), situation);
+    }
+
+    pub(crate) fn policy(&self) -> Result<Policy, ApplyError> {
+        Ok(self.read(&keys::POLICY)?.unwrap_or_default())
+    }
+
+    pub(crate) fn put_policy(&mut self, policy: &Policy) {
+        self.write(keys::POLICY.to_vec(), policy);
+    }
+
+    pub(crate) fn subscription(
+        &self,
+        aet: &str,
+        workitem: Option<(ExamId, u32)>,
+    ) -> Result<Option<Subscription>, ApplyError> {
+        self.read(&keys::subscription(aet, workitem))
+    }
+
+    /// How many subscriptions there are, counted up to `limit`.
+    pub(crate) fn subscriptions(&self, limit: usize) -> Result<usize, ApplyError> {
+        Ok(self.transaction.scan_prefix(&keys::SUBSCRIPTIONS, limit)?.len())
+    }
+
+    pub(crate) fn put_subscription(&mut self, subscription: &Subscription) {
+        self.write(keys::subscription(subscription.aet.as_str(), subscription.workitem), subscription);
+    }
+
+    pub(crate) fn remove_subscription(&mut self, aet: &str, workitem: Option<(ExamId, u32)>) {
+        self.transaction.remove(keys::subscription(aet, workitem));
+    }
+
+    /// The audit chain's value after an entry that this state has.
+    pub(crate) fn chain_at(&self, index: u64) -> Result<Option<[u8; 32]>, ApplyError> {
+        Ok(self.read::<crate::audit::Link>(&keys::audit(index))?.map(|link| link.chain))
+    }
+
+    pub(crate) fn put_attestation(&mut self, attestation: &Attestation) {
+        self.write(keys::attestation(attestation.site), attestation);
     }
 
     pub(crate) fn study(&self, uid: &str) -> Result<Option<Study>, ApplyError> {
@@ -201,7 +400,10 @@ impl State<'_, '_> {
     /// Counts a copy that is no more.
     pub(crate) fn count_lost_copy(&mut self) -> Result<(), ApplyError> {
         let mut counts = self.counts()?;
-        counts.copies_lost += 1;
+        if self.format < 2 {
+            return Ok(());
+        }
+        counts.more.copies_lost += 1;
         self.write(keys::COUNTS.to_vec(), &counts);
         Ok(())
     }
@@ -211,12 +413,15 @@ impl State<'_, '_> {
     }
 }
 
-fn count_of(counts: &mut Counts, state: ExamState) -> &mut u64 {
-    match state {
-        ExamState::Requested => &mut counts.requested,
-        ExamState::Waiting => &mut counts.waiting,
-        ExamState::Claimed => &mut counts.claimed,
-        ExamState::Reported => &mut counts.reported,
-        ExamState::Cancelled => &mut counts.cancelled,
+impl Places for State<'_, '_> {
+    fn places(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Vec<Vec<u8>>, ApplyError> {
+        let pairs = match after {
+            Some(after) => self.transaction.scan_prefix_after(prefix, after, limit)?,
+            None => {
+                let floor = self.transaction.get(&keys::floor_of_level(prefix))?;
+                self.transaction.scan_prefix_from(prefix, floor.as_deref().unwrap_or(prefix), limit)?
+            }
+        };
+        Ok(pairs.into_iter().map(|(key, _)| key).collect())
     }
 }

@@ -4,7 +4,7 @@
 //! wrote. A transaction is that overlay. [`Transaction::mark`] and [`Transaction::roll_back`] let a
 //! command that is refused half-way leave nothing behind.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::ops::Bound;
@@ -135,6 +135,25 @@ impl<'a> Transaction<'a> {
                 None => self.writes.remove(&key),
             };
         }
+    }
+
+    /// BLAKE3 of what was written since `mark`: each key once, in key order, with the value it has now.
+    pub fn digest_since(&self, mark: Mark) -> [u8; 32] {
+        let since = self.undo.get(mark.0..).unwrap_or_default();
+        let keys: BTreeSet<&[u8]> = since.iter().map(|(key, _)| key.as_slice()).collect();
+        let mut hasher = blake3::Hasher::new();
+        let mut add = |bytes: &[u8]| {
+            hasher.update(&(bytes.len() as u64).to_le_bytes());
+            hasher.update(bytes);
+        };
+        for key in keys {
+            add(key);
+            match self.writes.get(key).and_then(Option::as_ref) {
+                Some(value) => add(value),
+                None => add(b"removed"),
+            }
+        }
+        *hasher.finalize().as_bytes()
     }
 
     /// The writes as one atomic batch, in key order.

@@ -8,13 +8,19 @@ use std::ops::Bound;
 
 use maillage_host::engine::{Reader, scan_prefix};
 
-use crate::command::UnixMillisField;
+use crate::audit::{Attestation, Link};
+use crate::command::{Subscription, UnixMillisField};
+use crate::event::{Cursor, Event};
 use crate::exam::{Exam, ExamState, Report, Workitem};
 use crate::ids::{ExamId, PeerKey, SiteId};
 use crate::keys;
 use crate::machine::ApplyError;
 use crate::mesh::{Counts, JoinToken, Mesh, Site, Study};
+use crate::order::{Hospital, Policy, Situation};
 use crate::record::Record;
+use crate::remark::Remark;
+use crate::room::{Places, Room};
+use crate::statistics::Turnaround;
 
 /// Typed reads over an engine or one of its frozen views.
 pub struct View<'a>(&'a dyn Reader);
@@ -79,19 +85,19 @@ impl<'a> View<'a> {
         self.read(&keys::exam(id))
     }
 
-    /// Up to `limit` exams of the waiting room, in the order in which they are to be read.
-    pub fn waiting(&self, limit: usize) -> Result<Vec<Exam>, ApplyError> {
-        let floor = self.0.get(&keys::WAITING_FLOOR)?.unwrap_or_else(|| keys::WAITING.to_vec());
-        let mut ids = Vec::new();
-        if limit > 0 {
-            let end = [keys::WAITING[0] + 1];
-            self.0.scan(Bound::Included(floor.as_slice()), Bound::Excluded(&end), &mut |key, _| {
-                ids.extend(keys::trailing_number(key).map(ExamId));
-                ids.len() < limit
-            })?;
+    /// Up to `limit` exams of the waiting room, in the order in which they are to be read at `now`.
+    pub fn waiting(&self, now: UnixMillisField, limit: usize) -> Result<Vec<Exam>, ApplyError> {
+        let (mut room, mut exams) = (Room::new(now), Vec::new());
+        while exams.len() < limit {
+            let Some(place) = room.next(self)? else { break };
+            exams.extend(self.exam(place.exam)?);
         }
-        let exams: Result<Vec<_>, _> = ids.into_iter().map(|id| self.exam(id)).collect();
-        Ok(exams?.into_iter().flatten().collect())
+        Ok(exams)
+    }
+
+    /// Up to `limit` exams whose request waits for a regulator, first come first.
+    pub fn to_regulate(&self, limit: usize) -> Result<Vec<Exam>, ApplyError> {
+        self.indexed(&keys::REGULATION, limit)
     }
 
     /// Up to `limit` claimed exams, by site.
@@ -159,6 +165,143 @@ impl<'a> View<'a> {
         self.all(&keys::reports_of(exam), usize::MAX)
     }
 
+    /// One workitem.
+    pub fn workitem(&self, exam: ExamId, number: u32) -> Result<Option<Workitem>, ApplyError> {
+        self.read(&keys::workitem(exam, number))
+    }
+
+    /// The workitem that a client gave this UID.
+    pub fn workitem_named(&self, uid: &str) -> Result<Option<(ExamId, u32)>, ApplyError> {
+        let Some(bytes) = self.0.get(&keys::workitem_uid(uid))? else { return Ok(None) };
+        let corrupt = || ApplyError::Corrupt("workitem index".into());
+        let (exam, number) = bytes.split_first_chunk::<8>().ok_or_else(corrupt)?;
+        let number = number.try_into().map_err(|_| corrupt())?;
+        Ok(Some((ExamId(u64::from_be_bytes(*exam)), u32::from_be_bytes(number))))
+    }
+
+    /// What was said of an exam, first to last.
+    pub fn remarks(&self, exam: ExamId) -> Result<Vec<Remark>, ApplyError> {
+        self.all(&keys::remarks_of(exam), usize::MAX)
+    }
+
+    /// Up to `limit` critical results that nobody has acknowledged: exam, remark, when it escalates.
+    pub fn criticals(&self, limit: usize) -> Result<Vec<(ExamId, u32, UnixMillisField)>, ApplyError> {
+        let number = |key: &[u8], from: usize| Some(u64::from_be_bytes(key.get(from..from + 8)?.try_into().ok()?));
+        let pairs = scan_prefix(self.0, &keys::CRITICALS, limit)?;
+        Ok(pairs
+            .iter()
+            .filter_map(|(key, _)| {
+                let remark = u32::from_be_bytes(key.get(17..21)?.try_into().ok()?);
+                Some((ExamId(number(key, 9)?), remark, UnixMillisField(number(key, 1)?)))
+            })
+            .collect())
+    }
+
+    /// Up to `limit` events after a cursor, in order.
+    pub fn events(&self, after: Cursor, limit: usize) -> Result<Vec<(Cursor, Event)>, ApplyError> {
+        let (from, end) = (keys::event(after), [keys::EVENTS[0] + 1]);
+        let mut events = Vec::new();
+        let mut failure = None;
+        if limit > 0 {
+            self.0.scan(Bound::Excluded(from.as_slice()), Bound::Excluded(&end), &mut |key, bytes| {
+                match (keys::cursor_of(key), Event::decode(bytes)) {
+                    (Some(cursor), Ok(event)) => events.push((cursor, event)),
+                    (None, _) => failure = Some(ApplyError::Corrupt("event index".into())),
+                    (_, Err(error)) => failure = Some(error),
+                }
+                failure.is_none() && events.len() < limit
+            })?;
+        }
+        failure.map_or(Ok(events), Err)
+    }
+
+    /// The last event that was forgotten: a client that asks for what came before it has missed some.
+    pub fn forgotten(&self) -> Result<Cursor, ApplyError> {
+        let key = self.0.get(&keys::EVENT_CURSOR)?;
+        Ok(key.as_deref().and_then(keys::cursor_of).unwrap_or_default())
+    }
+
+    /// Up to `limit` entries of the audit trail with an index after `after`.
+    pub fn audit(&self, after: u64, limit: usize) -> Result<Vec<Link>, ApplyError> {
+        self.page(&keys::audit(after), &[keys::AUDIT[0] + 1], limit)
+    }
+
+    /// One entry of the audit trail.
+    pub fn audit_entry(&self, index: u64) -> Result<Option<Link>, ApplyError> {
+        self.read(&keys::audit(index))
+    }
+
+    /// Up to `limit` entries of the audit trail, the newest first, with an index before `before`.
+    pub fn audit_back(&self, before: u64, limit: usize) -> Result<Vec<Link>, ApplyError> {
+        // Indexes are dense but for Raft's own entries: a window twice as wide holds enough, or is widened.
+        let mut width = limit as u64 * 2 + 16;
+        loop {
+            let from = before.saturating_sub(width);
+            let mut links = self.audit(from.saturating_sub(1), usize::try_from(width).unwrap_or(usize::MAX))?;
+            links.retain(|link| link.entry.index < before);
+            if links.len() >= limit || from == 0 {
+                links.reverse();
+                links.truncate(limit);
+                return Ok(links);
+            }
+            width = width.saturating_mul(4);
+        }
+    }
+
+    /// What the sites said of their audit chains, as this replica compared them with its own.
+    pub fn attestations(&self) -> Result<Vec<Attestation>, ApplyError> {
+        self.all(&keys::ATTESTATIONS, usize::MAX)
+    }
+
+    /// The format at which the mesh runs.
+    pub fn format(&self) -> Result<u8, ApplyError> {
+        Ok(self.mesh()?.map_or(1, |mesh| mesh.format))
+    }
+
+    /// A partner hospital.
+    pub fn hospital(&self, name: &str) -> Result<Option<Hospital>, ApplyError> {
+        self.read(&keys::hospital(name))
+    }
+
+    /// All partner hospitals, in no order of meaning.
+    pub fn hospitals(&self) -> Result<Vec<Hospital>, ApplyError> {
+        self.all(&keys::HOSPITALS, usize::MAX)
+    }
+
+    /// Where a site is.
+    pub fn situation(&self, site: SiteId) -> Result<Situation, ApplyError> {
+        Ok(self.read(&keys::situation(site))?.unwrap_or_default())
+    }
+
+    /// What the mesh has agreed on for its waiting room.
+    pub fn policy(&self) -> Result<Policy, ApplyError> {
+        Ok(self.read(&keys::POLICY)?.unwrap_or_default())
+    }
+
+    /// All subscriptions to workitems' events.
+    pub fn subscriptions(&self) -> Result<Vec<Subscription>, ApplyError> {
+        self.all(&keys::SUBSCRIPTIONS, usize::MAX)
+    }
+
+    /// The times of final reports signed from `from` on, before `to`, in that order, each given to `each`.
+    pub fn turnarounds(
+        &self,
+        from: UnixMillisField,
+        to: UnixMillisField,
+        each: &mut dyn FnMut(Turnaround),
+    ) -> Result<(), ApplyError> {
+        let (from, to) = (keys::turnarounds_from(from), keys::turnarounds_from(to));
+        let mut failure = None;
+        self.0.scan(Bound::Included(from.as_slice()), Bound::Excluded(&to), &mut |_, bytes| {
+            match Turnaround::decode(bytes) {
+                Ok(turnaround) => each(turnaround),
+                Err(error) => failure = Some(error),
+            }
+            failure.is_none()
+        })?;
+        failure.map_or(Ok(()), Err)
+    }
+
     /// One study.
     pub fn study(&self, uid: &str) -> Result<Option<Study>, ApplyError> {
         self.read(&keys::study(uid))
@@ -200,6 +343,25 @@ impl<'a> View<'a> {
     /// How many exams and studies are in which state.
     pub fn counts(&self) -> Result<Counts, ApplyError> {
         Ok(self.read(&keys::COUNTS)?.unwrap_or_default())
+    }
+}
+
+impl Places for View<'_> {
+    fn places(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Vec<Vec<u8>>, ApplyError> {
+        let floor = self.0.get(&keys::floor_of_level(prefix))?;
+        let from = match after {
+            Some(after) => Bound::Excluded(after),
+            None => Bound::Included(floor.as_deref().unwrap_or(prefix)),
+        };
+        let mut places = Vec::new();
+        self.0.scan(from, Bound::Unbounded, &mut |key, _| {
+            let inside = key.starts_with(prefix);
+            if inside {
+                places.push(key.to_vec());
+            }
+            inside && places.len() < limit
+        })?;
+        Ok(places)
     }
 }
 

@@ -184,7 +184,7 @@ impl Sweep {
         let (counts, sites, mesh) = node.read(|view| Ok((view.counts()?, eligible(node, view)?, view.mesh()?)))?;
         let copies = mesh.map_or(1, |mesh| usize::from(mesh.copies)).min(sites.len());
         let ids: BTreeSet<SiteId> = sites.iter().map(|site| site.id).collect();
-        let as_of = Some((ids.clone(), counts.copies_lost));
+        let as_of = Some((ids.clone(), counts.more.copies_lost));
         let all = self.looked_at_all != as_of;
         let mut whole = true;
         let mut after: Option<String> = None;
@@ -244,7 +244,7 @@ impl Sweep {
 }
 
 fn copies_of(counts: &Counts) -> [u64; 4] {
-    [counts.studies, counts.studies_below_two, counts.studies_below_wanted, counts.copies_lost]
+    [counts.studies, counts.studies_below_two, counts.studies_below_wanted, counts.more.copies_lost]
 }
 
 /// The sites that can hold copies: in session, or away for less than the grace.

@@ -4,7 +4,7 @@
 //! is simply repeated.
 
 use maillage_consensus::Outcome;
-use maillage_consensus::command::Command;
+use maillage_consensus::command::{Command, FORMAT};
 use maillage_consensus::ids::{CommandId, Name};
 
 use crate::config::Config;
@@ -47,11 +47,12 @@ pub(crate) async fn found(node: &Node) -> anyhow::Result<()> {
     if !node.group().is_initialized().await {
         node.group().initialize().await?;
     }
-    let command = Command::Found {
+    let command = Command::Establish {
         mesh: node.mesh_id(),
         name: Name::filled(node.mesh_name())?,
         copies: node.config().storage.copies,
         founder: describe(node.config(), node.identity())?,
+        format: FORMAT,
     };
     // A sole voter needs one election, no more; the deadline of a command covers it.
     match node.command(founding_id(node), Name::default(), command).await? {

@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use maillage_consensus::Outcome;
-use maillage_consensus::command::Command;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -311,29 +310,6 @@ impl Gauges {
         }
         // Infinite rather than absent or NaN: an alert on a large age must fire when there is none.
         self.quorum_age.set(scrape.quorum_age.map_or(f64::INFINITY, |age| age.as_secs_f64()));
-    }
-}
-
-/// A command's label.
-pub(crate) fn command_kind(command: &Command) -> &'static str {
-    match command {
-        Command::Found { .. } => "found",
-        Command::CreateToken { .. } => "create-token",
-        Command::RevokeToken { .. } => "revoke-token",
-        Command::Join { .. } => "join",
-        Command::Describe { .. } => "describe",
-        Command::OpenSession => "open-session",
-        Command::ExpireSession { .. } => "expire-session",
-        Command::AddExam(_) => "add-exam",
-        Command::ClaimNext { .. } => "claim-next",
-        Command::ClaimTake { .. } => "claim-take",
-        Command::Release { .. } => "release",
-        Command::Complete { .. } => "complete",
-        Command::RecordStudy(_) => "record-study",
-        Command::RecordHolding { .. } => "record-holding",
-        Command::Reconcile { .. } => "reconcile",
-        Command::Cancel { .. } => "cancel",
-        Command::Prioritise { .. } => "prioritise",
     }
 }
 

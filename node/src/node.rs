@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::data_dir::{MeshFile, MeshFileMember};
 use crate::images::Images;
 use crate::ingest::Ingest;
-use crate::metrics::{Metrics, command_kind, outcome_label};
+use crate::metrics::{Metrics, outcome_label};
 use crate::presence::{PeerState, Presence};
 use crate::roster::{Roster, key_of, peer_of};
 use crate::token::Token;
@@ -167,7 +167,7 @@ impl Node {
     /// # Errors
     /// [`CommandError`]; only [`CommandError::Unknown`] leaves open whether it took effect.
     pub(crate) async fn command(&self, id: CommandId, user: Name, command: Command) -> Result<Outcome, CommandError> {
-        let (kind, started) = (command_kind(&command), Instant::now());
+        let (kind, started) = (command.kind(), Instant::now());
         let proposed = self.propose(id, user, command).await;
         self.outcome(kind, started, proposed.map(|committed| committed.outcome))
     }
@@ -186,7 +186,7 @@ impl Node {
     /// # Errors
     /// [`CommandError`].
     pub(crate) async fn command_in_term(&self, term: u64, command: Command) -> Result<Outcome, CommandError> {
-        let (kind, started) = (command_kind(&command), Instant::now());
+        let (kind, started) = (command.kind(), Instant::now());
         let bytes = self.envelope(CommandId::random(), Name::default(), command).encode();
         let proposed = self.group().propose_in_term(term, Bytes::from(bytes), COMMAND_DEADLINE).await;
         self.outcome(kind, started, proposed.map(|committed| committed.outcome))

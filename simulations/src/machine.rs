@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use maillage_consensus::Queue;
 use maillage_consensus::command::{Command, Envelope};
-use maillage_consensus::machine::{ApplyError, Machine, Proposer};
+use maillage_consensus::machine::{ApplyError, Machine, Proposer, StampError};
 use maillage_consensus::transaction::Transaction;
 use maillage_host::UnixMillis;
 use maillage_host::engine::Reader;
@@ -37,14 +37,20 @@ fn expiry(command: &[u8]) -> Option<(u64, u64)> {
 }
 
 impl Machine for Watched {
-    fn stamp(&self, command: &[u8], from: Proposer, now: UnixMillis) -> Result<Vec<u8>, String> {
+    fn stamp(
+        &self,
+        state: &dyn Reader,
+        command: &[u8],
+        from: Proposer,
+        now: UnixMillis,
+    ) -> Result<Vec<u8>, StampError> {
         if let Some((site, session)) = expiry(command) {
             if self.mutant == Some(Mutant::SessionsNeverEnd) {
-                return Err("no session ends".to_owned());
+                return Err(StampError::Invalid("no session ends".to_owned()));
             }
             self.history.expiry(site, session);
         }
-        self.inner.stamp(command, from, now)
+        self.inner.stamp(state, command, from, now)
     }
 
     fn time(&self, state: &dyn Reader) -> Result<Option<UnixMillis>, ApplyError> {

@@ -11,7 +11,7 @@ use clap::ValueEnum;
 use maillage_consensus::command::{Command, Envelope};
 use maillage_consensus::exam::Patient;
 use maillage_consensus::ids::{CommandId, ExamId, FencingToken, Line, Name, SiteId};
-use maillage_consensus::machine::{ApplyError, Machine, Proposer};
+use maillage_consensus::machine::{ApplyError, Machine, Proposer, StampError};
 use maillage_consensus::transaction::Transaction;
 use maillage_consensus::{Outcome, Queue};
 use maillage_host::UnixMillis;
@@ -168,8 +168,14 @@ impl Mutated {
 }
 
 impl Machine for Mutated {
-    fn stamp(&self, command: &[u8], from: Proposer, now: UnixMillis) -> Result<Vec<u8>, String> {
-        Queue.stamp(command, from, now)
+    fn stamp(
+        &self,
+        state: &dyn Reader,
+        command: &[u8],
+        from: Proposer,
+        now: UnixMillis,
+    ) -> Result<Vec<u8>, StampError> {
+        Queue.stamp(state, command, from, now)
     }
 
     fn time(&self, state: &dyn Reader) -> Result<Option<UnixMillis>, ApplyError> {

@@ -1,7 +1,7 @@
 //! The mesh's membership: founding, join tokens, sessions.
 
 use super::{Applied, claims};
-use crate::command::{SiteDescription, UnixMillisField};
+use crate::command::{FORMAT, SiteDescription, UnixMillisField};
 use crate::ids::{Address, Line, Name, PeerKey, SiteId};
 use crate::mesh::{JoinToken, Mesh, Site};
 use crate::outcome::{Outcome, Refusal};
@@ -16,11 +16,14 @@ pub(super) fn found(
     name: &Name,
     copies: u8,
     founder: &SiteDescription,
+    format: u8,
 ) -> Applied {
     if state.mesh()?.is_some() {
         return Ok(Refusal::MeshState(Name::fitted("the mesh is founded already")).into());
     }
-    state.put_mesh(&Mesh { id: *id, name: name.clone(), copies: copies.max(1), founded_at: state.now });
+    let format = format.clamp(1, FORMAT);
+    state.format = format;
+    state.put_mesh(&Mesh { id: *id, name: name.clone(), copies: copies.max(1), founded_at: state.now, format });
     add_site(state, SiteId(1), founder);
     Ok(Outcome::Founded.into())
 }
@@ -127,7 +130,7 @@ pub(super) fn expire_session(state: &mut State<'_, '_>, id: SiteId, session: u64
     let mut freed = 0;
     for exam in state.claimed_at(id)? {
         if let Some(exam) = state.exam(exam)? {
-            claims::give_back(state, &exam, &reason)?;
+            claims::lose(state, &exam, &reason)?;
             freed += 1;
         }
     }

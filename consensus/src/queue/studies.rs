@@ -5,10 +5,12 @@
 
 use super::{Applied, exams};
 use crate::command::StudyPart;
-use crate::exam::{Exam, ExamState, Request, Unsolicited};
+use crate::event::Happened;
+use crate::exam::{Exam, Request, Unsolicited};
 use crate::ids::{Address, SiteId, UidText};
 use crate::machine::ApplyError;
 use crate::mesh::{EarlierPart, HeldPart, Study};
+use crate::order::Order;
 use crate::outcome::{Outcome, Refusal};
 use crate::state::State;
 
@@ -29,14 +31,17 @@ pub(super) fn record(state: &mut State<'_, '_>, origin: SiteId, part: &StudyPart
     // A part published again keeps its exam: its patient was checked at the node, instance by
     // instance, and a person may have reconciled it since. A cancelled exam keeps nothing.
     let exam = match &earlier {
-        Some(held) => state.exam(held.exam)?.filter(|exam| exam.state != ExamState::Cancelled),
+        Some(held) => state.exam(held.exam)?.filter(|exam| !exam.state.is_off()),
         None => None,
     };
     let exam = match exam {
         Some(exam) => exam,
         None => match belongs_to(state, &study, &part.says)? {
             Ok(exam) => exam,
-            Err(reason) => exams::create(state, &Request { awaits_images: true, ..part.says.clone() }, Some(reason))?,
+            Err(reason) => {
+                let request = Request { awaits_images: true, ..part.says.clone() };
+                exams::create(state, &request, Order::default(), Some(reason))?
+            }
         },
     };
     let previous = earlier.and_then(best_held);
@@ -51,9 +56,10 @@ pub(super) fn record(state: &mut State<'_, '_>, origin: SiteId, part: &StudyPart
     if !after.studies.contains(&part.study) {
         after.studies.push(part.study.clone());
     }
-    after.images_after_report |= after.state == ExamState::Reported;
-    exams::make_ready(&mut after, state.now);
+    after.images_after_report |= after.state.is_reported();
+    exams::images_came(state, &mut after, state.now)?;
     state.put_exam(Some(&exam), &after)?;
+    state.happened(exam.id, Happened::Images { study: part.study.clone(), instances: part.instances });
     Ok(Outcome::StudyRecorded { exam: after.id, unsolicited: after.unsolicited }.into())
 }
 
@@ -62,7 +68,7 @@ fn belongs_to(state: &State<'_, '_>, study: &Study, says: &Request) -> Result<Re
     // Another site received some of this very study: same exam, if it is the same patient.
     for held in &study.parts {
         if let Some(exam) = state.exam(held.exam)?
-            && exam.state != ExamState::Cancelled
+            && !exam.state.is_off()
             && exam.request.patient.same_as(&says.patient)
         {
             return Ok(Ok(exam));
@@ -72,7 +78,7 @@ fn belongs_to(state: &State<'_, '_>, study: &Study, says: &Request) -> Result<Re
         return Ok(Err(Unsolicited::NoIdentifiers));
     }
     let mut requests = state.exams_with_accession(says.accession.as_str())?;
-    requests.retain(|exam| exam.state != ExamState::Cancelled);
+    requests.retain(|exam| !exam.state.is_off());
     let (same, others): (Vec<_>, Vec<_>) =
         requests.into_iter().partition(|exam| exam.request.patient.same_as(&says.patient));
     let (mut unsolicited, mut requested): (Vec<_>, Vec<_>) =

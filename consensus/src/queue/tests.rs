@@ -9,7 +9,7 @@ use proptest::prelude::{Just, Strategy, any, prop, prop_oneof};
 use proptest::{prop_assert, prop_assert_eq, proptest};
 
 use super::*;
-use crate::command::{SiteDescription, StudyPart};
+use crate::command::{FORMAT, SiteDescription, StudyPart};
 use crate::exam::{Exam, ExamState, Patient, Priority, Request, Text8, Unsolicited, WorkitemState};
 use crate::ids::{ExamId, FencingToken, Line, PeerKey, Prose, SiteId, UidText};
 use crate::outcome::Grant;
@@ -26,11 +26,18 @@ struct Bench {
 }
 
 impl Bench {
-    /// A founded mesh, with Paris in session.
+    /// A founded mesh of the newest format, with Paris in session.
     fn founded() -> Self {
+        Self::of_format(FORMAT)
+    }
+
+    fn of_format(format: u8) -> Self {
         let mut bench = Self::empty();
-        let founder = site("paris", 1);
-        let found = Command::Found { mesh: [9; 32], name: Name::fitted("test"), copies: 3, founder };
+        let (mesh, name, founder) = ([9; 32], Name::fitted("test"), site("paris", 1));
+        let found = match format {
+            1 => Command::Found { mesh, name, copies: 3, founder },
+            _ => Command::Establish { mesh, name, copies: 3, founder, format },
+        };
         assert_eq!(bench.run(PARIS, found), Outcome::Founded);
         assert_eq!(bench.run(PARIS, Command::OpenSession), Outcome::SessionOpened { session: 1 });
         bench
@@ -50,7 +57,7 @@ impl Bench {
         self.now += 1_000;
         let envelope = Envelope { id, at: UnixMillisField(0), site, user: Name::fitted("dr-a"), command };
         let from = Proposer { node: site.0, is_leader: true };
-        let stamped = Queue.stamp(&envelope.encode(), from, UnixMillis(self.now)).expect("stamp");
+        let stamped = Queue.stamp(&*self.engine, &envelope.encode(), from, UnixMillis(self.now)).expect("stamp");
         let mut transaction = Transaction::new(&*self.engine);
         let outcome = Queue.apply(&mut transaction, self.index, &stamped).expect("apply");
         self.engine.commit(transaction.into_batch()).expect("commit");
@@ -197,6 +204,7 @@ fn a_refusal_that_a_moment_changes_is_not_remembered() {
 
 #[test]
 fn nobody_speaks_for_another_site_and_only_the_leader_ends_a_session() {
+    let empty = MemoryHome::default().open().expect("open");
     let say = |site: u64, node: u64, is_leader: bool, command: Command| {
         let envelope = Envelope {
             id: CommandId::random(),
@@ -205,7 +213,7 @@ fn nobody_speaks_for_another_site_and_only_the_leader_ends_a_session() {
             user: Name::default(),
             command,
         };
-        Queue.stamp(&envelope.encode(), Proposer { node, is_leader }, UnixMillis(1))
+        Queue.stamp(&*empty, &envelope.encode(), Proposer { node, is_leader }, UnixMillis(1))
     };
     assert!(say(4, 4, false, Command::OpenSession).is_ok());
     assert!(say(5, 4, false, Command::OpenSession).is_err());
@@ -251,7 +259,8 @@ fn the_room_is_ordered_by_urgency_then_by_time_left() {
     let urgent_first = bench.add(ready("A2", Priority::Urgent));
     let urgent_second = bench.add(ready("A3", Priority::Urgent));
     let vital = bench.add(ready("A4", Priority::Vital));
-    let order: Vec<ExamId> = bench.view(|view| view.waiting(10)).into_iter().map(|exam| exam.id).collect();
+    let order: Vec<ExamId> =
+        bench.view(|view| view.waiting(UnixMillisField(0), 10)).into_iter().map(|exam| exam.id).collect();
     assert_eq!(order, [vital, urgent_first, urgent_second, scheduled]);
     bench.run(PARIS, Command::Prioritise { exam: scheduled, priority: Priority::Vital });
     match bench.run(PARIS, Command::ClaimNext { modalities: vec![] }) {
@@ -492,8 +501,8 @@ fn the_clock_of_the_state_never_goes_back() {
 fn an_unknown_command_stops_the_replica_and_is_refused_before_the_log() {
     let bench = Bench::founded();
     let mut transaction = Transaction::new(&*bench.engine);
-    for bytes in [&[][..], &[2, 0, 0], &[1, 0xff, 0xff]] {
-        assert!(Queue.stamp(bytes, LEADER, UnixMillis(1)).is_err());
+    for bytes in [&[][..], &[3, 0, 0], &[2, 0, 0], &[1, 0xff, 0xff]] {
+        assert!(Queue.stamp(&*bench.engine, bytes, LEADER, UnixMillis(1)).is_err());
         assert!(matches!(Queue.apply(&mut transaction, 9, bytes), Err(ApplyError::Unknown { index: 9, .. })));
     }
 }
@@ -730,7 +739,7 @@ fn check_state(bench: &Bench, reference: &Reference) -> Result<(), proptest::tes
     prop_assert_eq!(counts.claimed, count(ExamState::Claimed));
     prop_assert_eq!(counts.reported, count(ExamState::Reported));
     prop_assert_eq!(counts.cancelled, count(ExamState::Cancelled));
-    let room = bench.view(|view| view.waiting(usize::MAX));
+    let room = bench.view(|view| view.waiting(UnixMillisField(0), usize::MAX));
     prop_assert_eq!(room.len() as u64, counts.waiting);
     let keys: Vec<_> = room.iter().map(|exam| (exam.request.priority, exam.due_at, exam.id)).collect();
     prop_assert!(keys.is_sorted(), "the room is in order");

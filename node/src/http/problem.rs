@@ -183,6 +183,22 @@ impl From<Refusal> for Problem {
             Refusal::CannotReconcile(_) => refused(StatusCode::CONFLICT, "cannot-reconcile"),
             Refusal::PartSuperseded { .. } => refused(StatusCode::CONFLICT, "part-superseded"),
             Refusal::OtherCommand => refused(StatusCode::UNPROCESSABLE_ENTITY, "other-command"),
+            Refusal::Format { format } => {
+                refused(StatusCode::SERVICE_UNAVAILABLE, "mesh-format").with("format", json!(format))
+            }
+            Refusal::NoContract => refused(StatusCode::FORBIDDEN, "no-contract"),
+            Refusal::ConsentRefused => refused(StatusCode::FORBIDDEN, "consent-refused"),
+            Refusal::Missing(_) => refused(StatusCode::UNPROCESSABLE_ENTITY, "missing"),
+            Refusal::NoSuchWorkitem => refused(StatusCode::NOT_FOUND, "no-such-workitem"),
+            Refusal::NoSuchRemark => refused(StatusCode::NOT_FOUND, "no-such-remark"),
+            Refusal::DoneAlready => refused(StatusCode::CONFLICT, "done-already"),
+            Refusal::DuplicateUid => refused(StatusCode::CONFLICT, "duplicate-uid"),
+            Refusal::WrongTransaction => refused(StatusCode::BAD_REQUEST, "wrong-transaction"),
+            Refusal::WorkitemState { state } => {
+                refused(StatusCode::CONFLICT, "workitem-state").with("state", json!(state))
+            }
+            Refusal::NotFinished(_) => refused(StatusCode::CONFLICT, "not-finished"),
+            Refusal::TooMany(_) => refused(StatusCode::TOO_MANY_REQUESTS, "too-many"),
         }
     }
 }

@@ -155,7 +155,7 @@ impl MeshStatus {
     /// # Errors
     /// The state cannot be read.
     pub(crate) fn with_open_exams(mut self, view: &View<'_>) -> Result<Self, ApplyError> {
-        let (waiting, claimed) = (view.waiting(OPEN_EXAMS_MAX)?, view.claimed(OPEN_EXAMS_MAX)?);
+        let (waiting, claimed) = (view.waiting(self.now, OPEN_EXAMS_MAX)?, view.claimed(OPEN_EXAMS_MAX)?);
         let overdue = |exam: &&Exam| exam.due_at.is_some_and(|due| due < self.now);
         self.overdue = Some(waiting.iter().chain(&claimed).filter(overdue).count());
         let urgent = waiting.iter().filter(|exam| exam.request.priority <= Priority::Urgent);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use maillage_consensus::View;
 use maillage_consensus::command::UnixMillisField;
-use maillage_consensus::exam::{Claim, Exam, ExamState};
+use maillage_consensus::exam::{Claim, Exam};
 use maillage_consensus::ids::{Name, SiteId};
 use maillage_consensus::machine::ApplyError;
 use serde_json::{Value, json};
@@ -74,8 +74,7 @@ impl<'a> Summaries<'a> {
 impl ExamSummary {
     /// Whether it is still to be read and its report is overdue.
     pub(crate) fn overdue(&self, now: UnixMillisField) -> bool {
-        let open = matches!(self.exam.state, ExamState::Waiting | ExamState::Claimed);
-        open && self.exam.due_at.is_some_and(|due| due < now)
+        self.exam.is_open() && self.exam.due_at.is_some_and(|due| due < now)
     }
 
     /// As the API gives it.

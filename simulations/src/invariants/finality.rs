@@ -96,7 +96,7 @@ impl Finality {
     fn check_completed(&self, running: &Running, view: &View<'_>, told: &Completed) {
         let id = ExamId(told.exam);
         let state = view.exam(id).ok().flatten().map(|exam| exam.state);
-        if state != Some(ExamState::Reported) {
+        if !state.is_some_and(ExamState::is_reported) {
             let detail =
                 format!("{:?}: exam {} is {state:?} after its completion was acknowledged", running.owner, told.exam);
             self.world.violation("I4", detail);

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use maillage_consensus::View;
-use maillage_consensus::exam::ExamState;
 use tokio::task::JoinHandle;
 
 use crate::cluster::{Cluster, Running};
@@ -48,7 +47,7 @@ fn unread(running: &Running, away: Option<u32>) -> Option<u64> {
 fn describe(running: &Running) -> String {
     let status = running.group.watch().borrow().clone();
     let engine = running.group.reader();
-    let claimed = View::new(&*engine).exams(None, Some(ExamState::Claimed), 3).unwrap_or_default();
+    let claimed = View::new(&*engine).claimed(3).unwrap_or_default();
     let held: Vec<String> = claimed
         .iter()
         .filter_map(|exam| exam.claim.as_ref().map(|claim| format!("{} by site {}", exam.id, claim.site)))

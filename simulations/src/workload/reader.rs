@@ -223,11 +223,11 @@ impl Reader {
             let found = view.exam(ExamId(exam)).ok()??;
             match (found.state, found.claim) {
                 (ExamState::Waiting, _) => Some(Shown::Waiting),
-                (ExamState::Claimed, Some(claim)) => {
+                (state, Some(claim)) if state.is_held() => {
                     let (command, user, site) = (command_of(&claim), number_of(&claim.user), claim.site.0);
                     Some(Shown::Claimed { command, user, site })
                 }
-                (ExamState::Reported, _) => Some(Shown::Reported),
+                (state, _) if state.is_reported() => Some(Shown::Reported),
                 _ => None,
             }
         });

@@ -15,7 +15,7 @@ use openraft::raft::ClientWriteResponse;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::Inner;
-use crate::machine::Proposer;
+use crate::machine::{Proposer, StampError};
 use crate::raft::MAX_COMMAND;
 use crate::raft::client::{answer, is_refusal};
 use crate::raft::types::{LeaderId, Payload, TypeConfig};
@@ -171,10 +171,11 @@ impl Inner {
         let waited = timeout_at(end, Arc::clone(&self.under_way).acquire_many_owned(kib)).await;
         let Ok(Ok(_permit)) = waited else { return Attempt::Busy };
         let proposer = Proposer { node: from, is_leader: from == self.node_id() };
-        let stamped = match self.machine.stamp(command, proposer, self.now()) {
+        let stamped = match self.machine.stamp(&*self.view.engine(), command, proposer, self.now()) {
             Ok(stamped) if stamped.len() <= MAX_COMMAND + STAMP_ROOM => Payload(stamped.into()),
             Ok(_) => return Attempt::Invalid("the stamped command is too large".to_owned()),
-            Err(reason) => return Attempt::Invalid(reason),
+            Err(StampError::Invalid(reason)) => return Attempt::Invalid(reason),
+            Err(StampError::NotYet) => return Attempt::NotProposed,
         };
         let written = async {
             match only_as {

@@ -1,6 +1,7 @@
 //! The applied state and its snapshots.
 
 use crate::machine::Proposer;
+use maillage_host::EngineHome as _;
 use maillage_host::UnixMillis;
 use maillage_host::engine::{FjallHome, MemoryHome};
 use openraft::RaftSnapshotBuilder as _;
@@ -17,8 +18,9 @@ fn id(index: u64) -> LogId {
 }
 
 fn normal(index: u64, value: &[u8]) -> Entry {
-    let stamped =
-        Toy.stamp(&toy_command(index, value), Proposer { node: 1, is_leader: true }, UnixMillis(0)).expect("valid");
+    let empty = MemoryHome::default().open().expect("open");
+    let leader = Proposer { node: 1, is_leader: true };
+    let stamped = Toy.stamp(&*empty, &toy_command(index, value), leader, UnixMillis(0)).expect("valid");
     Entry { log_id: id(index), payload: EntryPayload::Normal(Payload(Bytes::from(stamped))) }
 }
 

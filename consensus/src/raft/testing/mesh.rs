@@ -152,7 +152,7 @@ fn duplex(stream: tokio::io::DuplexStream) -> Duplex {
     Duplex { reader: Box::new(reader), writer: Box::new(writer) }
 }
 
-/// Waits until `condition` holds; fails the test after ten seconds.
+/// Waits until `condition` holds; fails the test when it does not in time.
 pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !condition() {

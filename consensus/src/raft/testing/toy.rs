@@ -2,8 +2,9 @@
 
 use bytes::Bytes;
 use maillage_host::UnixMillis;
+use maillage_host::engine::Reader;
 
-use crate::machine::{ApplyError, Machine, Proposer};
+use crate::machine::{ApplyError, Machine, Proposer, StampError};
 use crate::transaction::Transaction;
 
 /// A value that begins with this is of a version that this machine does not know.
@@ -17,9 +18,15 @@ pub(crate) fn toy_command(id: u64, value: &[u8]) -> Bytes {
 }
 
 impl Machine for Toy {
-    fn stamp(&self, command: &[u8], _from: Proposer, now: UnixMillis) -> Result<Vec<u8>, String> {
+    fn stamp(
+        &self,
+        _state: &dyn Reader,
+        command: &[u8],
+        _from: Proposer,
+        now: UnixMillis,
+    ) -> Result<Vec<u8>, StampError> {
         if command.len() < 8 {
-            return Err("no id".to_owned());
+            return Err(StampError::Invalid("no id".to_owned()));
         }
         let mut stamped = command[..8].to_vec();
         stamped.extend_from_slice(&now.0.to_be_bytes());

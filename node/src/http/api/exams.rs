@@ -44,7 +44,7 @@ pub(super) async fn list(State(app): State<App>, UrlQuery(query): UrlQuery<ListQ
     let (site, now) = (app.node.site(), app.now());
     app.read(query.fresh, |view| {
         let (exams, paged) = match (state, query.after) {
-            (Some(ExamState::Waiting), None) => (view.waiting(limit)?, false),
+            (Some(ExamState::Waiting), None) => (view.waiting(now, limit)?, false),
             (Some(ExamState::Claimed), None) => (view.claimed(limit)?, false),
             (state, after) => (view.exams(after.map(ExamId), state, limit)?, true),
         };

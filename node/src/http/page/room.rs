@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use maillage_consensus::command::UnixMillisField;
-use maillage_consensus::exam::ExamState;
 use maillage_consensus::ids::{Name, SiteId};
 
 use crate::http::app::App;
@@ -77,11 +76,11 @@ impl Room {
         let room = node.read(|view| {
             let status = MeshStatus::gather(node, view, storage)?;
             let summaries = Summaries::new(view, site)?;
-            let waiting = summaries.of_all(view.waiting(WAITING_MAX)?)?;
+            let waiting = summaries.of_all(view.waiting(status.now, WAITING_MAX)?)?;
             let mut reading = summaries.of_all(view.claimed(READING_MAX)?)?;
             // One's own come first: they are what one came for.
             reading.sort_by_key(|summary| !is_own(summary, reader.as_ref(), site));
-            let ended = view.ended(RECENT_MAX)?.into_iter().filter(|exam| exam.state == ExamState::Reported);
+            let ended = view.ended(RECENT_MAX)?.into_iter().filter(|exam| exam.state.is_reported());
             reading.extend(summaries.of_all(ended.collect())?);
             Ok(Self {
                 site,

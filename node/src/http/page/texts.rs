@@ -85,9 +85,17 @@ impl Language {
         match state {
             ExamState::Requested => self.pick("demandé", "requested"),
             ExamState::Waiting => self.pick("en attente", "waiting"),
-            ExamState::Claimed => self.pick("en lecture", "being read"),
+            ExamState::Claimed => self.pick("pris", "claimed"),
             ExamState::Reported => self.pick("compte rendu fait", "reported"),
             ExamState::Cancelled => self.pick("annulé", "cancelled"),
+            ExamState::Validated => self.pick("validé", "validated"),
+            ExamState::Acquiring => self.pick("en acquisition", "being acquired"),
+            ExamState::Receiving => self.pick("images en cours d’arrivée", "images arriving"),
+            ExamState::Reading => self.pick("en lecture", "being read"),
+            ExamState::Delivered => self.pick("compte rendu remis", "delivered"),
+            ExamState::FollowedUp => self.pick("suivi", "followed up"),
+            ExamState::Purged => self.pick("images purgées", "images purged"),
+            ExamState::Refused => self.pick("refusé", "refused"),
         }
     }
 

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use maillage_consensus::command::Command;
-use maillage_consensus::exam::ExamState;
 use maillage_consensus::ids::{ExamId, FencingToken, Name, Prose, UidText};
 use maillage_consensus::{Outcome, Refusal, View};
 
@@ -177,7 +176,9 @@ impl Reader {
 
     fn is_shown(&self, running: &Running) -> bool {
         let engine = running.group.reader();
-        let waiting = View::new(&*engine).waiting(ROOM_SHOWN).unwrap_or_default();
+        let view = View::new(&*engine);
+        let now = view.clock().unwrap_or_default();
+        let waiting = view.waiting(now, ROOM_SHOWN).unwrap_or_default();
         waiting.iter().any(|exam| self.modalities.contains(&exam.request.modality.as_str()))
     }
 
@@ -350,9 +351,9 @@ impl Reader {
             running.group.linearize(READ_LIMIT).await.ok()?;
             let engine = running.group.reader();
             let claimed = View::new(&*engine).claimed(usize::MAX).ok()?;
-            let mine = claimed.into_iter().find(|exam| {
-                exam.state == ExamState::Claimed && exam.claim.as_ref().is_some_and(|claim| claim.user == user)
-            });
+            let mine = claimed
+                .into_iter()
+                .find(|exam| exam.state.is_held() && exam.claim.as_ref().is_some_and(|claim| claim.user == user));
             Some(mine.and_then(|exam| {
                 let claim = exam.claim?;
                 let command = claim.transaction_uid.as_str().strip_prefix("2.25.")?.parse().ok()?;

@@ -1,7 +1,7 @@
 //! The two tables of exams.
 
 use maillage_consensus::command::UnixMillisField;
-use maillage_consensus::exam::{ExamState, Patient, Priority};
+use maillage_consensus::exam::{Patient, Priority};
 use maillage_dicom::Redacted;
 use maud::{Markup, html};
 
@@ -107,7 +107,7 @@ fn priority(priority: Priority, language: Language) -> Markup {
 }
 
 fn time_left(summary: &ExamSummary, now: UnixMillisField, language: Language) -> Markup {
-    let (exam, open) = (&summary.exam, matches!(summary.exam.state, ExamState::Waiting | ExamState::Claimed));
+    let (exam, open) = (&summary.exam, summary.exam.is_open());
     let Some(due) = exam.due_at.filter(|_| open) else { return html! { "–" } };
     if due < now {
         let late = duration(now.0 - due.0);

@@ -1,7 +1,7 @@
 //! The page's HTML for rooms made by hand.
 
 use maillage_consensus::command::UnixMillisField;
-use maillage_consensus::exam::{Claim, Exam, ExamState, Patient, Priority, Request, Text8, Unsolicited};
+use maillage_consensus::exam::{Claim, Course, Exam, ExamState, Patient, Priority, Request, Text8, Unsolicited};
 use maillage_consensus::ids::{ExamId, FencingToken, Line, Name, SiteId, UidText};
 use serde_json::json;
 
@@ -48,6 +48,7 @@ fn summary(id: u64, priority: Priority, left_ms: i64) -> ExamSummary {
         claim: None,
         reports: 0,
         images_after_report: false,
+        course: Course::default(),
     };
     ExamSummary { exam, copies: Some(2), here: true, copies_wanted: 3, claim_site: None }
 }

@@ -1,0 +1,190 @@
+//! What is known of an exam beyond its request: consent, regulation, who may read it, and where first.
+
+use serde::{Deserialize, Serialize};
+
+use crate::command::UnixMillisField;
+use crate::exam::{Exam, Priority, Text8};
+use crate::ids::{Line, Name, SiteId};
+use crate::record::Record;
+
+/// What the patient said of the transfer of the images to another site.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Consent {
+    /// Nothing was declared: the images came before the request.
+    #[default]
+    Undeclared,
+    /// The requester declares that the patient consents.
+    Declared,
+    /// An absolute emergency excuses its absence.
+    Emergency,
+    /// The patient refuses: no image leaves the site that received it.
+    Refused,
+}
+
+/// Which physicians read it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Specialty {
+    /// Radiologists.
+    #[default]
+    Radiology,
+    /// Nuclear physicians: PET and scintigraphy.
+    NuclearMedicine,
+}
+
+impl Specialty {
+    /// The specialty that reads a modality (0008,0060): PT and NM are nuclear medicine's.
+    pub fn of_modality(modality: &str) -> Self {
+        if matches!(modality, "PT" | "NM") { Self::NuclearMedicine } else { Self::Radiology }
+    }
+}
+
+/// What a request says beyond [`crate::exam::Request`].
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Order {
+    /// Consent to the transfer.
+    pub consent: Consent,
+    /// Who reads it; none: by its modality.
+    pub specialty: Option<Specialty>,
+    /// The expertise that a rare case needs, such as `paediatric-neuro`; empty for none.
+    pub expertise: Text8,
+    /// Whether a regulator has to validate it before it is read.
+    pub regulate: bool,
+    /// The clinical question.
+    pub question: Line,
+}
+
+/// A place in the widening order of the readers' charter: territory first, then department and
+/// region, the nation last. An empty level is not known.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Place {
+    /// The hospitals' group (in France, a *groupement hospitalier de territoire*).
+    pub territory: Name,
+    /// The department.
+    pub department: Name,
+    /// The region.
+    pub region: Name,
+}
+
+impl Place {
+    /// How far two places are from each other: 0 the same territory, 1 department, 2 region, 3 nation.
+    pub fn distance(&self, other: &Self) -> u8 {
+        let same = |a: &Name, b: &Name| !a.is_empty() && a == b;
+        if same(&self.territory, &other.territory) {
+            0
+        } else if same(&self.department, &other.department) {
+            1
+        } else if same(&self.region, &other.region) {
+            2
+        } else {
+            3
+        }
+    }
+
+    /// Whether nothing is known of it.
+    pub fn is_unknown(&self) -> bool {
+        self.territory.is_empty() && self.department.is_empty() && self.region.is_empty()
+    }
+}
+
+/// A partner hospital, by the name that its requests bear.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hospital {
+    /// Its name, as in Institution Name (0008,0080).
+    pub name: Line,
+    /// Its number in the register of establishments (FINESS), or empty.
+    pub finess: Text8,
+    /// Where it is.
+    pub place: Place,
+    /// The sites whose contract covers it; empty for all.
+    pub sites: Vec<SiteId>,
+    /// Whether its requests need a regulator, whatever they say themselves.
+    pub regulate: bool,
+}
+
+impl Record for Hospital {
+    const VERSION: u8 = 2;
+    const WHAT: &'static str = "hospital";
+}
+
+/// What a site is for the queue.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Situation {
+    /// Where it is.
+    pub place: Place,
+}
+
+impl Record for Situation {
+    const VERSION: u8 = 2;
+    const WHAT: &'static str = "situation";
+}
+
+/// What the mesh has agreed on for its waiting room.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// For which share of its target, in thousandths, an exam is kept for readers of its territory, of
+    /// its department, of its region, while any of them is in session.
+    pub kept_for: [u16; 3],
+    /// For which share of its target, in thousandths, it is kept for experts, if it needs one.
+    pub kept_for_experts: u16,
+    /// Milliseconds after which an unacknowledged critical result escalates again.
+    pub critical_ms: u64,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { kept_for: [100, 200, 300], kept_for_experts: 250, critical_ms: 15 * 60_000 }
+    }
+}
+
+impl Record for Policy {
+    const VERSION: u8 = 2;
+    const WHAT: &'static str = "policy";
+}
+
+/// Who asks for the next exam.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Reader {
+    /// What they read; empty for radiology.
+    pub specialties: Vec<Specialty>,
+    /// What they are experts of.
+    pub expertise: Vec<Text8>,
+    /// Only these modalities; empty for any.
+    pub modalities: Vec<Text8>,
+}
+
+impl Reader {
+    /// Whether this reader reads what the exam is.
+    pub fn reads(&self, exam: &Exam) -> bool {
+        let specialty = exam.specialty();
+        let theirs = if self.specialties.is_empty() {
+            specialty == Specialty::Radiology
+        } else {
+            self.specialties.contains(&specialty)
+        };
+        theirs && (self.modalities.is_empty() || self.modalities.contains(&exam.request.modality))
+    }
+}
+
+impl Policy {
+    /// Whether an exam that has been waiting since `ready` is still kept from a reader at `distance`.
+    pub fn keeps(&self, priority: Priority, ready: UnixMillisField, now: UnixMillisField, distance: u8) -> bool {
+        // A life at stake is kept from nobody.
+        if priority == Priority::Vital || distance == 0 {
+            return false;
+        }
+        let share = self.kept_for.get(usize::from(distance) - 1).copied().unwrap_or_default();
+        self.within(share, priority, ready, now)
+    }
+
+    /// Whether an exam that needs an expert is still kept from others.
+    pub fn keeps_for_experts(&self, priority: Priority, ready: UnixMillisField, now: UnixMillisField) -> bool {
+        priority != Priority::Vital && self.within(self.kept_for_experts, priority, ready, now)
+    }
+
+    fn within(&self, thousandths: u16, priority: Priority, ready: UnixMillisField, now: UnixMillisField) -> bool {
+        let kept = priority.target_ms().saturating_mul(u64::from(thousandths)) / 1000;
+        now.0.saturating_sub(ready.0) < kept
+    }
+}
