@@ -92,6 +92,9 @@ impl Store {
     ) -> Result<Self, OpenError> {
         let directory = if prefix.is_empty() { "packs".to_owned() } else { format!("{prefix}/packs") };
         disk.create_dir(&directory).await.map_err(OpenError::Directory)?;
+        // A process that was killed after it had made a pack may not have synced the pack's name, and what
+        // is added to it from now on counts as durable.
+        disk.sync_dir(&directory).await.map_err(OpenError::Directory)?;
         let (index, index_rebuilt) = open_index(home).await.map_err(OpenError::Index)?;
         let (index, files) = (Arc::new(index), Arc::new(PackFiles::new(disk, directory, config.open_files)));
         let Replayed { mut recovery, tail, next_number } = replay(&files, &index).await?;

@@ -201,3 +201,21 @@ async fn a_failed_write_ends_writing_for_good() {
     assert!(read_back(&store, &first).await.is_ok());
     assert!(matches!(commit(&store, &second).await, Ok(Stored::New { .. })));
 }
+
+/// The next life of a killed process finds a pack, by a name that no sync has made durable yet.
+#[tokio::test]
+async fn what_is_added_to_a_pack_that_a_killed_process_made_survives_a_power_cut() {
+    let faulty = FaultyDisk::new();
+    let home = Arc::new(MemoryHome::default());
+    let store = open(&faulty.disk(), &home).await;
+    commit(&store, &numbered(1)).await.expect("committed");
+    drop(store);
+    faulty.forget_that_names_are_durable();
+    let store = open(&faulty.disk(), &home).await;
+    commit(&store, &numbered(2)).await.expect("committed");
+    faulty.cut_power(7);
+    drop(store);
+    let store = open(&faulty.disk(), &home).await;
+    assert_whole(&store, &numbered(1)).await;
+    assert_whole(&store, &numbered(2)).await;
+}

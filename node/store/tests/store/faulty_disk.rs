@@ -77,6 +77,13 @@ impl FaultyDisk {
         Disk::from_backend(Arc::new(Handle { disk: Arc::clone(self), epoch: self.epoch.load(Ordering::SeqCst) }))
     }
 
+    /// What a process leaves that was killed between making its files and syncing their directory.
+    pub(crate) fn forget_that_names_are_durable(&self) {
+        for content in lock(&self.files).values() {
+            lock(content).name_is_durable = false;
+        }
+    }
+
     /// Cuts the power: `seed` decides what of the unsynced survives. Open handles are dead after it.
     pub(crate) fn cut_power(&self, mut seed: u64) {
         self.epoch.fetch_add(1, Ordering::SeqCst);
