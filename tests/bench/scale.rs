@@ -102,7 +102,7 @@ fn measure(dir: &Path, exams: u64) -> anyhow::Result<Section> {
         percentile(&claims, 99) / percentile(&meanwhile, 99),
         0.2,
     );
-    section.ratio("snapshot / bare write", bare / dump, 0.2);
+    section.ratio("snapshot / bare write", bare / dump, 0.1);
     Ok(section)
 }
 

@@ -28,6 +28,9 @@ pub(super) struct Lives {
     index: u64,
     now: u64,
     exams: u64,
+    /// Whose turn it is. A reader who gives an exam back is given others for a while: each claim that is timed
+    /// is another reader's.
+    turn: u64,
     second: SiteId,
     pending: Vec<Command>,
     /// Where the pending commands come from.
@@ -38,7 +41,8 @@ impl Lives {
     /// A mesh of two sites in session.
     pub(super) fn begin(engine: Shared) -> anyhow::Result<Self> {
         let (now, second) = (1_700_000_000_000, SiteId(1));
-        let mut lives = Self { engine, index: 1, now, exams: 0, second, pending: Vec::new(), sites: Vec::new() };
+        let mut lives =
+            Self { engine, index: 1, now, exams: 0, turn: 0, second, pending: Vec::new(), sites: Vec::new() };
         let (mesh, name, founder) = ([7; 32], Name::fitted("scale"), site("paris", 1)?);
         lives.one(FIRST, Command::Establish { mesh, name, copies: 2, founder, format: FORMAT })?;
         lives.one(FIRST, Command::OpenSession)?;
@@ -93,6 +97,7 @@ impl Lives {
     /// A reader claims the next exam and gives it back.
     pub(super) fn claim_and_release(&mut self) -> anyhow::Result<()> {
         self.flush()?;
+        self.turn += 1;
         let grant = match self.one(FIRST, Command::Next(Reader::default()))? {
             Outcome::Claimed(grant) => grant,
             other => bail!("no claim: {other:?}"),
@@ -111,6 +116,7 @@ impl Lives {
     /// An order and its images; the study's UID.
     fn order(&mut self) -> anyhow::Result<UidText> {
         self.exams += 1;
+        self.turn += 1;
         let n = self.exams;
         let lot = usize::try_from(n)?;
         let request = Request {
@@ -170,7 +176,7 @@ impl Lives {
             self.index += 1;
             self.now += STEP_MS;
             let id = CommandId(uuid::Uuid::from_u128((u128::from(self.index) << 64) | 1));
-            let user = Name::fitted(&format!("dr-{}", self.exams % READERS));
+            let user = Name::fitted(&format!("dr-{}", self.turn % READERS));
             let envelope = Envelope { id, at: UnixMillisField(self.now), site, user, command };
             let outcome = Queue.apply(&mut transaction, self.index, &envelope.encode())?;
             let outcome = Outcome::decode(&outcome)?;
