@@ -15,7 +15,7 @@ use crate::exam::{Exam, ExamState, Report, Workitem};
 use crate::ids::{ExamId, PeerKey, SiteId};
 use crate::keys;
 use crate::machine::ApplyError;
-use crate::mesh::{Counts, JoinToken, Mesh, Site, Study};
+use crate::mesh::{Counts, HeldPart, JoinToken, Mesh, Site, Study};
 use crate::order::{Hospital, Policy, Situation};
 use crate::record::Record;
 use crate::remark::Remark;
@@ -323,6 +323,12 @@ impl<'a> View<'a> {
             records.len() < limit
         })?;
         records.into_iter().collect()
+    }
+
+    /// Whether a site may have a part's images: those of a patient who refuses the transfer stay where they
+    /// were received.
+    pub fn may_hold(&self, site: SiteId, held: &HeldPart) -> Result<bool, ApplyError> {
+        Ok(held.origin == site || !self.exam(held.exam)?.is_some_and(|exam| exam.is_confined()))
     }
 
     /// UIDs of up to `limit` studies, after `after`, with a part on fewer sites than wanted.

@@ -152,7 +152,18 @@ fn claimed_parts(node: &Node) -> anyhow::Result<Vec<HeldPart>> {
         Ok(studies)
     })?;
     let parts = studies.into_iter().flat_map(|study| study.parts);
-    Ok(parts.filter(|held| !held.holders.contains(&node.site())).collect())
+    let mut lacking = parts.filter(|held| !held.holders.contains(&node.site())).collect();
+    retain_allowed(node, &mut lacking)?;
+    Ok(lacking)
+}
+
+/// Keeps the parts that may leave the sites that received them.
+fn retain_allowed(node: &Node, parts: &mut Vec<HeldPart>) -> anyhow::Result<()> {
+    let allowed =
+        node.read(|view| parts.iter().map(|held| view.may_hold(node.site(), held)).collect::<Result<Vec<_>, _>>())?;
+    let mut allowed = allowed.into_iter();
+    parts.retain(|_| allowed.next().unwrap_or(false));
+    Ok(())
 }
 
 /// What a pass over the studies looked at, so that the next knows whether there is anything new.
@@ -202,13 +213,14 @@ impl Sweep {
                     .flatten()
                     .collect())
             })?;
-            let lacking: Vec<HeldPart> = page
+            let mut lacking: Vec<HeldPart> = page
                 .iter()
                 .flat_map(|study| &study.parts)
                 .filter(|held| !held.holders.contains(&node.site()))
                 .filter(|held| belongs(held.part.study.as_str(), &held.holders, &sites, copies).contains(&node.site()))
                 .cloned()
                 .collect();
+            retain_allowed(node, &mut lacking)?;
             let pulls: Vec<_> = lacking.into_iter().map(|held| pull(node.clone(), held)).collect();
             let mut pulls = stream::iter(pulls).buffer_unordered(PULLS);
             while let Some(Some((held, result))) = shutdown.run_until_cancelled(pulls.next()).await {

@@ -50,6 +50,9 @@ pub(crate) enum ImagesError {
     /// Its parts name different patients: somebody must look before anybody is shown either.
     #[error("parts of this study name different patients")]
     SeveralPatients,
+    /// They stay at the site that received them.
+    #[error("the patient refuses the transfer of these images")]
+    Confined,
     /// The study is not held here as a whole.
     #[error("{missing} objects of the study are not here")]
     Incomplete {
@@ -129,6 +132,13 @@ impl Images {
         Ok(View::new(&*frozen).study(uid)?)
     }
 
+    /// Refuses a part that must not leave the site that received it.
+    fn may_have(&self, held: &HeldPart) -> Result<(), ImagesError> {
+        let frozen = self.0.group.reader().view();
+        let may = View::new(&*frozen).may_hold(self.0.site, held)?;
+        if may { Ok(()) } else { Err(ImagesError::Confined) }
+    }
+
     /// The nodes of `sites` to ask, those that are connected if any is: a node that was just killed is
     /// still a holder, and waiting for it would keep a reader waiting.
     fn to_ask(&self, sites: &[SiteId]) -> Arc<[PeerId]> {
@@ -154,6 +164,7 @@ impl Images {
         }
         let mut listing = Listing::default();
         for held in &parts {
+            self.may_have(held)?;
             self.list_part(uid, held, &mut listing).await?;
         }
         for instance in self.0.store.instances(uid).await? {

@@ -241,6 +241,7 @@ impl From<ImagesError> for Problem {
             ImagesError::Manifest(_) => Self::bad_images(detail),
             ImagesError::Incomplete { .. } => Self::incomplete(detail),
             ImagesError::SeveralPatients => Self::several_patients(detail),
+            ImagesError::Confined => Refusal::ConsentRefused.into(),
             ImagesError::Store(error) => error.into(),
             ImagesError::State(error) => error.into(),
         }

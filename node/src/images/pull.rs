@@ -29,6 +29,7 @@ impl Images {
         class: Class,
         progress: Option<&Progress>,
     ) -> Result<FetchReport, ImagesError> {
+        self.may_have(held)?;
         let store = &self.0.store;
         let holders = self.to_ask(&who_may_have(held));
         let address = Hash(held.part.manifest);
