@@ -184,12 +184,8 @@ pub(super) fn lose(state: &mut State<'_, '_>, id: ExamId, number: u32, reason: &
         let (user, site) = (claim.user.clone(), claim.site);
         state.happened(id, Happened::ClaimLost { user, site, reason: reason.clone() });
     }
-    let step = Procedure {
-        uid: UidText::default(),
-        replaces: Some(number),
-        cancel_asked: None,
-        ..workitem.step.clone()
-    };
+    let step =
+        Procedure { uid: UidText::default(), replaces: Some(number), cancel_asked: None, ..workitem.step.clone() };
     (workitem.state, workitem.reason, workitem.at) = (WorkitemState::Canceled, reason.clone(), state.now);
     state.put_workitem(&workitem)?;
     let mut exam = before.clone();

@@ -24,12 +24,8 @@ fn a_second_opinion_is_asked_for_by_a_workitem_and_kept_beside_the_first() {
     assert_eq!(bench.exam(exam).course.opinions_open, 1);
     let item = bench.view(|view| view.workitems(exam)).pop().expect("a workitem");
     assert_eq!((item.step.kind, item.step.asked.as_str()), (WorkitemKind::SecondOpinion, "neuro"));
-    let answer = |text: &str| Command::GiveOpinion {
-        exam,
-        remark,
-        text: says(text),
-        concordance: Concordance::DiffersMajor,
-    };
+    let answer =
+        |text: &str| Command::GiveOpinion { exam, remark, text: says(text), concordance: Concordance::DiffersMajor };
     assert_eq!(bench.run(lyon, answer("")), missing("a text and its author"));
     assert_eq!(bench.by(lyon, "dr-l", answer("a thin subdural")), Outcome::Done);
     assert_eq!(bench.run(lyon, answer("again")), Outcome::Refused(Refusal::DoneAlready));
@@ -74,7 +70,8 @@ fn a_finding_raises_the_urgency_and_never_lowers_it() {
     assert_eq!(raised.due_at.expect("due").0 - raised.ready_at.expect("ready").0, Priority::Vital.target_ms());
     let told = Happened::Priority { to: Priority::Vital, by: Name::fitted("bleeds") };
     assert!(bench.happened(exam, before).contains(&told));
-    let kinds: Vec<_> = bench.view(|view| view.workitems(exam)).iter().map(|item| (item.step.kind, item.state)).collect();
+    let kinds: Vec<_> =
+        bench.view(|view| view.workitems(exam)).iter().map(|item| (item.step.kind, item.state)).collect();
     assert_eq!(kinds[1..], [(WorkitemKind::Analyse, WorkitemState::Completed); 5]);
     let nobody = Finding { version: Text8::default(), ..finding(None) };
     let refused = bench.run(PARIS, Command::AddFinding { exam, finding: nobody });
@@ -129,7 +126,8 @@ fn an_exam_with_two_critical_results_counts_once_until_both_are_told() {
     let numbers: Vec<u32> = ["bleeding", "and a fracture"]
         .map(|text| remarked(&bench.run(PARIS, Command::RaiseCritical { exam, text: says(text) })))
         .into();
-    let open = |bench: &Bench| (bench.view(|view| view.counts()).more.critical_open, bench.exam(exam).course.critical_open);
+    let open =
+        |bench: &Bench| (bench.view(|view| view.counts()).more.critical_open, bench.exam(exam).course.critical_open);
     assert_eq!(open(&bench), (1, 2));
     for (remark, left) in numbers.into_iter().zip([(1, 1), (0, 0)]) {
         bench.run(PARIS, Command::Tell { exam, remark, whom: Line::fitted("Dr M"), read_back: false });

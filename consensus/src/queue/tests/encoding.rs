@@ -121,13 +121,7 @@ fn commands_of_format_2() -> Vec<Command> {
             since: 9,
         }),
         Command::Unsubscribe { aet, workitem: None },
-        Command::BreakGlass {
-            exam,
-            taken_at: UnixMillisField(8),
-            reason,
-            report: Some(report("t")),
-            signature,
-        },
+        Command::BreakGlass { exam, taken_at: UnixMillisField(8), reason, report: Some(report("t")), signature },
     ]
 }
 
@@ -157,10 +151,12 @@ fn a_life_at_format_2(bench: &mut Bench) {
     run(bench, PARIS, Command::AddFinding { exam, finding: a_finding() });
     run(bench, PARIS, Command::AskOpinion { exam, of: Name::fitted("n"), question: says("q") });
     run(bench, PARIS, Command::RaiseCritical { exam, text: says("t") });
-    let token = granted(run(bench, lyon, Command::Take { exam, transaction_uid: UidText::fitted("2.25.1") })).claim.token;
+    let token =
+        granted(run(bench, lyon, Command::Take { exam, transaction_uid: UidText::fitted("2.25.1") })).claim.token;
     run(bench, lyon, Command::Release { exam, token, reason: Line::fitted("r") });
     run(bench, lyon, written(exam, token, ReportKind::Final, "a draft"));
-    let token = granted(run(bench, lyon, Command::Take { exam, transaction_uid: UidText::fitted("2.25.2") })).claim.token;
+    let token =
+        granted(run(bench, lyon, Command::Take { exam, transaction_uid: UidText::fitted("2.25.2") })).claim.token;
     run(bench, lyon, written(exam, token, ReportKind::Final, "the report"));
     run(bench, PARIS, Command::RaiseDiscrepancy { exam, grade: 2, text: says("d") });
     let [create, update] = [26, 27].map(|at| commands_of_format_2().swap_remove(at));

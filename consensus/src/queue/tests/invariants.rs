@@ -17,7 +17,7 @@ pub(super) struct Seen {
     exams: BTreeMap<ExamId, Exam>,
     workitems: BTreeMap<(ExamId, u32), WorkitemState>,
     reports: BTreeMap<(ExamId, u32), Report>,
-    greatest: FencingToken,
+    greatest: Option<FencingToken>,
     cursor: Cursor,
     chain: ([u8; 32], u64),
     commands: u64,
@@ -61,7 +61,8 @@ impl Seen {
             for (_, event) in events.iter().filter(|(_, event)| event.exam == exam.id) {
                 if let Happened::Exam { from, to } = &event.what {
                     prop_assert_eq!(*from, at, "an event that follows no other");
-                    let leads = at.is_none_or(|from| crate::life::TRANSITIONS.iter().any(|one| (one.0, one.2) == (from, *to)));
+                    let leads =
+                        at.is_none_or(|from| crate::life::TRANSITIONS.iter().any(|one| (one.0, one.2) == (from, *to)));
                     prop_assert!(leads, "{at:?} to {to} is no step of the table");
                     at = Some(*to);
                 }
@@ -98,9 +99,10 @@ impl Seen {
             prop_assert!(!before.state.is_reported() || exam.state.is_reported(), "a final report was taken back");
             prop_assert!(exam.course.remarks >= before.course.remarks);
         }
-        let finals = self.reports.range((exam.id, 0)..=(exam.id, u32::MAX)).filter(|(_, report)| {
-            report.signed.kind == ReportKind::Final && !report.stale
-        });
+        let finals = self
+            .reports
+            .range((exam.id, 0)..=(exam.id, u32::MAX))
+            .filter(|(_, report)| report.signed.kind == ReportKind::Final && !report.stale);
         prop_assert_eq!(finals.count(), usize::from(exam.state.is_reported()), "one final report, and only then");
         if let Some(standing) = exam.course.report {
             prop_assert!(!self.reports[&(exam.id, standing)].stale, "a draft stands for the report");
@@ -116,8 +118,8 @@ impl Seen {
             let (id, claim) = claim;
             let held = self.exams.get(&id).and_then(|exam| exam.claim.as_ref());
             if held.is_none_or(|held| held.token != claim.token) {
-                prop_assert!(claim.token > before, "a later grant has the greater token");
-                self.greatest = self.greatest.max(claim.token);
+                prop_assert!(Some(claim.token) > before, "a later grant has the greater token");
+                self.greatest = self.greatest.max(Some(claim.token));
             }
         }
         Ok(())

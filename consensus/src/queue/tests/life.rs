@@ -25,7 +25,10 @@ fn an_exam_goes_from_its_request_to_its_follow_up() {
     let deliver = |report| Command::Deliver { exam, report, to: Line::fitted("Dr Martin, emergency") };
     assert_eq!(bench.run(PARIS, deliver(1)), missing("the standing report and whom it went to"));
     assert_eq!(bench.run(PARIS, deliver(2)), Outcome::Done);
-    assert_eq!(bench.run(PARIS, Command::FollowUp { exam, text: says("operated on, well") }), Outcome::Remarked { remark: 1 });
+    assert_eq!(
+        bench.run(PARIS, Command::FollowUp { exam, text: says("operated on, well") }),
+        Outcome::Remarked { remark: 1 }
+    );
     assert_eq!(state(&bench), ExamState::FollowedUp);
     let kinds: Vec<_> = bench.view(|view| view.reports(exam)).iter().map(|report| report.signed.kind).collect();
     assert_eq!(kinds, [ReportKind::Preliminary, ReportKind::Final]);
@@ -167,7 +170,10 @@ fn an_addendum_stands_beside_the_final_report_and_is_to_be_delivered_too() {
     assert_eq!(bench.run(PARIS, deliver(1)), Outcome::Done);
     assert_eq!(bench.run(PARIS, deliver(1)), wrong(ExamState::Delivered));
     assert_eq!(bench.by(PARIS, "", addendum(exam, "a word")), missing("a text and its author"));
-    assert_eq!(bench.run(PARIS, addendum(exam, "a fracture of the fifth metatarsal")), Outcome::Completed { report: 2 });
+    assert_eq!(
+        bench.run(PARIS, addendum(exam, "a fracture of the fifth metatarsal")),
+        Outcome::Completed { report: 2 }
+    );
     assert_eq!(bench.exam(exam).state, ExamState::Reported);
     assert_eq!(bench.exam(exam).course.delivered_at, None);
     assert_eq!(bench.run(PARIS, deliver(1)), missing("the standing report and whom it went to"));

@@ -20,7 +20,8 @@ fn nuclear() -> Reader {
 #[test]
 fn a_nuclear_physician_gets_pet_and_scintigraphy_and_a_radiologist_does_not() {
     let mut bench = Bench::founded();
-    let of = |modality: &str, accession: &str| Request { modality: Text8::fitted(modality), ..ready(accession, Urgent) };
+    let of =
+        |modality: &str, accession: &str| Request { modality: Text8::fitted(modality), ..ready(accession, Urgent) };
     let pet = bench.add(of("PT", "A1"));
     let scintigraphy = bench.add(of("NM", "A2"));
     let ct = bench.add(of("CT", "A3"));

@@ -293,8 +293,7 @@ impl Known {
 /// have just given back only when there is no other.
 pub(super) fn next(exams: &[Known], site: SiteId, now: u64, with_levels: bool) -> Option<ExamId> {
     const JUST_NOW_MS: u64 = 10 * 60_000;
-    let is_given_back =
-        |exam: &Known| exam.given_back.is_some_and(|(by, at)| by == site && now - at < JUST_NOW_MS);
+    let is_given_back = |exam: &Known| exam.given_back.is_some_and(|(by, at)| by == site && now - at < JUST_NOW_MS);
     let may = exams.iter().filter(|exam| exam.state == Waiting && exam.may_be_read_at(site));
     may.min_by_key(|exam| (is_given_back(exam), exam.rank(now, with_levels))).map(|exam| exam.id)
 }

@@ -57,8 +57,7 @@ fn grant_of(outcome: Outcome) -> (ExamId, FencingToken) {
 
 /// Every command of format 1, done and refused; returns the site that joined.
 fn a_life_at_format_1(tape: &mut Tape) -> SiteId {
-    let found =
-        Command::Found { mesh: [9; 32], name: Name::fitted("test"), copies: 2, founder: site("paris", 1) };
+    let found = Command::Found { mesh: [9; 32], name: Name::fitted("test"), copies: 2, founder: site("paris", 1) };
     tape.play(PARIS, "", found);
     tape.play(PARIS, "", Command::OpenSession);
     for name in ["lyon", "nantes"] {

@@ -66,8 +66,7 @@ fn the_chain_covers_every_command_and_every_refusal() {
     bench.run_as(id, PARIS, Command::ClaimTake { exam });
     bench.run(SiteId(77), Command::OpenSession);
     let links = chain(&bench);
-    let told: Vec<_> =
-        links.iter().map(|link| (link.entry.kind.to_string(), link.entry.outcome.to_string())).collect();
+    let told: Vec<_> = links.iter().map(|link| (link.entry.kind.to_string(), link.entry.outcome.to_string())).collect();
     let expected = [
         ("establish", "done"),
         ("open-session", "done"),
@@ -143,8 +142,7 @@ fn the_trail_is_read_back_to_front_across_gaps() {
         bench.add(ready(&format!("A{n}"), Priority::Urgent));
     }
     let all: Vec<u64> = chain(&bench).iter().map(|link| link.entry.index).collect();
-    let back: Vec<u64> =
-        bench.view(|view| view.audit_back(u64::MAX, 20)).iter().map(|link| link.entry.index).collect();
+    let back: Vec<u64> = bench.view(|view| view.audit_back(u64::MAX, 20)).iter().map(|link| link.entry.index).collect();
     let expected: Vec<u64> = all.iter().rev().take(20).copied().collect();
     assert_eq!(back, expected);
     let more: Vec<u64> = bench.view(|view| view.audit_back(back[19], 99)).iter().map(|link| link.entry.index).collect();

@@ -78,12 +78,8 @@ fn an_update_needs_the_transaction_once_the_workitem_is_performed() {
     bench.run(PARIS, change(exam, 1, "2.25.1", WorkitemState::Canceled));
     let over = Outcome::Refused(Refusal::WorkitemState { state: WorkitemState::Canceled });
     assert_eq!(bench.run(PARIS, update(exam, "2.25.1", &[])), over);
-    let nowhere = Command::UpdateWorkitem {
-        exam,
-        number: 99,
-        transaction_uid: UidText::default(),
-        attributes: BTreeMap::new(),
-    };
+    let nowhere =
+        Command::UpdateWorkitem { exam, number: 99, transaction_uid: UidText::default(), attributes: BTreeMap::new() };
     assert_eq!(bench.run(PARIS, nowhere), Outcome::Refused(Refusal::NoSuchWorkitem));
 }
 
