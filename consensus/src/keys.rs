@@ -25,6 +25,8 @@ pub(crate) const TURNAROUNDS: [u8; 1] = [0x2a];
 pub(crate) const CRITICALS: [u8; 1] = [0x2b];
 /// Exams whose request waits for a regulator.
 pub(crate) const REGULATION: [u8; 1] = [0x2d];
+/// Workitems that are no readings, by the site where each is performed.
+pub(crate) const PERFORMED: [u8; 1] = [0x2e];
 pub(crate) const STUDIES: [u8; 1] = [0x30];
 pub(crate) const BELOW_WANTED: [u8; 1] = [0x31];
 pub(crate) const OUTCOME_ENDS: [u8; 1] = [0x41];
@@ -146,6 +148,22 @@ pub(crate) fn critical(due_at: UnixMillisField, exam: ExamId, remark: u32) -> Ve
 
 pub(crate) fn awaiting_regulation(exam: ExamId) -> Vec<u8> {
     join(REGULATION[0], &[&exam.0.to_be_bytes()])
+}
+
+/// The workitems, other than readings, that are performed at one site.
+pub(crate) fn performed_at(site: SiteId) -> Vec<u8> {
+    join(PERFORMED[0], &[&site.0.to_be_bytes()])
+}
+
+pub(crate) fn performed(site: SiteId, exam: ExamId, number: u32) -> Vec<u8> {
+    join(PERFORMED[0], &[&site.0.to_be_bytes(), &exam.0.to_be_bytes(), &number.to_be_bytes()])
+}
+
+/// The exam and the workitem's number in such a key.
+pub(crate) fn workitem_of(key: &[u8]) -> Option<(ExamId, u32)> {
+    let exam = u64::from_be_bytes(key.get(9..17)?.try_into().ok()?);
+    let number = u32::from_be_bytes(key.get(17..21)?.try_into().ok()?);
+    Some((ExamId(exam), number))
 }
 
 pub(crate) fn audit(index: u64) -> Vec<u8> {

@@ -108,7 +108,13 @@ impl Machine for Queue {
         if let Some(kept) = transaction.get(&keys::outcome(envelope.id))? {
             return match kept.split_first_chunk::<FINGERPRINT>() {
                 Some((first, outcome)) if *first == fingerprint => Ok(outcome.to_vec()),
-                Some(_) => Ok(Outcome::Refused(Refusal::OtherCommand).encode()),
+                Some(_) => {
+                    // Nothing is done, and the trail says so.
+                    let (now, mark) = (read_clock(transaction)?, transaction.mark());
+                    let outcome = Outcome::Refused(Refusal::OtherCommand);
+                    write_trail(transaction, mark, index, now, &envelope, command, &outcome)?;
+                    Ok(outcome.encode())
+                }
                 None => Err(ApplyError::Corrupt("outcome record".into())),
             };
         }

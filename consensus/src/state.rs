@@ -6,7 +6,7 @@
 use crate::audit::Attestation;
 use crate::command::{Envelope, Subscription, UnixMillisField};
 use crate::event::{Cursor, EVENTS_KEPT_MS, Event, Happened};
-use crate::exam::{Exam, ExamState, Priority, Report, Workitem};
+use crate::exam::{Exam, ExamState, Priority, Report, Workitem, WorkitemKind, WorkitemState};
 use crate::ids::{ExamId, Name, PeerKey, SiteId, UidText};
 use crate::keys;
 use crate::life;
@@ -254,13 +254,31 @@ impl<'s, 'a> State<'s, 'a> {
         Ok(pairs.iter().filter_map(|(key, _)| keys::trailing_number(key)).map(ExamId).collect())
     }
 
+    /// Workitems other than readings that are performed at a site.
+    pub(crate) fn performed_at(&self, site: SiteId) -> Result<Vec<(ExamId, u32)>, ApplyError> {
+        let pairs = self.transaction.scan_prefix(&keys::performed_at(site), usize::MAX)?;
+        Ok(pairs.iter().filter_map(|(key, _)| keys::workitem_of(key)).collect())
+    }
+
     pub(crate) fn workitem(&self, exam: ExamId, number: u32) -> Result<Option<Workitem>, ApplyError> {
         self.read(&keys::workitem(exam, number))
     }
 
     pub(crate) fn put_workitem(&mut self, workitem: &Workitem) -> Result<(), ApplyError> {
-        let before = self.workitem(workitem.exam, workitem.number)?.map(|before| before.state);
-        if before != Some(workitem.state) {
+        let before = self.workitem(workitem.exam, workitem.number)?;
+        // A reading's performer is its exam's claim, which has an index of its own.
+        let performed = |workitem: &Workitem| {
+            let claim = workitem.performer.as_ref()?;
+            let is_other = workitem.step.kind != WorkitemKind::Read && workitem.state == WorkitemState::InProgress;
+            is_other.then(|| keys::performed(claim.site, workitem.exam, workitem.number))
+        };
+        if let Some(key) = before.as_ref().and_then(performed) {
+            self.transaction.remove(key);
+        }
+        if let Some(key) = performed(workitem) {
+            self.transaction.put(key, []);
+        }
+        if before.map(|before| before.state) != Some(workitem.state) {
             let (number, kind, uid) = (workitem.number, workitem.step.kind, workitem.step.uid.clone());
             let (state, reason) = (workitem.state, workitem.reason.clone());
             self.happened(workitem.exam, Happened::Workitem { number, kind, uid, state, reason });

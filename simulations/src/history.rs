@@ -57,6 +57,11 @@ pub(crate) enum Act {
         token: u64,
         done: Option<bool>,
     },
+    /// A claim of what somebody else holds.
+    TakeOver {
+        by: Claimed,
+        told: Option<Told>,
+    },
     Read(Shown),
     /// The leader ended a site's session.
     Expire {
@@ -198,7 +203,8 @@ fn involved(history: &[Operation<Act>]) -> Involved {
     let mut involved = Involved::default();
     for operation in history {
         match operation.act {
-            Act::Claim { by, told: None | Some(Told::Granted { .. }) } => {
+            Act::Claim { by, told: None | Some(Told::Granted { .. }) }
+            | Act::TakeOver { by, told: None | Some(Told::Granted { .. }) } => {
                 involved.sites.insert(by.site);
             }
             Act::Claim { told: Some(Told::Held { user, site }), .. } | Act::Read(Shown::Claimed { user, site, .. }) => {

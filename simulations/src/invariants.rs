@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
+pub(crate) mod audit;
 pub(crate) mod claims;
 pub(crate) mod copies;
+pub(crate) mod course;
+pub(crate) mod events;
 pub(crate) mod finality;
 pub(crate) mod instances;
 pub(crate) mod liveness;
@@ -21,6 +24,9 @@ pub(crate) struct Watch {
     pub(crate) replicas: replicas::Replicas,
     pub(crate) instances: instances::Instances,
     pub(crate) finality: finality::Finality,
+    pub(crate) audit: audit::Audit,
+    pub(crate) events: events::Events,
+    pub(crate) course: course::Course,
 }
 
 impl Watch {
@@ -29,7 +35,10 @@ impl Watch {
             promises: promises::Promises::new(Arc::clone(&world)),
             replicas: replicas::Replicas::new(Arc::clone(&world)),
             instances: instances::Instances::new(Arc::clone(&world), seed),
-            finality: finality::Finality::new(world, seed),
+            finality: finality::Finality::new(Arc::clone(&world), seed),
+            audit: audit::Audit::new(Arc::clone(&world)),
+            events: events::Events::new(Arc::clone(&world)),
+            course: course::Course::new(world, seed),
         }
     }
 }

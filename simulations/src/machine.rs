@@ -11,7 +11,9 @@ use maillage_host::engine::Reader;
 
 use crate::cluster::Cluster;
 use crate::history::History;
+use crate::invariants::audit;
 use crate::mutant::{Mutant, Mutated};
+use crate::world::World;
 
 /// The machine that the node of `slot` runs.
 pub(crate) fn of(cluster: &Arc<Cluster>, slot: u32) -> Arc<dyn Machine> {
@@ -19,12 +21,15 @@ pub(crate) fn of(cluster: &Arc<Cluster>, slot: u32) -> Arc<dyn Machine> {
         Some(mutant) if Mutated::is_of(mutant) => Arc::new(Mutated::new(mutant, slot)),
         _ => Arc::new(Queue),
     };
-    Arc::new(Watched { inner, history: Arc::clone(&cluster.history), mutant: cluster.plan.mutant })
+    let (world, history) = (Arc::clone(&cluster.world), Arc::clone(&cluster.history));
+    Arc::new(Watched { inner, world, history, mutant: cluster.plan.mutant })
 }
 
-/// Tells the history what no client asks for: a leader that ends a silent site's session.
+/// Tells the history what no client asks for: a leader that ends a silent site's session. Sees that every
+/// command that ran is in the audit trail.
 struct Watched {
     inner: Arc<dyn Machine>,
+    world: Arc<World>,
     history: Arc<History>,
     mutant: Option<Mutant>,
 }
@@ -58,7 +63,11 @@ impl Machine for Watched {
     }
 
     fn apply(&self, transaction: &mut Transaction<'_>, index: u64, command: &[u8]) -> Result<Vec<u8>, ApplyError> {
+        let is_repeat = audit::is_repeat(transaction, command);
         let outcome = self.inner.apply(transaction, index, command)?;
+        if !is_repeat && !audit::has_entry(transaction, index) {
+            self.world.violation("audit", format!("the command at {index} ran and is not in the trail"));
+        }
         if let Some((site, session)) = expiry(command) {
             self.history.expired(site, session);
         }

@@ -9,14 +9,16 @@ use std::sync::Mutex;
 
 use clap::ValueEnum;
 use maillage_consensus::command::{Command, Envelope};
-use maillage_consensus::exam::Patient;
+use maillage_consensus::exam::{Patient, Priority};
 use maillage_consensus::ids::{CommandId, ExamId, FencingToken, Line, Name, SiteId};
 use maillage_consensus::machine::{ApplyError, Machine, Proposer, StampError};
 use maillage_consensus::transaction::Transaction;
-use maillage_consensus::{Outcome, Queue};
+use maillage_consensus::order::Consent;
+use maillage_consensus::{Outcome, Queue, Refusal};
 use maillage_host::UnixMillis;
 use maillage_host::engine::Reader;
 
+use crate::invariants::audit;
 use crate::plan::{Fault, Faults};
 use crate::world::lock;
 
@@ -53,6 +55,22 @@ pub enum Mutant {
     ClockStandsStill,
     /// A claim is answered, then its exam is claimed again for somebody else.
     DoubleGrant,
+    /// A take-over leaves the workitem of whoever had the exam in progress.
+    TakeOverKeepsClaim,
+    /// A report is taken whatever its fencing token.
+    ReportUnfenced,
+    /// A text under a lost claim is thrown away though it was said to be kept.
+    DraftsThrownAway,
+    /// An algorithm's result lowers the urgency.
+    FindingLowers,
+    /// A patient's refusal of the transfer is forgotten.
+    ConsentForgotten,
+    /// Now and then an event is left out.
+    EventLost,
+    /// What is refused is not in the audit trail.
+    AuditSkipsRefused,
+    /// A delivery is forgotten.
+    DeliveryForgotten,
 }
 
 impl Mutant {
@@ -79,6 +97,14 @@ impl Mutant {
             Self::OtherPatient => (&["I8"], 5),
             Self::ClockStandsStill => (&["I9"], 60),
             Self::DoubleGrant => (&["I1", "I2", "I7"], 5),
+            Self::TakeOverKeepsClaim => (&["I1"], 5),
+            Self::ReportUnfenced => (&["I1", "I2", "I3", "I4"], 10),
+            Self::DraftsThrownAway => (&["I3"], 10),
+            Self::FindingLowers => (&["care", "events"], 5),
+            Self::ConsentForgotten => (&["consent"], 10),
+            Self::EventLost => (&["events"], 3),
+            Self::AuditSkipsRefused => (&["audit"], 2),
+            Self::DeliveryForgotten => (&["I4", "events", "panic"], 5),
         }
     }
 
@@ -137,6 +163,14 @@ impl Mutated {
                 | Mutant::HoldingsInvented
                 | Mutant::OtherPatient
                 | Mutant::ClockStandsStill
+                | Mutant::TakeOverKeepsClaim
+                | Mutant::ReportUnfenced
+                | Mutant::DraftsThrownAway
+                | Mutant::FindingLowers
+                | Mutant::ConsentForgotten
+                | Mutant::EventLost
+                | Mutant::AuditSkipsRefused
+                | Mutant::DeliveryForgotten
         )
     }
 
@@ -147,11 +181,18 @@ impl Mutated {
     fn change(&self, index: u64, envelope: &mut Envelope) {
         match (self.mutant, &mut envelope.command) {
             (Mutant::RepeatsRun, _) => envelope.id = CommandId(uuid::Uuid::from_u128(u128::from(index))),
-            (Mutant::FencingRemoved, Command::Release { exam, token, .. } | Command::Complete { exam, token, .. }) => {
+            (
+                Mutant::FencingRemoved,
+                Command::Release { exam, token, .. }
+                | Command::Complete { exam, token, .. }
+                | Command::Report { exam, token, .. },
+            )
+            | (Mutant::ReportUnfenced, Command::Report { exam, token, .. } | Command::Complete { exam, token, .. }) => {
                 if let Some(newest) = lock(&self.grants).get(exam) {
                     *token = *newest;
                 }
             }
+            (Mutant::ConsentForgotten, Command::Order { order, .. }) => order.consent = Consent::Declared,
             (Mutant::OtherPatient, Command::AddExam(request)) => {
                 lock(&self.requests).push((request.accession.clone(), request.patient.clone()));
             }
@@ -164,6 +205,123 @@ impl Mutated {
             }
             _ => {}
         }
+    }
+}
+
+/// Tags of keys, as persisted.
+const EXAM: u8 = 0x20;
+const WORKITEM: u8 = 0x24;
+const REPORT: u8 = 0x25;
+const CHAIN: u8 = 0x51;
+const EVENT: u8 = 0x52;
+/// Events of a command, at most.
+const EVENTS: u16 = 16;
+/// Workitems of an exam that are looked at.
+const WORKITEMS: u32 = 16;
+
+/// What a mutant puts back.
+struct Before {
+    workitems: Vec<(Vec<u8>, Vec<u8>)>,
+    chain: Option<Vec<u8>>,
+    exam: Option<Vec<u8>>,
+}
+
+fn key_of(tag: u8, exam: ExamId, number: Option<u32>) -> Vec<u8> {
+    let mut key = vec![tag];
+    key.extend_from_slice(&exam.0.to_be_bytes());
+    key.extend(number.iter().flat_map(|number| number.to_be_bytes()));
+    key
+}
+
+impl Before {
+    fn of(transaction: &Transaction<'_>, command: &Command) -> Result<Self, ApplyError> {
+        let mut workitems = Vec::new();
+        let exam = command.exam().unwrap_or(ExamId(0));
+        for number in 1..=WORKITEMS {
+            let key = key_of(WORKITEM, exam, Some(number));
+            if let Some(value) = transaction.get(&key)? {
+                workitems.push((key, value));
+            }
+        }
+        let (chain, exam) = (transaction.get(&[CHAIN])?, transaction.get(&key_of(EXAM, exam, None))?);
+        Ok(Self { workitems, chain, exam })
+    }
+}
+
+fn event_keys(index: u64) -> Vec<Vec<u8>> {
+    let key = |place: u16| [&[EVENT], index.to_be_bytes().as_slice(), &place.to_be_bytes()].concat();
+    (0..EVENTS).map(key).collect()
+}
+
+/// Applies one more command at an index, unseen: the trail, and what else is `hidden`, is as before.
+fn aside(
+    transaction: &mut Transaction<'_>,
+    index: u64,
+    envelope: &Envelope,
+    hidden: &[Vec<u8>],
+) -> Result<(), ApplyError> {
+    let trail = [audit::entry_key(index), vec![CHAIN]];
+    let mut before = Vec::new();
+    for key in trail.iter().chain(hidden) {
+        before.push((key.clone(), transaction.get(key)?));
+    }
+    Queue.apply(transaction, index, &envelope.encode())?;
+    for (key, value) in before {
+        match value {
+            Some(value) => transaction.put(key, value),
+            None => transaction.remove(key),
+        }
+    }
+    Ok(())
+}
+
+impl Mutated {
+    /// Undoes some of what a command has just done.
+    fn spoil(
+        &self,
+        transaction: &mut Transaction<'_>,
+        index: u64,
+        envelope: &Envelope,
+        outcome: &[u8],
+        before: Before,
+    ) -> Result<(), ApplyError> {
+        let outcome = Outcome::decode(outcome)?;
+        match (self.mutant, &envelope.command, &outcome) {
+            (Mutant::TakeOverKeepsClaim, Command::TakeOver { .. }, Outcome::Claimed(_)) => {
+                before.workitems.into_iter().for_each(|(key, value)| transaction.put(key, value));
+            }
+            (
+                Mutant::DraftsThrownAway,
+                command,
+                Outcome::Refused(Refusal::StaleToken { kept_as: Some(number), .. }),
+            ) => {
+                let exam = command.exam().unwrap_or(ExamId(0));
+                transaction.remove(key_of(REPORT, exam, Some(*number)));
+            }
+            (Mutant::DeliveryForgotten, Command::Deliver { exam, .. }, Outcome::Done) => {
+                if let Some(value) = before.exam {
+                    transaction.put(key_of(EXAM, *exam, None), value);
+                }
+            }
+            (Mutant::EventLost, ..) if index.is_multiple_of(16) => {
+                transaction.remove([&[EVENT], index.to_be_bytes().as_slice(), &[0, 0]].concat());
+            }
+            (Mutant::AuditSkipsRefused, _, Outcome::Refused(_)) => {
+                transaction.remove(audit::entry_key(index));
+                if let Some(chain) = before.chain {
+                    transaction.put([CHAIN], chain);
+                }
+            }
+            (Mutant::FindingLowers, Command::AddFinding { exam, finding }, Outcome::Remarked { .. }) => {
+                let id = CommandId(uuid::Uuid::from_u128(u128::from(index)));
+                let command = Command::Prioritise { exam: *exam, priority: Priority::Scheduled };
+                let (site, user) = (envelope.site, finding.algorithm.clone());
+                let lowers = Envelope { id, at: envelope.at, site, user, command };
+                aside(transaction, index, &lowers, &[])?;
+            }
+            _ => {}
+        }
+        Ok(())
     }
 }
 
@@ -185,13 +343,15 @@ impl Machine for Mutated {
     fn apply(&self, transaction: &mut Transaction<'_>, index: u64, command: &[u8]) -> Result<Vec<u8>, ApplyError> {
         let Ok(mut envelope) = Envelope::decode(command) else { return Queue.apply(transaction, index, command) };
         self.change(index, &mut envelope);
+        let before = Before::of(transaction, &envelope.command)?;
         let outcome = Queue.apply(transaction, index, &envelope.encode())?;
+        self.spoil(transaction, index, &envelope, &outcome, before)?;
         if let (Mutant::HoldingsInvented, Command::RecordStudy(part)) = (self.mutant, &envelope.command) {
             let id = CommandId(uuid::Uuid::from_u128(u128::from(index)));
             let command = Command::RecordHolding { study: part.study.clone(), manifest: part.manifest, holds: true };
             // The founder: it exists in every mesh.
             let holds = Envelope { id, at: envelope.at, site: SiteId(1), user: Name::default(), command };
-            Queue.apply(transaction, index, &holds.encode())?;
+            aside(transaction, index, &holds, &event_keys(index))?;
         }
         if self.mutant == Mutant::ApplyDiffers && index.is_multiple_of(16) {
             transaction.put([0xff], self.slot.to_be_bytes());
@@ -203,7 +363,7 @@ impl Machine for Mutated {
                 let reason = Line::default();
                 let command = Command::Release { exam: grant.exam, token: grant.claim.token, reason };
                 let release = Envelope { id, at: envelope.at, site: envelope.site, user: envelope.user, command };
-                Queue.apply(transaction, index, &release.encode())?;
+                aside(transaction, index, &release, &event_keys(index))?;
             }
             lock(&self.grants).insert(grant.exam, grant.claim.token);
         }

@@ -10,7 +10,7 @@ use maillage_consensus::View;
 
 use crate::cluster::{Cluster, FOUNDER};
 use crate::disk::Ending;
-use crate::invariants::{claims, copies, liveness, patients, retrieval, tokens};
+use crate::invariants::{claims, copies, events, liveness, patients, retrieval, tokens};
 use crate::plan::{Fault, Faults, Plan, Settings};
 use crate::rng::Rng;
 use crate::trace::Trace;
@@ -142,6 +142,7 @@ async fn play(cluster: Arc<Cluster>) -> Duration {
     }
     let clients = workload::start(&cluster);
     drop(maillage_host::spawn(look_around(Arc::clone(&cluster))));
+    drop(maillage_host::spawn(events::follow(Arc::clone(&cluster), Rng::stream(cluster.plan.seed, "events"))));
     let until = world.now() + cluster.plan.duration;
     nemesis::run(Arc::clone(&cluster), until).await;
     if world.now() < until && !world.is_violated() {
@@ -179,6 +180,9 @@ async fn finish(cluster: &Arc<Cluster>, clients: workload::Clients) -> Duration 
     liveness::replicas_converge(cluster, cluster.count()).await;
     for running in cluster.all_running() {
         cluster.watch.finality.check(&running, true);
+        cluster.watch.course.check(&running, true);
+        cluster.watch.audit.check(&running);
+        cluster.watch.events.check_all(&running);
         patients::check(cluster, &running, true);
         if cluster.rotten() != Some(running.owner.slot) {
             cluster.watch.instances.check_all(&running).await;
@@ -194,6 +198,8 @@ pub(crate) async fn look_around(cluster: Arc<Cluster>) {
         tokio::time::sleep(cluster.plan.look_every).await;
         for running in cluster.all_running() {
             cluster.watch.finality.check(&running, false);
+            cluster.watch.course.check(&running, false);
+            cluster.watch.audit.check(&running);
             patients::check(&cluster, &running, false);
             cluster.watch.replicas.compare(&running);
         }

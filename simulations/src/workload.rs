@@ -1,5 +1,6 @@
-//! What the sites' people and machines do: hospitals add exams and send images, readers claim, read
-//! and report. All of it goes through the node of their own site, as in production.
+//! What the sites' people and machines do: hospitals add exams and send images, regulators validate them,
+//! readers claim, read and report, desks deliver and telephone. All of it goes through the node of their own
+//! site, as in production.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +11,8 @@ use maillage_consensus::ids::{CommandId, Name};
 use maillage_consensus::raft::ProposeError;
 use tokio::task::JoinHandle;
 
+mod afterwards;
+mod desk;
 pub(crate) mod dicom;
 mod hospital;
 pub(crate) mod http;
@@ -29,7 +32,7 @@ const RETRY_MS: (u64, u64) = (50, 1_000);
 pub(crate) struct Clients {
     /// Hospitals and scanners by slot: they end soon after work does.
     pub(crate) senders: Vec<(u32, JoinHandle<()>)>,
-    /// Readers never end.
+    /// Readers and desks never end.
     pub(crate) readers: Vec<JoinHandle<()>>,
 }
 
@@ -42,6 +45,7 @@ pub(crate) fn start(cluster: &Arc<Cluster>) -> Clients {
         clients.senders.push((slot, maillage_host::spawn(hospital)));
         let scanner = images::run(Arc::clone(cluster), slot, rng("images"));
         clients.senders.push((slot, maillage_host::spawn(scanner)));
+        clients.readers.push(maillage_host::spawn(desk::run(Arc::clone(cluster), slot, rng("desk"))));
         for number in 1..=cluster.plan.readers_per_site {
             let reader = reader::Reader::new(Arc::clone(cluster), slot, number, rng(&format!("reader {number}")));
             clients.readers.push(maillage_host::spawn(reader.run()));

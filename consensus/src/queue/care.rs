@@ -123,7 +123,10 @@ pub(super) fn give_opinion(
     opinion.answer = Some(Answer { user, site, at, text: text.clone(), concordance });
     let workitem = opinion.workitem;
     state.put_remark(Some(&before), &remark);
-    if let Some(mut workitem) = state.workitem(id, workitem)? {
+    // One that was canceled stays so: a UPS that has ended does not end again.
+    if let Some(mut workitem) = state.workitem(id, workitem)?
+        && matches!(workitem.state, WorkitemState::Scheduled | WorkitemState::InProgress)
+    {
         workitem.state = WorkitemState::Completed;
         workitem.at = state.now;
         state.put_workitem(&workitem)?;
@@ -132,6 +135,20 @@ pub(super) fn give_opinion(
     after.course.opinions_open = after.course.opinions_open.saturating_sub(1);
     state.put_exam(Some(&exam), &after)?;
     Ok(Outcome::Done.into())
+}
+
+/// The opinion that one workitem was to bring is asked for by another.
+pub(super) fn opinion_moved(state: &mut State<'_, '_>, exam: &Exam, from: u32, to: u32) -> Result<(), ApplyError> {
+    for number in 1..=exam.course.remarks {
+        let Some(before) = state.remark(exam.id, number)? else { continue };
+        let mut remark = before.clone();
+        match &mut remark.what {
+            What::Opinion(opinion) if opinion.workitem == from => opinion.workitem = to,
+            _ => continue,
+        }
+        state.put_remark(Some(&before), &remark);
+    }
+    Ok(())
 }
 
 /// An algorithm's result stands beside the images as the performer of a workitem of its own. It may raise

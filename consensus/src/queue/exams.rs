@@ -80,6 +80,9 @@ fn adopt(state: &mut State<'_, '_>, exam: &Exam, request: &Request, order: Order
         if order.regulate {
             after.course.skipped.push(Skipped::Regulation);
         }
+        if order.consent == Consent::Undeclared {
+            after.course.skipped.push(Skipped::Consent);
+        }
         after.course.order = order;
     }
     set_due(&mut after);
@@ -137,11 +140,16 @@ pub(super) fn images_came(state: &mut State<'_, '_>, exam: &mut Exam, at: UnixMi
             exam.state = exam.after(Step::Arrive).unwrap_or(exam.state);
             return Ok(());
         }
-        exam.course.skipped.push(Skipped::Regulation);
-        end_workitems(state, exam, WorkitemKind::Regulate, "an emergency did not wait for it")?;
+        skip_regulation(state, exam, "an emergency did not wait for it")?;
     }
     make_ready(state, exam, at);
     Ok(())
+}
+
+/// Notes that an exam goes on without a regulator's word.
+pub(super) fn skip_regulation(state: &mut State<'_, '_>, exam: &mut Exam, why: &str) -> Result<(), ApplyError> {
+    exam.course.skipped.push(Skipped::Regulation);
+    end_workitems(state, exam, WorkitemKind::Regulate, why)
 }
 
 /// Puts an exam into the waiting room, as it has been ready since `at`.

@@ -50,8 +50,15 @@ pub(super) fn write(
         Ok(next) => next,
         Err(state) => return Ok(state.into()),
     };
+    if state.format >= 2 && text.text.is_empty() {
+        return Ok(Refusal::Missing(Name::fitted("a text")).into());
+    }
     let mut after = exam.clone();
     after.state = next;
+    if !is_final {
+        // Who writes of it has opened it.
+        after.course.opened_at.get_or_insert(state.now);
+    }
     let number = put(state, envelope, &mut after, token, text, false);
     if is_final {
         finalise(state, &mut after, &claim)?;

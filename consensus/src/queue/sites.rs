@@ -1,6 +1,6 @@
 //! The mesh's membership: founding, join tokens, sessions.
 
-use super::{Applied, claims};
+use super::{Applied, claims, workitems};
 use crate::command::{FORMAT, SiteDescription, UnixMillisField};
 use crate::ids::{Address, Line, Name, PeerKey, SiteId};
 use crate::mesh::{JoinToken, Mesh, Site};
@@ -133,6 +133,9 @@ pub(super) fn expire_session(state: &mut State<'_, '_>, id: SiteId, session: u64
             claims::lose(state, &exam, &reason)?;
             freed += 1;
         }
+    }
+    for (exam, number) in state.performed_at(id)? {
+        workitems::lose(state, exam, number, &reason)?;
     }
     Ok(Outcome::SessionExpired { freed }.into())
 }

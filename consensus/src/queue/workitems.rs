@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_bytes::ByteBuf;
 
-use super::{Applied, claims, exams};
+use super::{Applied, care, claims, exams};
 use crate::command::{ATTRIBUTE_BYTES_MAX, ATTRIBUTES_MAX, Envelope, Subscription};
 use crate::event::Happened;
 use crate::exam::{CancelAsked, Claim, Exam, Procedure, Request, Workitem, WorkitemKind, WorkitemState};
@@ -174,6 +174,25 @@ fn perform(
     let (exam, number) = (workitem.exam, workitem.number);
     state.happened(exam, Happened::Assigned { number, to: claim.user.clone() });
     Ok(Outcome::Claimed(Grant { exam, workitem: number, claim }).into())
+}
+
+/// A workitem that is no reading loses its performer, who is warned: it is canceled with the reason, and
+/// another linked to it is there for the next.
+pub(super) fn lose(state: &mut State<'_, '_>, id: ExamId, number: u32, reason: &Line) -> Result<(), ApplyError> {
+    let Some((before, mut workitem)) = find(state, id, number)? else { return Ok(()) };
+    if let Some(claim) = performer(&workitem) {
+        let (user, site) = (claim.user.clone(), claim.site);
+        state.happened(id, Happened::ClaimLost { user, site, reason: reason.clone() });
+    }
+    let step =
+        Procedure { uid: UidText::default(), replaces: Some(number), cancel_asked: None, ..workitem.step.clone() };
+    (workitem.state, workitem.reason, workitem.at) = (WorkitemState::Canceled, reason.clone(), state.now);
+    state.put_workitem(&workitem)?;
+    let mut exam = before.clone();
+    let replacement = exams::new_number(&mut exam);
+    exams::put_scheduled(state, id, replacement, step)?;
+    state.put_exam(Some(&before), &exam)?;
+    care::opinion_moved(state, &exam, number, replacement)
 }
 
 fn end(state: &mut State<'_, '_>, mut workitem: Workitem, to: WorkitemState) -> Applied {

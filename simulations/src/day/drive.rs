@@ -26,6 +26,7 @@ use super::record::Run;
 use super::scenario::Scenario;
 use super::{HORIZON_MS, HOUR_MS};
 use crate::cluster::Cluster;
+use crate::invariants::events;
 use crate::plan::{Fault, Faults, Plan, SWARM, Transport};
 use crate::rng::Rng;
 use crate::run::{RunError, begin, in_a_world, look_around, note_panics};
@@ -148,6 +149,7 @@ async fn whole(cluster: Arc<Cluster>, day: Arc<Day>, scenario: Scenario, hours: 
     tokio::time::sleep_until(cluster.world.instant(midnight)).await;
     let stage = Stage::new(Arc::clone(&cluster), Arc::clone(&day), midnight);
     drop(maillage_host::spawn(look_around(Arc::clone(&cluster))));
+    drop(maillage_host::spawn(events::follow(Arc::clone(&cluster), Rng::stream(day.seed, "day: events"))));
     for exam in 0..day.exams.len() {
         drop(maillage_host::spawn(hospital::run(Arc::clone(&stage), exam)));
     }

@@ -43,6 +43,15 @@ impl Model for ExamModel {
                 Some(Told::Over) => only_if(*state == ExamState::Reported, state.clone()),
                 None => vec![if *state == ExamState::Waiting { ExamState::Claimed(*by) } else { state.clone() }],
             },
+            Act::TakeOver { by, told } => {
+                let held = matches!(state, ExamState::Claimed(_));
+                match told {
+                    Some(Told::Granted { .. }) => only_if(held, ExamState::Claimed(*by)),
+                    Some(Told::Over) => only_if(*state == ExamState::Reported, state.clone()),
+                    Some(Told::Held { .. }) => Vec::new(),
+                    None => vec![if held { ExamState::Claimed(*by) } else { state.clone() }],
+                }
+            }
             Act::Release { claim, done, .. } => end(state, *claim, *done, ExamState::Waiting),
             Act::Complete { claim, done, .. } => end(state, *claim, *done, ExamState::Reported),
             Act::Read(shown) => {
@@ -135,6 +144,19 @@ mod tests {
         let mut other = twice.to_vec();
         other.push((2, None, Act::Expire { site: 1, session: 2 }));
         assert!(matches!(verdict(&other), Verdict::Violation { .. }), "another session ended");
+    }
+
+    #[test]
+    fn a_take_over_needs_a_holder_and_ends_its_claim() {
+        let by = Claimed { command: 2, user: 2, site: 1, session: Some(1) };
+        let taken_over = Act::TakeOver { by, told: GRANTED };
+        assert!(matches!(verdict(&[(1, Some(2), taken_over)]), Verdict::Violation { .. }), "nobody held it");
+        let complete = |claim, done| Act::Complete { claim, token: 9, done: Some(done) };
+        let history = |first, second| {
+            [(1, Some(2), claim(1, GRANTED)), (3, Some(4), taken_over), (5, Some(6), first), (7, Some(8), second)]
+        };
+        assert_eq!(verdict(&history(complete(1, false), complete(2, true))), Verdict::Linearizable);
+        assert!(matches!(verdict(&history(complete(1, true), complete(2, false))), Verdict::Violation { .. }));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use maillage_consensus::View;
-use maillage_consensus::exam::ExamState;
+use maillage_consensus::exam::{ExamState, Report, ReportKind};
 use maillage_consensus::ids::ExamId;
 
 use crate::cluster::Running;
@@ -102,13 +102,15 @@ impl Finality {
             self.world.violation("I4", detail);
         }
         let reports = view.reports(id).unwrap_or_default();
-        let standing: Vec<_> = reports.iter().filter(|report| !report.stale).collect();
-        let same = |report: &maillage_consensus::exam::Report| {
+        // Preliminary ones before it and addenda after it stand beside it.
+        let is_final = |report: &&Report| !report.stale && report.signed.kind == ReportKind::Final;
+        let standing: Vec<_> = reports.iter().filter(is_final).collect();
+        let same = |report: &Report| {
             report.number == told.report && report.token.0 == told.token && report.text.as_str() == told.text
         };
         if standing.len() != 1 || !standing.iter().all(|report| same(report)) {
             let detail = format!(
-                "{:?}: exam {} has {} standing reports, not the one acknowledged",
+                "{:?}: exam {} has {} final reports, not the one acknowledged",
                 running.owner,
                 told.exam,
                 standing.len()

@@ -41,7 +41,12 @@ pub(crate) async fn everything_is_read(cluster: &Arc<Cluster>, away: Option<u32>
 fn unread(running: &Running, away: Option<u32>) -> Option<u64> {
     let engine = running.group.reader();
     let counts = View::new(&*engine).counts().ok()?;
-    Some(if away.is_some() { 0 } else { counts.requested } + counts.waiting + counts.claimed)
+    let more = &counts.more;
+    // With a site away, what waits for its images, or for its hospital's scan, is not to be read yet.
+    let before = counts.requested + more.validated + more.acquiring + more.receiving;
+    // Somebody must be told of every critical result.
+    let untold = more.critical_open;
+    Some(if away.is_some() { 0 } else { before } + counts.waiting + counts.claimed + more.reading + untold)
 }
 
 fn describe(running: &Running) -> String {

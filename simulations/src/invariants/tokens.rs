@@ -17,9 +17,11 @@ pub(crate) fn check_all(world: &World, history: &History) {
     let all = history.all();
     let mut grants = Vec::new();
     for (exam, operation) in &all {
-        if let (Some(exam), Some(answer), Act::Claim { told: Some(Told::Granted { token }), .. }) =
-            (exam, operation.answer, operation.act)
-        {
+        let told = match operation.act {
+            Act::Claim { told, .. } | Act::TakeOver { told, .. } => told,
+            _ => None,
+        };
+        if let (Some(exam), Some(answer), Some(Told::Granted { token })) = (exam, operation.answer, told) {
             grants.push(Grant { call: operation.call, answer, exam: *exam, token });
         }
     }

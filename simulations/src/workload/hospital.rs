@@ -1,21 +1,35 @@
 //! A site's hospital: it requests exams; some are to be read only once their images are here.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use maillage_consensus::Outcome;
 use maillage_consensus::command::Command;
-use maillage_consensus::exam::{Patient, Priority, Request, Text8};
-use maillage_consensus::ids::{Line, Name};
+use maillage_consensus::exam::{ExamState, Patient, Priority, Request, Text8};
+use maillage_consensus::ids::{ExamId, Line, Name};
+use maillage_consensus::order::{Consent, Order};
+use maillage_consensus::remark::Finding;
 
 use super::dicom::{Of, Sample};
-use super::{Answer, Sender, images};
+use super::{Answer, Sender, desk, images};
 use crate::cluster::Cluster;
+use crate::invariants::events::ALGORITHM;
 use crate::rng::Rng;
 
 /// Exams of one site in one run: the check of a history needs no more.
 const EXAMS_MAX: u64 = 150;
 /// How many of the exams wait for images.
 const AWAITS_IMAGES: f64 = 0.4;
+/// How many are asked for with all that a request can say.
+const ORDERS: f64 = 0.6;
+/// How many of those need a regulator.
+const REGULATED: f64 = 0.4;
+/// How many an algorithm looks at.
+const ANALYSED: f64 = 0.3;
+/// How long an algorithm tries to say what it found.
+const ANALYSIS: Duration = Duration::from_secs(3);
+/// Between two looks whether the regulator has said something.
+const REGULATION_LOOK: Duration = Duration::from_millis(400);
 
 pub(crate) async fn run(cluster: Arc<Cluster>, slot: u32, rng: Rng) {
     let mut sender = Sender::new(Arc::clone(&cluster), slot, Name::default(), rng);
@@ -27,17 +41,32 @@ pub(crate) async fn run(cluster: Arc<Cluster>, slot: u32, rng: Rng) {
         }
         let awaits_images = sender.rng.chance(AWAITS_IMAGES);
         let request = request(slot, number, awaits_images, &mut sender.rng);
+        let priority = request.priority;
+        let order = sender.rng.chance(ORDERS).then(|| order(awaits_images, &mut sender.rng));
         let id = sender.new_id();
-        let answer = sender.send(id, Command::AddExam(request), None).await;
+        let command = match &order {
+            Some(order) => Command::Order { request, order: order.clone() },
+            None => Command::AddExam(request),
+        };
+        let answer = sender.send(id, command, None).await;
         let Answer::Given(index, Outcome::ExamAdded { exam, .. }) = answer else {
             cluster.world.violation("I3", format!("a request of slot {slot} was not added"));
             continue;
         };
         cluster.watch.finality.exam_added(exam.0, index);
         cluster.history.exam_added(exam.0);
+        cluster.watch.events.requested(exam.0, priority);
+        let order = order.unwrap_or_default();
+        if order.consent == Consent::Refused {
+            cluster.world.sometimes("a patient refused the transfer");
+            cluster.watch.course.confined(exam.0);
+        }
         cluster.world.event(0, format_args!("exam {exam} added for slot {slot}"));
-        if awaits_images {
+        if awaits_images && is_scanned(&mut sender, exam, priority, &order).await {
             send_images(&mut sender, number).await;
+        }
+        if sender.rng.chance(ANALYSED) {
+            analyse(&mut sender, exam).await;
         }
     }
 }
@@ -54,6 +83,58 @@ fn request(slot: u32, number: u64, awaits_images: bool, rng: &mut Rng) -> Reques
         priority: Priority::ALL[rng.index(Priority::ALL.len())],
         awaits_images,
     }
+}
+
+/// What the request says of consent and regulation. An exam whose patient refuses the transfer has no
+/// images here: where one would go is for the tests of placement.
+fn order(awaits_images: bool, rng: &mut Rng) -> Order {
+    let consent = match rng.below(20) {
+        0..=11 => Consent::Declared,
+        12..=14 => Consent::Undeclared,
+        15..=17 => Consent::Emergency,
+        _ if awaits_images => Consent::Declared,
+        _ => Consent::Refused,
+    };
+    Order { consent, regulate: rng.chance(REGULATED), ..Order::default() }
+}
+
+/// Waits for the regulator, unless it is an emergency, and scans. Whether there are images.
+async fn is_scanned(sender: &mut Sender, exam: ExamId, priority: Priority, order: &Order) -> bool {
+    let cluster = Arc::clone(&sender.cluster);
+    let is_emergency = priority == Priority::Vital || order.consent == Consent::Emergency;
+    if order.regulate && is_emergency {
+        cluster.world.sometimes("an emergency did not wait for its regulator");
+    }
+    if order.regulate && !is_emergency {
+        loop {
+            match desk::state_at(&cluster, sender.slot, exam) {
+                Some(ExamState::Requested) | None => tokio::time::sleep(REGULATION_LOOK).await,
+                Some(ExamState::Refused) => return false,
+                Some(_) => break,
+            }
+        }
+    }
+    if order.regulate || sender.rng.chance(0.3) {
+        let id = sender.new_id();
+        // Refused where an algorithm made an emergency of it meanwhile, or its images are here: no matter.
+        sender.send(id, Command::Acquire { exam }, None).await;
+    }
+    true
+}
+
+/// An algorithm looks at the exam, and may ask for more urgency, or for less, in vain.
+async fn analyse(sender: &mut Sender, exam: ExamId) {
+    let priority = Priority::ALL[sender.rng.index(Priority::ALL.len())];
+    let finding = Finding {
+        algorithm: Name::fitted(&format!("{ALGORITHM}-{}", sender.slot)),
+        version: Text8::fitted("1.0"),
+        finding: Line::fitted("intracranial haemorrhage"),
+        score: 900,
+        location: Line::default(),
+        priority: Some(priority),
+    };
+    let id = sender.new_id();
+    sender.send(id, Command::AddFinding { exam, finding }, Some(ANALYSIS)).await;
 }
 
 /// Sends the exam's images to this site until each is acknowledged. Some senders are cut in the middle

@@ -170,6 +170,7 @@ pub(super) fn outcome(command: &Command, answered: &Answered) -> Means {
         (409, "stale-token") => {
             refused(Refusal::StaleToken { given: FencingToken(number(&said["given"])), kept_as: None })
         }
+        (403, "consent-refused") => refused(Refusal::ConsentRefused),
         (404, "no-such-exam") => refused(Refusal::NoSuchExam),
         _ => Means::Wrong(format!("{} {said}", answered.status)),
     }

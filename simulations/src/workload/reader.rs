@@ -5,13 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use maillage_consensus::command::Command;
-use maillage_consensus::exam::{Claim, ExamState};
-use maillage_consensus::ids::{CommandId, ExamId, FencingToken, Line, Name, Prose};
+use maillage_consensus::exam::{Claim, ExamState, ReportKind};
+use maillage_consensus::ids::{CommandId, ExamId, FencingToken, Line, Name, Prose, UidText};
+use maillage_consensus::order::Reader as Profile;
 use maillage_consensus::{Outcome, Refusal, View};
 
+use super::afterwards::{AFTERWARDS, Afterwards};
 use super::{Answer, Sender};
 use crate::cluster::Cluster;
 use crate::history::{Act, Claimed, Shown, Told};
+use crate::invariants::course::Kept;
 use crate::invariants::finality::Completed;
 use crate::mutant::Mutant;
 use crate::rng::Rng;
@@ -24,6 +27,10 @@ const READING_AT_END: Duration = Duration::from_millis(300);
 const READ_LIMIT: Duration = Duration::from_secs(5);
 /// How often a reader who gave an exam back reports it all the same.
 const STALE_TRIES: f64 = 0.4;
+/// How often a reader uses the words of format 2, which go in behind HTTP; else those of format 1.
+const OF_FORMAT_2: f64 = 0.5;
+/// How often a preliminary report goes before the final one.
+const PRELIMINARY: f64 = 0.15;
 /// Newest exams among which a reader picks one by hand.
 const CHOICE: usize = 25;
 
@@ -32,6 +39,11 @@ struct Held {
     exam: u64,
     token: u64,
     claim: u128,
+}
+
+fn written(held: Held, kind: ReportKind, text: Prose) -> Command {
+    let (exam, token) = (ExamId(held.exam), FencingToken(held.token));
+    Command::Report { exam, token, kind, text, signature: Default::default() }
 }
 
 /// See the module.
@@ -74,7 +86,8 @@ impl Reader {
             match self.sender.rng.below(20) {
                 0..=3 => self.look().await,
                 4..=5 => self.come_back().await,
-                6..=9 => self.take().await,
+                6..=8 => self.take().await,
+                9 => self.take_over().await,
                 _ => self.next().await,
             }
         }
@@ -94,7 +107,12 @@ impl Reader {
         let (cluster, id, patience) = (self.cluster(), self.sender.new_id(), self.patience());
         let by = self.claimed(id);
         let call = cluster.history.call(None, Act::Claim { by, told: None });
-        match self.sender.send(id, Command::ClaimNext { modalities: Vec::new() }, patience).await {
+        let command = if self.sender.rng.chance(OF_FORMAT_2) {
+            Command::Next(Profile::default())
+        } else {
+            Command::ClaimNext { modalities: Vec::new() }
+        };
+        match self.sender.send(id, command, patience).await {
             Answer::Given(_, Outcome::Claimed(grant)) => self.granted(call, by, grant.exam, &grant.claim),
             Answer::Given(..) | Answer::Never => cluster.history.never(call),
             Answer::Unknown => {}
@@ -109,13 +127,18 @@ impl Reader {
         let (id, patience) = (self.sender.new_id(), self.patience());
         let by = self.claimed(id);
         let call = cluster.history.call(Some(exam), Act::Claim { by, told: None });
-        let told = match self.sender.send(id, Command::ClaimTake { exam: ExamId(exam) }, patience).await {
+        let command = if self.sender.rng.chance(OF_FORMAT_2) {
+            Command::Take { exam: ExamId(exam), transaction_uid: UidText::default() }
+        } else {
+            Command::ClaimTake { exam: ExamId(exam) }
+        };
+        let told = match self.sender.send(id, command, patience).await {
             Answer::Given(_, Outcome::Claimed(grant)) => return self.granted(call, by, grant.exam, &grant.claim),
             Answer::Given(_, Outcome::Refused(Refusal::AlreadyClaimed(holder))) => {
                 cluster.world.sometimes("a claim was refused because another holds the exam");
                 Told::Held { user: number_of(&holder.user), site: holder.site.0 }
             }
-            Answer::Given(_, Outcome::Refused(Refusal::WrongState { state: ExamState::Reported })) => Told::Over,
+            Answer::Given(_, Outcome::Refused(Refusal::WrongState { state })) if state.is_reported() => Told::Over,
             // Its images are awaited, or the site has no session: not a question of who holds it.
             Answer::Given(..) | Answer::Never => return cluster.history.never(call),
             Answer::Unknown => return,
@@ -123,12 +146,48 @@ impl Reader {
         cluster.history.answer(call, exam, Act::Claim { by, told: Some(told) });
     }
 
+    /// Takes over what somebody holds; from here on the other's report is a draft.
+    async fn take_over(&mut self) {
+        let cluster = self.cluster();
+        if cluster.is_ending() {
+            return;
+        }
+        let Some(running) = cluster.running(self.sender.slot) else { return };
+        let held: Vec<u64> = {
+            let engine = running.group.reader();
+            View::new(&*engine).claimed(CHOICE).unwrap_or_default().iter().map(|exam| exam.id.0).collect()
+        };
+        let Some(exam) = self.sender.rng.pick(&held).copied() else { return };
+        let (id, patience) = (self.sender.new_id(), self.patience());
+        let by = self.claimed(id);
+        let call = cluster.history.call(Some(exam), Act::TakeOver { by, told: None });
+        let reason = Line::fitted("the patient is in the theatre");
+        let told = match self.sender.send(id, Command::TakeOver { exam: ExamId(exam), reason }, patience).await {
+            Answer::Given(_, Outcome::Claimed(grant)) => {
+                cluster.world.sometimes("an exam was taken over");
+                let by = self.note_grant(by, grant.exam, &grant.claim);
+                let told = Some(Told::Granted { token: grant.claim.token.0 });
+                return cluster.history.answer(call, exam, Act::TakeOver { by, told });
+            }
+            Answer::Given(_, Outcome::Refused(Refusal::WrongState { state })) if state.is_reported() => Told::Over,
+            Answer::Given(..) | Answer::Never => return cluster.history.never(call),
+            Answer::Unknown => return,
+        };
+        cluster.history.answer(call, exam, Act::TakeOver { by, told: Some(told) });
+    }
+
     fn granted(&mut self, call: u64, by: Claimed, exam: ExamId, claim: &Claim) {
+        let by = self.note_grant(by, exam, claim);
         let token = claim.token.0;
-        // HTTP does not tell the session. The site may be a new one since it was asked.
-        let by = Claimed { site: claim.site.0, session: (claim.session > 0).then_some(claim.session), ..by };
         self.cluster().history.answer(call, exam.0, Act::Claim { by, told: Some(Told::Granted { token }) });
+    }
+
+    fn note_grant(&mut self, by: Claimed, exam: ExamId, claim: &Claim) -> Claimed {
+        let token = claim.token.0;
+        self.cluster().watch.course.granted(exam.0, claim.site.0);
+        // HTTP does not tell the session. The site may be a new one since it was asked.
         self.held = Some(Held { exam: exam.0, token, claim: by.command });
+        Claimed { site: claim.site.0, session: (claim.session > 0).then_some(claim.session), ..by }
     }
 
     async fn read_and_end(&mut self) {
@@ -138,6 +197,7 @@ impl Reader {
             reading = reading.min(READING_AT_END);
         }
         if let Some(held) = self.held {
+            self.open(held).await;
             self.look_at_images(held.exam).await;
         }
         tokio::time::sleep(reading).await;
@@ -191,18 +251,29 @@ impl Reader {
     async fn complete(&mut self, held: Held) {
         let (cluster, id, patience) = (self.cluster(), self.sender.new_id(), self.patience());
         let Held { exam, token, claim } = held;
-        self.reports += 1;
-        let text = format!("report {} of {}: nothing abnormal", self.reports, self.user);
+        if self.sender.rng.chance(PRELIMINARY) {
+            self.say_first(held).await;
+        }
+        let text = self.new_text();
         let call = cluster.history.call(Some(exam), Act::Complete { claim, token, done: None });
         let report = Prose::new(text.clone()).unwrap_or_default();
-        let command = Command::Complete { exam: ExamId(exam), token: FencingToken(token), report };
+        let command = if self.sender.rng.chance(OF_FORMAT_2) {
+            written(held, ReportKind::Final, report)
+        } else {
+            Command::Complete { exam: ExamId(exam), token: FencingToken(token), report }
+        };
+        let mut reported = None;
         let done = match self.sender.send(id, command, patience).await {
             Answer::Given(index, Outcome::Completed { report }) => {
                 cluster.watch.finality.completed(Completed { exam, index, token, report, text });
+                reported = Some(report);
                 true
             }
-            Answer::Given(_, Outcome::Refused(Refusal::StaleToken { .. })) => {
+            Answer::Given(index, Outcome::Refused(Refusal::StaleToken { kept_as, .. })) => {
                 cluster.world.sometimes("a report under a lost claim was refused");
+                if let Some(number) = kept_as {
+                    cluster.watch.course.kept(Kept { exam, number, text, stale: true, index });
+                }
                 false
             }
             Answer::Given(..) => false,
@@ -210,6 +281,41 @@ impl Reader {
             Answer::Unknown => return,
         };
         cluster.history.answer(call, exam, Act::Complete { claim, token, done: Some(done) });
+        if let Some(report) = reported {
+            Afterwards { sender: &mut self.sender, exam: ExamId(exam) }.follow(report).await;
+        }
+    }
+
+    /// A text that nobody else writes.
+    fn new_text(&mut self) -> String {
+        self.reports += 1;
+        format!("report {} of {}: nothing abnormal", self.reports, self.user)
+    }
+
+    async fn open(&mut self, held: Held) {
+        if self.sender.rng.chance(OF_FORMAT_2) {
+            let (id, patience) = (self.sender.new_id(), Some(AFTERWARDS));
+            let command = Command::Open { exam: ExamId(held.exam), token: FencingToken(held.token) };
+            // Whether the claim still holds shows when the report is signed.
+            self.sender.send(id, command, patience).await;
+        }
+    }
+
+    /// A preliminary report, before the final one.
+    async fn say_first(&mut self, held: Held) {
+        let (cluster, id, text) = (self.cluster(), self.sender.new_id(), self.new_text());
+        let command = written(held, ReportKind::Preliminary, Prose::new(text.clone()).unwrap_or_default());
+        let (exam, patience) = (held.exam, Some(AFTERWARDS));
+        match self.sender.send(id, command, patience).await {
+            Answer::Given(index, Outcome::Completed { report: number }) => {
+                cluster.world.sometimes("a preliminary report was kept");
+                cluster.watch.course.kept(Kept { exam, number, text, stale: false, index });
+            }
+            Answer::Given(index, Outcome::Refused(Refusal::StaleToken { kept_as: Some(number), .. })) => {
+                cluster.watch.course.kept(Kept { exam, number, text, stale: true, index });
+            }
+            _ => {}
+        }
     }
 
     /// Looks at one exam by a linearizable read.

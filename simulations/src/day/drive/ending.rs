@@ -48,6 +48,9 @@ pub(super) async fn check(stage: &Stage) {
     liveness::replicas_converge(cluster, all).await;
     for running in cluster.all_running() {
         cluster.watch.finality.check(&running, true);
+        cluster.watch.course.check(&running, true);
+        cluster.watch.audit.check(&running);
+        cluster.watch.events.check_all(&running);
         patients::check(cluster, &running, true);
         if cluster.rotten() != Some(running.owner.slot) {
             cluster.watch.instances.check_all(&running).await;

@@ -7,10 +7,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use maillage_consensus::Outcome;
 use maillage_consensus::command::Command;
-use maillage_consensus::exam::{ExamState, Patient, Request, Text8};
+use maillage_consensus::exam::{ExamState, Patient, Priority, Request, Text8, Verdict};
 use maillage_consensus::ids::{ExamId, Line, Name};
+use maillage_consensus::order::{Consent, Order};
+use maillage_consensus::{Outcome, Refusal};
 
 use super::stage::Stage;
 use super::wires;
@@ -79,7 +80,10 @@ impl Hospital {
             priority: self.drawn.priority,
             awaits_images: true,
         };
-        let (index, outcome) = self.until_answered(&mut sender, &Command::AddExam(request)).await;
+        let is_vital = self.drawn.priority == Priority::Vital;
+        let consent = if is_vital { Consent::Emergency } else { Consent::Declared };
+        let order = Order { consent, regulate: true, ..Order::default() };
+        let (index, outcome) = self.until_answered(&mut sender, &Command::Order { request, order }).await;
         let Outcome::ExamAdded { exam, .. } = outcome else {
             return self.stage.cluster.world.violation("I3", format!("exam {} not added: {outcome:?}", self.exam));
         };
@@ -87,18 +91,33 @@ impl Hospital {
         self.stage.cluster.history.exam_added(exam.0);
         self.stage.know(self.exam, |known| known.exam = Some(exam.0));
         self.stage.cluster.world.event(0, format_args!("exam {exam} is {}", self.drawn.accession));
-        if let Some(reason) = self.drawn.refused {
-            self.stage.sleep_until(self.drawn.regulated_ms()).await;
-            self.cancel(&mut sender, exam, reason).await;
+        self.stage.sleep_until(self.drawn.regulated_ms()).await;
+        self.regulate(&mut sender, exam).await;
+        if self.drawn.refused.is_none() {
+            self.stage.sleep_until(self.drawn.requested_ms + self.drawn.scan_after_ms).await;
+            // Where the word came late, the images may be here already: no matter.
+            self.until_answered(&mut sender, &Command::Acquire { exam }).await;
         }
     }
 
-    async fn cancel(&self, sender: &mut Sender, exam: ExamId, reason: &str) {
-        let command = Command::Cancel { exam, reason: Line::fitted(reason) };
-        match self.until_answered(sender, &command).await {
-            (_, Outcome::Done) => self.stage.know(self.exam, |known| known.is_cancelled = true),
+    /// The regulator's word: a protocol, or why not.
+    async fn regulate(&self, sender: &mut Sender, exam: ExamId) {
+        let verdict = match self.drawn.refused {
+            Some(reason) => Verdict::Refused { reason: Line::fitted(reason) },
+            None => Verdict::Validated { protocol: Line::fitted(self.drawn.kind) },
+        };
+        sender.user = Name::fitted("regulator");
+        let said = self.until_answered(sender, &Command::Regulate { exam, verdict }).await;
+        sender.user = Name::default();
+        match (self.drawn.refused, said.1) {
+            (Some(_), Outcome::Done) => self.stage.know(self.exam, |known| known.is_refused = true),
+            (None, Outcome::Done) => {}
+            // The mesh was away so long that an emergency was read meanwhile.
+            (None, Outcome::Refused(Refusal::WrongState { .. })) => {
+                self.stage.cluster.world.sometimes("a regulator's word came after the images of an emergency");
+            }
             (_, other) => {
-                self.stage.cluster.world.violation("I3", format!("exam {exam} is not cancelled: {other:?}"));
+                self.stage.cluster.world.violation("I3", format!("exam {exam} is not regulated: {other:?}"));
             }
         }
     }
@@ -161,7 +180,9 @@ impl Hospital {
         let shows = |centre: &CentreId| {
             let node = self.stage.node(*centre).filter(|_| self.reaches(*centre));
             let state = node.and_then(|node| self.stage.shown(&node, exam));
-            state.is_some_and(|state| state != ExamState::Requested)
+            state.is_some_and(|state| {
+                !matches!(state, ExamState::Requested | ExamState::Validated | ExamState::Acquiring)
+            })
         };
         self.centres().iter().any(shows)
     }

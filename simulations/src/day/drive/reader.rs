@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use maillage_consensus::command::Command;
-use maillage_consensus::ids::{ExamId, FencingToken, Name, Prose, UidText};
+use maillage_consensus::ids::{ExamId, FencingToken, Line, Name, Prose, UidText};
+use maillage_consensus::order::{Reader as Profile, Specialty};
 use maillage_consensus::{Outcome, Refusal, View};
 
 use super::stage::Stage;
@@ -16,6 +17,7 @@ use super::wires;
 use crate::cluster::Running;
 use crate::day::model::{Discipline, Kind, Reader as Shift};
 use crate::history::{Act, Claimed, Told};
+use crate::invariants::course::Done;
 use crate::invariants::finality::Completed;
 use crate::invariants::retrieval;
 use crate::rng::Rng;
@@ -189,8 +191,7 @@ impl Reader {
         let site = self.stage.cluster.site(self.sender.slot).unwrap_or(0);
         let by = Claimed { command: id.0.as_u128(), user: user(self.reader), site, session: None };
         let call = history.call(None, Act::Claim { by, told: None });
-        let modalities = self.modalities.iter().map(|modality| UidText::fitted(modality)).collect();
-        let command = Command::ClaimNext { modalities };
+        let command = Command::Next(self.profile());
         let mut perhaps = false;
         loop {
             match self.sender.send(id, command.clone(), Some(PATIENCE)).await {
@@ -217,6 +218,15 @@ impl Reader {
         }
     }
 
+    /// What this reader reads.
+    fn profile(&self) -> Profile {
+        let specialty = match self.shift.discipline {
+            Discipline::Radiology => Specialty::Radiology,
+            Discipline::NuclearMedicine => Specialty::NuclearMedicine,
+        };
+        Profile { specialties: vec![specialty], ..Profile::default() }
+    }
+
     /// Reads an exam and reports it, if it is this reader's.
     async fn read(&mut self, held: Held) -> End {
         let Some(exam) = self.drawn(held.exam) else {
@@ -229,6 +239,10 @@ impl Reader {
             (Duration::from_millis(drawn.reading_ms), drawn.report.clone())
         };
         let began = self.stage.cluster.world.now();
+        let id = self.sender.new_id();
+        // That it is being read shows on the others' worklists; the reader does not wait for it twice.
+        let open = Command::Open { exam: held.exam, token: held.token };
+        self.sender.send(id, open, Some(PATIENCE)).await;
         if let Some(end) = self.open(held, exam).await {
             return end;
         }
@@ -299,10 +313,11 @@ impl Reader {
         let id = self.sender.new_id();
         let call = cluster.history.call(Some(exam.0), Act::Complete { claim, token: token.0, done: None });
         let command = Command::Complete { exam, token, report: Prose::new(text.clone()).unwrap_or_default() };
-        let mut perhaps = false;
+        let (mut perhaps, mut reported) = (false, None);
         let done = loop {
             match self.sender.send(id, command.clone(), Some(PATIENCE)).await {
                 Answer::Given(index, Outcome::Completed { report }) => {
+                    reported = Some(report);
                     cluster.watch.finality.completed(Completed { exam: exam.0, index, token: token.0, report, text });
                     break true;
                 }
@@ -323,7 +338,22 @@ impl Reader {
             self.pause().await;
         };
         cluster.history.answer(call, exam.0, Act::Complete { claim, token: token.0, done: Some(done) });
+        if let Some(report) = reported {
+            self.deliver(exam, report).await;
+        }
         End::Over
+    }
+
+    /// The report goes to the requesting physician; one that cannot go now is left to be delivered.
+    async fn deliver(&mut self, exam: ExamId, report: u32) {
+        let (cluster, id) = (Arc::clone(&self.stage.cluster), self.sender.new_id());
+        let to = Line::fitted("the requesting physician");
+        match self.sender.send(id, Command::Deliver { exam, report, to }, Some(PATIENCE)).await {
+            Answer::Given(index, Outcome::Done) => {
+                cluster.watch.course.delivered(Done { exam: exam.0, number: report, index });
+            }
+            _ => cluster.world.sometimes("a report was not delivered at once"),
+        }
     }
 
     /// What is claimed in this reader's name, asked of the mesh once the centre's node is back in it.

@@ -36,7 +36,7 @@ pub(super) struct Known {
     /// Its number, once a node answered.
     pub(super) exam: Option<u64>,
     /// Refused, and the mesh told so.
-    pub(super) is_cancelled: bool,
+    pub(super) is_refused: bool,
     /// When all images had first arrived, in ms, and where.
     pub(super) received: Option<(u64, CentreId)>,
 }
@@ -138,7 +138,7 @@ impl Stage {
         View::new(&*engine).exam(ExamId(exam)).ok().flatten().map(|exam| exam.state)
     }
 
-    /// Whether all that was requested is reported or cancelled, on the node that has come furthest.
+    /// Whether all that was requested is reported or refused, on the node that has come furthest.
     pub(super) fn is_all_read(&self) -> bool {
         self.left().is_some_and(|left| left == 0)
     }
@@ -147,11 +147,11 @@ impl Stage {
         let furthest = self.cluster.all_running().into_iter().max_by_key(|running| running.group.applied())?;
         let known = lock(&self.known).clone();
         let is_over = |at: usize, known: &Known| {
-            let ended = match self.day.exams[at].refused {
-                Some(_) => known.is_cancelled.then_some(ExamState::Cancelled),
-                None => Some(ExamState::Reported),
-            };
-            known.exam.is_some_and(|exam| ended.is_some() && self.shown(&furthest, exam) == ended)
+            let state = known.exam.and_then(|exam| self.shown(&furthest, exam));
+            match self.day.exams[at].refused {
+                Some(_) => known.is_refused && state == Some(ExamState::Refused),
+                None => state.is_some_and(ExamState::is_reported),
+            }
         };
         Some(known.iter().enumerate().filter(|(at, known)| !is_over(*at, known)).count())
     }

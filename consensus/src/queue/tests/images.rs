@@ -1,0 +1,129 @@
+//! Images meet their request, or stand apart.
+
+use super::*;
+
+#[test]
+fn images_meet_their_request_by_accession_and_patient() {
+    let mut bench = Bench::founded();
+    let exam = bench.add(request("A1", "P1"));
+    assert_eq!(bench.exam(exam).state, ExamState::Requested);
+    assert!(matches!(
+        bench.run(PARIS, Command::ClaimTake { exam }),
+        Outcome::Refused(Refusal::WrongState { state: ExamState::Requested })
+    ));
+    let recorded = bench.run(PARIS, Command::RecordStudy(part("1.2", request("A1", "P1"), 1)));
+    assert_eq!(recorded, Outcome::StudyRecorded { exam, unsolicited: None });
+    assert_eq!(bench.exam(exam).state, ExamState::Waiting);
+}
+
+#[test]
+fn images_of_another_patient_are_never_attached_to_the_request() {
+    let mut bench = Bench::founded();
+    let exam = bench.add(born("A1", "P1", "19701231"));
+    for (says, why) in [
+        (request("A1", "P2"), Unsolicited::OtherPatient),
+        (request("A9", "P1"), Unsolicited::NoRequest),
+        (request("", "P1"), Unsolicited::NoIdentifiers),
+        (request("A1", ""), Unsolicited::NoIdentifiers),
+        (born("A1", "P1", "19990101"), Unsolicited::OtherPatient),
+    ] {
+        let study = format!("1.2.{}", bench.index);
+        match bench.run(PARIS, Command::RecordStudy(part(&study, says, 1))) {
+            Outcome::StudyRecorded { exam: made, unsolicited: Some(reason) } => {
+                assert_ne!(made, exam);
+                assert_eq!(reason, why);
+                assert_eq!(bench.exam(made).state, ExamState::Waiting, "an emergency does not wait for paper");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(bench.exam(exam).studies.is_empty());
+    assert_eq!(bench.view(|view| view.counts()).unsolicited, 5);
+}
+
+#[test]
+fn one_study_uid_with_two_patients_makes_two_exams() {
+    let mut bench = Bench::founded();
+    let lyon = bench.join("lyon");
+    let first = bench.add(request("A1", "P1"));
+    let second = bench.add(request("A2", "P2"));
+    bench.run(PARIS, Command::RecordStudy(part("1.2", request("A1", "P1"), 1)));
+    let other = bench.run(lyon, Command::RecordStudy(part("1.2", request("A2", "P2"), 1)));
+    assert_eq!(other, Outcome::StudyRecorded { exam: second, unsolicited: None });
+    let parts = bench.view(|view| view.study("1.2")).expect("the study").parts;
+    let exams: Vec<_> = parts.iter().map(|held| (held.origin, held.exam)).collect();
+    assert_eq!(exams, [(PARIS, first), (lyon, second)]);
+}
+
+#[test]
+fn a_request_that_comes_after_its_images_adopts_them() {
+    let mut bench = Bench::founded();
+    let Outcome::StudyRecorded { exam, unsolicited: Some(_) } =
+        bench.run(PARIS, Command::RecordStudy(part("1.2", request("A1", "P1"), 1)))
+    else {
+        panic!("unsolicited at first");
+    };
+    let vital = Request { priority: Priority::Vital, ..request("A1", "P1") };
+    assert_eq!(bench.run(PARIS, Command::AddExam(vital)), Outcome::ExamAdded { exam, existed: true });
+    let exam = bench.exam(exam);
+    assert_eq!((exam.unsolicited, exam.request.priority), (None, Priority::Vital));
+    assert_eq!(bench.view(|view| view.counts()).unsolicited, 0);
+}
+
+#[test]
+fn an_exam_requested_again_after_a_cancellation_has_its_images() {
+    let mut bench = Bench::founded();
+    let first = bench.add(request("A1", "P1"));
+    bench.run(PARIS, Command::RecordStudy(part("1.2", request("A1", "P1"), 1)));
+    bench.run(PARIS, Command::Cancel { exam: first, reason: Line::fitted("mistake") });
+    let second = bench.add(request("A1", "P1"));
+    assert_eq!(bench.exam(second).state, ExamState::Waiting);
+    let lyon = bench.join("lyon");
+    let more = bench.run(lyon, Command::RecordStudy(part("1.2", request("A1", "P1"), 1)));
+    assert_eq!(more, Outcome::StudyRecorded { exam: second, unsolicited: None });
+}
+
+#[test]
+fn reconciling_moves_the_images_and_ends_the_unsolicited_exam() {
+    let mut bench = Bench::founded();
+    let into = bench.add(request("A1", "P1"));
+    let Outcome::StudyRecorded { exam: unsolicited, .. } =
+        bench.run(PARIS, Command::RecordStudy(part("1.2", request("A7", "P1"), 1)))
+    else {
+        panic!("recorded");
+    };
+    assert_eq!(bench.run(PARIS, Command::Reconcile { unsolicited, into }), Outcome::Done);
+    assert_eq!(bench.exam(into).state, ExamState::Waiting);
+    assert_eq!(bench.exam(into).studies, [UidText::fitted("1.2")]);
+    let ended = bench.exam(unsolicited);
+    assert_eq!((ended.state, ended.reconciled_into), (ExamState::Cancelled, Some(into)));
+    // More images of the same study follow it to where it went.
+    let more = bench.run(PARIS, Command::RecordStudy(part("1.2", request("A7", "P1"), 2)));
+    assert_eq!(more, Outcome::StudyRecorded { exam: into, unsolicited: None });
+}
+
+#[test]
+fn a_part_published_again_counts_only_its_origin_as_holder_until_the_others_catch_up() {
+    let mut bench = Bench::founded();
+    let lyon = bench.join("lyon");
+    let first = part("1.2", request("A1", "P1"), 1);
+    bench.run(PARIS, Command::RecordStudy(first.clone()));
+    let holding = |manifest| Command::RecordHolding { study: UidText::fitted("1.2"), manifest, holds: true };
+    assert_eq!(bench.run(lyon, holding(first.manifest)), Outcome::Done);
+    assert_eq!(bench.view(|view| view.counts()).studies_below_two, 0);
+    let second = part("1.2", request("A1", "P1"), 2);
+    bench.run(PARIS, Command::RecordStudy(second.clone()));
+    assert_eq!(bench.view(|view| view.counts()).studies_below_two, 1);
+    let unknown = bench.run(lyon, holding([7; 32]));
+    assert_eq!(unknown, Outcome::Refused(Refusal::NoSuchPart));
+    let late = bench.run(PARIS, Command::RecordStudy(first));
+    assert_eq!(late, Outcome::Refused(Refusal::PartSuperseded { sequence: 2 }));
+    let parts = bench.view(|view| view.study("1.2")).expect("study").parts;
+    assert_eq!(parts[0].part.sequence, 2, "an old publication does not come back");
+    let earlier = parts[0].previous.as_ref().expect("the better held publication is remembered");
+    assert_eq!((earlier.part.sequence, earlier.holders.len()), (1, 2));
+    assert_eq!(bench.run(lyon, holding(second.manifest)), Outcome::Done);
+    let parts = bench.view(|view| view.study("1.2")).expect("study").parts;
+    assert_eq!(parts[0].previous, None, "the new publication is held as well as the old one was");
+    assert_eq!(bench.view(|view| view.studies_below_wanted(None, 10)), ["1.2"]);
+}
