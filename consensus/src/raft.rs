@@ -29,7 +29,7 @@ pub use config::{GroupConfig, Timing};
 pub use group::{Committed, Group, MembershipError, ProposeError, ReadError, StartError};
 pub use links::{Duplex, Links};
 pub use log::LogError;
-pub use status::{Freshness, GroupStatus, Role};
+pub use status::{ClockOffset, Freshness, GroupStatus, Role, Said};
 
 /// The longest command accepted, in bytes: an entry must travel and apply in a fraction of a heartbeat.
 pub const MAX_COMMAND: usize = 1 << 20;

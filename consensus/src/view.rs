@@ -12,7 +12,7 @@ use crate::audit::{Attestation, Link};
 use crate::command::{Subscription, UnixMillisField};
 use crate::event::{Cursor, Event};
 use crate::exam::{Exam, ExamState, Report, Workitem};
-use crate::ids::{ExamId, PeerKey, SiteId};
+use crate::ids::{Address, ExamId, PeerKey, SiteId};
 use crate::keys;
 use crate::machine::ApplyError;
 use crate::mesh::{Counts, HeldPart, JoinToken, Mesh, Site, Study};
@@ -229,6 +229,12 @@ impl<'a> View<'a> {
     /// One entry of the audit trail.
     pub fn audit_entry(&self, index: u64) -> Result<Option<Link>, ApplyError> {
         self.read(&keys::audit(index))
+    }
+
+    /// The audit chain's value now; zeros before its first entry.
+    pub fn audit_chain(&self) -> Result<Address, ApplyError> {
+        let bytes = self.0.get(&keys::CHAIN)?.unwrap_or_else(|| vec![0; 32]);
+        bytes.try_into().map_err(|_| ApplyError::Corrupt("audit chain".into()))
     }
 
     /// Up to `limit` entries of the audit trail, the newest first, with an index before `before`.

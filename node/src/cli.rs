@@ -12,6 +12,7 @@ use crate::exit::{ExitCode, Failure};
 use crate::output::{Format, Unwritable};
 use crate::{client, logging, output};
 
+mod audit;
 mod claim;
 mod configuration;
 mod exams;
@@ -86,6 +87,11 @@ enum Command {
     /// The images
     #[command(subcommand)]
     Study(study::StudyCommand),
+    /// What was done, by whom, when and why
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
+    /// What happens in the queue, as it happens
+    Events(audit::EventsArgs),
     /// What this node stores
     #[command(subcommand)]
     Chunks(sites::ChunksCommand),
@@ -182,6 +188,8 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Exams(command) => exams::run(&context, command).await?,
         Command::Claim(command) => claim::run(&context, command).await?,
         Command::Study(command) => return study::run(&context, command).await,
+        Command::Audit(command) => return audit::run(&context, command).await,
+        Command::Events(args) => audit::events(&context, args).await?,
         Command::Chunks(command) => sites::chunks(&context, command).await?,
         Command::Config(command) => configuration::run(&context, command)?,
         Command::Demo { nodes, slices, exit, keep } => {

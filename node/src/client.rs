@@ -71,6 +71,14 @@ impl Client {
         self.ask(request(Method::GET, path), None, ANSWER_TIMEOUT).await
     }
 
+    /// Reads JSON that takes long to make.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub(crate) async fn get_long(&self, path: &str) -> Result<Value, ClientError> {
+        self.ask(request(Method::GET, path), None, LONG_TIMEOUT).await
+    }
+
     /// Asks for work that changes no replicated state and may take long.
     ///
     /// # Errors

@@ -7,6 +7,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
+use maillage_consensus::command::FORMAT;
 use maillage_dicom::AeTitle;
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +64,8 @@ pub(crate) struct Config {
     pub(crate) dicom: Dicom,
     /// What keeps them.
     pub(crate) storage: Storage,
+    /// Who is told of the audit trail.
+    pub(crate) audit: Audit,
     /// What is logged, and how.
     pub(crate) log: Log,
 }
@@ -107,6 +110,10 @@ pub(crate) struct Raft {
     pub(crate) keep_log: u64,
     /// Silence of a site after which its claims are freed, seconds.
     pub(crate) session_ttl_s: u64,
+    /// The highest format of commands that this node advertises and proposes.
+    pub(crate) format_max: u8,
+    /// How far a leader's clock may be from the others', milliseconds.
+    pub(crate) clock_offset_max_ms: u64,
 }
 
 /// `[http]`
@@ -181,6 +188,13 @@ pub(crate) struct Storage {
     pub(crate) placement_grace_s: u64,
 }
 
+/// `[audit]`
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Audit {
+    /// The syslog server that is sent the audit trail; empty for none.
+    pub(crate) syslog: String,
+}
+
 /// `[log]`
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Log {
@@ -214,6 +228,11 @@ impl Default for Config {
                 snapshot_every: 20_000,
                 keep_log: 5_000,
                 session_ttl_s: 30,
+                format_max: FORMAT,
+                // Far above what clocks that follow any time server differ by, and above the longest round
+                // trip in which they are compared; far below the shortest target, 30 minutes, whose time
+                // left it falsifies.
+                clock_offset_max_ms: 5_000,
             },
             http: Http {
                 listen: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 7480),
@@ -231,6 +250,7 @@ impl Default for Config {
                 quiet_seconds: 5,
             },
             storage: Storage { reserve_mib: 1024, copies: 3, placement_grace_s: 600 },
+            audit: Audit { syslog: String::new() },
             log: Log { format: LogFormat::Text, filter: "info,openraft=warn,libp2p=warn".to_owned() },
         }
     }

@@ -1,6 +1,6 @@
 //! What a node does unasked: its session, its roster, and, while it leads, the mesh's upkeep.
 //!
-//! The leader ends the sessions of sites it no longer hears, and brings joined sites into the Raft
+//! `format`, `clocks` and `attest` are what keeps versions, clocks and states together. The leader ends the sessions of sites it no longer hears, and brings joined sites into the Raft
 //! group: every site as a learner with the whole queue, up to five of them as voters in distinct
 //! zones. The number of voters is odd and never shrinks by itself.
 
@@ -15,10 +15,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::node::Node;
 
+pub(crate) mod attest;
+pub(crate) mod clocks;
+mod format;
+
 /// The most voters: more would slow every commit and bear no likelier loss.
 const VOTERS_MAX: usize = 5;
 /// A learner this many entries behind, or fewer, may become a voter.
 const VOTER_LAG_MAX: u64 = 100;
+/// Critical results escalated in one round.
+const ESCALATED_AT_ONCE: usize = 100;
 /// Between two rounds of a leader's duties.
 const ROUND: Duration = Duration::from_secs(1);
 /// Between two tries at opening this site's session.
@@ -28,12 +34,16 @@ const SESSION_RETRY: Duration = Duration::from_secs(1);
 pub(crate) async fn run(node: Node, shutdown: CancellationToken) {
     let follow = maillage_host::spawn(follow_state(node.clone(), shutdown.clone()));
     let session = maillage_host::spawn(keep_session(node.clone(), shutdown.clone()));
+    let attest = maillage_host::spawn(attest::run(node.clone(), shutdown.clone()));
     let mut failed: BTreeMap<&'static str, String> = BTreeMap::new();
     while shutdown.run_until_cancelled(tokio::time::sleep(ROUND)).await.is_some() {
         let Some(term) = node.group().leads() else { continue };
         for (duty, result) in [
             ("expire sessions", expire_sessions(&node, term).await),
             ("admit sites to the Raft group", admit(&node).await),
+            ("raise the mesh's format", format::raise(&node, term).await),
+            ("escalate critical results", escalate(&node, term).await),
+            ("lead with a right clock", clocks::mind(&node).await),
         ] {
             // Said once for each new reason, not once a second.
             match result {
@@ -48,7 +58,7 @@ pub(crate) async fn run(node: Node, shutdown: CancellationToken) {
             }
         }
     }
-    let _ = tokio::join!(follow, session);
+    let _ = tokio::join!(follow, session, attest);
 }
 
 /// Takes over sites and tokens from the replicated state at every change.
@@ -162,6 +172,20 @@ async fn expire_sessions(node: &Node, term: u64) -> anyhow::Result<()> {
             let command = Command::ExpireSession { site: site.id, session: site.sessions };
             let outcome = node.command_in_term(term, command).await?;
             tracing::warn!(site = site.id.0, ?outcome, "session ended: the site is silent");
+        }
+    }
+    Ok(())
+}
+
+/// Tells critical results again that nobody acknowledged in time.
+async fn escalate(node: &Node, term: u64) -> anyhow::Result<()> {
+    let (criticals, now) = node.read(|view| Ok((view.criticals(ESCALATED_AT_ONCE)?, node.state_time(view)?)))?;
+    // In the order in which they are due.
+    for (exam, remark, _) in criticals.into_iter().take_while(|(_, _, due_at)| due_at.0 <= now.0) {
+        match node.command_in_term(term, Command::Escalate { exam, remark }).await? {
+            Outcome::Done => tracing::warn!(exam = exam.0, remark, "a critical result was not acknowledged in time"),
+            // Acknowledged meanwhile.
+            other => tracing::debug!(exam = exam.0, remark, ?other, "not escalated"),
         }
     }
     Ok(())

@@ -4,7 +4,7 @@
 //! is simply repeated.
 
 use maillage_consensus::Outcome;
-use maillage_consensus::command::{Command, FORMAT};
+use maillage_consensus::command::Command;
 use maillage_consensus::ids::{CommandId, Name};
 
 use crate::config::Config;
@@ -47,12 +47,13 @@ pub(crate) async fn found(node: &Node) -> anyhow::Result<()> {
     if !node.group().is_initialized().await {
         node.group().initialize().await?;
     }
-    let command = Command::Establish {
-        mesh: node.mesh_id(),
-        name: Name::filled(node.mesh_name())?,
-        copies: node.config().storage.copies,
-        founder: describe(node.config(), node.identity())?,
-        format: FORMAT,
+    let (mesh, name) = (node.mesh_id(), Name::filled(node.mesh_name())?);
+    let (copies, founder) = (node.config().storage.copies, describe(node.config(), node.identity())?);
+    // In the words of the first format where it is to be the mesh's: members that know no other then read
+    // the log from its beginning.
+    let command = match node.config().raft.format_max {
+        ..2 => Command::Found { mesh, name, copies, founder },
+        format => Command::Establish { mesh, name, copies, founder, format },
     };
     // A sole voter needs one election, no more; the deadline of a command covers it.
     match node.command(founding_id(node), Name::default(), command).await? {

@@ -43,6 +43,7 @@ mod summary;
 
 pub(crate) use media::MediaType;
 pub(crate) use multipart::{PartReader, Piece};
+pub(crate) use rfc3339::rfc3339;
 pub(crate) use server::{bind_control, serve_tcp, serve_unix};
 
 use app::App;
@@ -55,6 +56,9 @@ const UPLOADS_MAX: usize = 8;
 const EVENT_STREAMS_MAX: usize = 256;
 /// Retrievals at once, each with a few chunks in memory.
 const RETRIEVALS_MAX: usize = 64;
+
+/// Walks of the whole audit trail at once: each reads millions of entries from the disk.
+const AUDITS_MAX: usize = 2;
 
 /// What is served on TCP: everything but administration, and only to this node's own pages and to
 /// programs that are no browsers.
@@ -84,6 +88,8 @@ pub(crate) struct Limits {
     pub(crate) event_streams: Arc<Semaphore>,
     /// Retrievals.
     pub(crate) retrievals: Arc<Semaphore>,
+    /// Walks of the whole audit trail.
+    pub(crate) audits: Arc<Semaphore>,
 }
 
 fn limits() -> Limits {
@@ -91,6 +97,7 @@ fn limits() -> Limits {
         uploads: Arc::new(Semaphore::new(UPLOADS_MAX)),
         event_streams: Arc::new(Semaphore::new(EVENT_STREAMS_MAX)),
         retrievals: Arc::new(Semaphore::new(RETRIEVALS_MAX)),
+        audits: Arc::new(Semaphore::new(AUDITS_MAX)),
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::Parser as _;
 
+mod audit;
 mod cli;
 mod client;
 mod config;

@@ -91,6 +91,9 @@ struct Gauges {
     raft_committed_index: Gauge,
     raft_applied_index: Gauge,
     quorum_age: Seconds,
+    clock_ahead: Seconds,
+    audit_disagreements: Gauge,
+    mesh_format: Gauge,
     exams: Family<ByState, Gauge>,
     studies_below_two_sites: Gauge,
     studies_below_wanted_copies: Gauge,
@@ -114,6 +117,13 @@ pub(crate) struct Scrape {
     pub(crate) applied: u64,
     /// Since a quorum was last heard; `None` for never.
     pub(crate) quorum_age: Option<Duration>,
+    /// How far the clock is ahead, in milliseconds: of the leader's, or on the leader of the others'
+    /// median; `None` while unknown.
+    pub(crate) clock_ahead_ms: Option<i64>,
+    /// Sites whose audit chain is another than this node's.
+    pub(crate) audit_disagreements: usize,
+    /// The format at which the mesh runs.
+    pub(crate) mesh_format: u8,
     /// Exams by state.
     pub(crate) exams: Vec<(&'static str, u64)>,
     /// Studies with a part on fewer than two sites.
@@ -268,8 +278,14 @@ impl Gauges {
         let quorum_age = Seconds::default();
         let help = "Time since a quorum was last heard, +Inf if never";
         registry.register_with_unit("quorum_age", help, Unit::Seconds, quorum_age.clone());
+        let clock_ahead = Seconds::default();
+        let help = "How far the clock is ahead of the leader's, or on the leader of the others' median";
+        registry.register_with_unit("clock_ahead", help, Unit::Seconds, clock_ahead.clone());
         Self {
             quorum_age,
+            clock_ahead,
+            audit_disagreements: registered(registry, "audit_disagreements", "Sites whose audit chain is another"),
+            mesh_format: registered(registry, "mesh_format", "Format at which the mesh runs"),
             raft_term: registered(registry, "raft_term", "Raft term"),
             raft_is_leader: registered(registry, "raft_is_leader", "1 on the leader"),
             raft_committed_index: registered(registry, "raft_committed_index", "Last committed log index"),
@@ -297,6 +313,8 @@ impl Gauges {
             (&self.raft_applied_index, scrape.applied),
             (&self.studies_below_two_sites, scrape.studies_below_two),
             (&self.studies_below_wanted_copies, scrape.studies_below_wanted),
+            (&self.audit_disagreements, scrape.audit_disagreements as u64),
+            (&self.mesh_format, scrape.mesh_format.into()),
             (&self.peers_connected, scrape.peers_connected as u64),
             (&self.store_bytes, scrape.store_bytes),
             (&self.store_chunks, scrape.store_chunks),
@@ -308,9 +326,17 @@ impl Gauges {
         for &(state, count) in &scrape.exams {
             self.exams.get_or_create(&ByState { state }).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
+        // Not a number while unknown: no bound holds for it, and no alert fires.
+        let clock_ahead = scrape.clock_ahead_ms.map_or(f64::NAN, seconds);
+        self.clock_ahead.set(clock_ahead);
         // Infinite rather than absent or NaN: an alert on a large age must fire when there is none.
         self.quorum_age.set(scrape.quorum_age.map_or(f64::INFINITY, |age| age.as_secs_f64()));
     }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "exact up to 2^53 ms, 285,000 years")]
+fn seconds(milliseconds: i64) -> f64 {
+    milliseconds as f64 / 1000.0
 }
 
 /// An outcome's label.
@@ -335,7 +361,13 @@ mod tests {
         metrics.received("new", 1000);
         metrics.command("claim-next", "granted", Duration::from_millis(3));
         let open = metrics.association();
-        let scrape = Scrape { term: 7, exams: vec![("waiting", 3)], ..Scrape::default() };
+        let scrape = Scrape {
+            term: 7,
+            exams: vec![("waiting", 3)],
+            clock_ahead_ms: Some(-1500),
+            audit_disagreements: 2,
+            ..Scrape::default()
+        };
         let text = metrics.encode(&scrape);
         for line in [
             "maillage_rejected_total{interface=\"http\",reason=\"cross-site\"} 1",
@@ -351,6 +383,8 @@ mod tests {
             "maillage_exams{state=\"waiting\"} 3",
             "maillage_quorum_age_seconds inf",
             "maillage_chunk_bytes_sent_total 0",
+            "maillage_clock_ahead_seconds -1.5",
+            "maillage_audit_disagreements 2",
         ] {
             assert!(text.lines().any(|own| own == line), "{line} is missing in\n{text}");
         }

@@ -8,6 +8,7 @@ use maillage_consensus::command::{Command, Envelope, UnixMillisField};
 use maillage_consensus::ids::{CommandId, Name, SiteId};
 use maillage_consensus::machine::ApplyError;
 use maillage_consensus::mesh::Site;
+use maillage_consensus::outcome::Refusal;
 use maillage_consensus::raft::{Committed, Group, GroupStatus, ProposeError, ReadError};
 use maillage_consensus::{Outcome, StateClock, View};
 use maillage_host::{Clock, Disk, UnixMillis};
@@ -168,8 +169,25 @@ impl Node {
     /// [`CommandError`]; only [`CommandError::Unknown`] leaves open whether it took effect.
     pub(crate) async fn command(&self, id: CommandId, user: Name, command: Command) -> Result<Outcome, CommandError> {
         let (kind, started) = (command.kind(), Instant::now());
+        if let Some(refusal) = self.not_yet(&command) {
+            self.metrics().command(kind, outcome_label(&refusal), started.elapsed());
+            return Ok(refusal);
+        }
         let proposed = self.propose(id, user, command).await;
         self.outcome(kind, started, proposed.map(|committed| committed.outcome))
+    }
+
+    /// The refusal of a command that the mesh has no word for yet, or that this node is told not to use:
+    /// the leader would have it wait, in vain.
+    fn not_yet(&self, command: &Command) -> Option<Outcome> {
+        let founds = matches!(command, Command::Found { .. } | Command::Establish { .. });
+        let needs = command.format();
+        if founds || needs == 1 {
+            return None;
+        }
+        // One that cannot be read is the leader's to judge.
+        let format = self.read(|view| view.format()).ok()?.min(self.config().raft.format_max);
+        (needs > format).then_some(Outcome::Refused(Refusal::Format { format }))
     }
 
     /// As [`Node::command`], with the command's place in the log and its outcome's bytes.

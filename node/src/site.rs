@@ -36,7 +36,7 @@ use crate::metrics::Metrics;
 use crate::node::{Node, Parts};
 use crate::presence::Presence;
 use crate::roster::Roster;
-use crate::{copies, duties, founding, gather, http, joining, links, scp};
+use crate::{audit, copies, duties, founding, gather, http, joining, links, scp};
 
 pub use crate::config::{ConfigError, Settings};
 pub use crate::data_dir::{MeshFile, MeshFileMember};
@@ -148,6 +148,7 @@ pub struct Site(Arc<Inner>);
 
 struct Inner {
     node: Node,
+    disk: Disk,
     dicom: Arc<scp::Port>,
     inbox: Mutex<Option<Inbox>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
@@ -193,6 +194,7 @@ impl Site {
                 election_max: Duration::from_millis(raft.election_max_ms),
             },
             keepalive: GroupConfig::KEEPALIVE.min(Duration::from_secs(raft.session_ttl_s) / 5),
+            format: raft.format_max,
             snapshot_every: raft.snapshot_every,
             keep_log: raft.keep_log,
             disk: disk.clone(),
@@ -221,6 +223,7 @@ impl Site {
         });
         let ingest = Ingest::new(store.clone(), clock.clone(), metrics.clone(), gather, mesh_patient);
         let dicom = scp::Port::new(ingest.clone(), metrics.clone());
+        let disk_of_node = disk.clone();
         let parts = Parts {
             config,
             disk,
@@ -239,6 +242,7 @@ impl Site {
         };
         let inner = Inner {
             node: Node::new(parts),
+            disk: disk_of_node,
             dicom,
             inbox: Mutex::new(Some(Inbox { arrivals, faults })),
             tasks: Mutex::default(),
@@ -254,6 +258,9 @@ impl Site {
         let Some(Inbox { arrivals, mut faults }) = inbox else { return };
         let (node, shutdown) = (&self.0.node, &self.0.shutdown);
         self.run(duties::run(node.clone(), shutdown.clone()));
+        if let Ok(target) = node.config().audit.syslog.parse() {
+            self.run(audit::forward(node.clone(), self.0.disk.clone(), target, shutdown.clone()));
+        }
         self.run(gather::run(node.clone(), arrivals, shutdown.clone()));
         self.run(copies::run(node.clone(), shutdown.clone()));
         self.run(copies::bring_claimed(node.clone(), shutdown.clone()));

@@ -141,7 +141,15 @@ impl Http {
     /// # Panics
     /// When there is none.
     pub async fn events(self, path: &str) -> Events {
-        let opened = timeout(DEADLINE, self.open(&Method::GET, path, &[], Bytes::new())).await;
+        self.events_with(path, &[]).await
+    }
+
+    /// Opens a stream of server-sent events, with these headers.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub async fn events_with(self, path: &str, headers: &[(&str, &str)]) -> Events {
+        let opened = timeout(DEADLINE, self.open(&Method::GET, path, headers, Bytes::new())).await;
         let response = opened.expect("events within 30 s").unwrap_or_else(|error| panic!("{path}: {}", error.0));
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()[CONTENT_TYPE], "text/event-stream");

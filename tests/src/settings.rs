@@ -30,6 +30,10 @@ pub struct Settings {
     pub quiet_seconds: u64,
     /// Copies of each image in the mesh.
     pub copies: u8,
+    /// The highest format of commands that the site admits to understand; its newest when `None`.
+    pub format_max: Option<u8>,
+    /// The syslog server that is sent the audit trail.
+    pub syslog: Option<String>,
 }
 
 impl Default for Settings {
@@ -42,6 +46,8 @@ impl Default for Settings {
             keep_log: 5_000,
             quiet_seconds: 1,
             copies: 3,
+            format_max: None,
+            syslog: None,
         }
     }
 }
@@ -76,6 +82,13 @@ impl Settings {
             at.dicom,
             self.quiet_seconds,
         );
+        let tables = [
+            self.format_max.map(|format| ("[raft]\n", format!("[raft]\nformat_max = {format}\n"))),
+            self.syslog.as_ref().map(|server| ("[log]\n", format!("[audit]\nsyslog = \"{server}\"\n[log]\n"))),
+        ];
+        for (table, longer) in tables.into_iter().flatten() {
+            text = text.replacen(table, &longer, 1);
+        }
         if self.callers.is_empty() {
             text.push_str("any_caller = true\n");
         }

@@ -169,6 +169,10 @@ impl Decoder {
     }
 
     /// Nothing may follow.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub(crate) fn finish(self) -> Result<(), Malformed> {
         if self.0.is_empty() { Ok(()) } else { Err(Malformed("trailing bytes")) }
     }

@@ -21,6 +21,9 @@ pub struct GroupConfig {
     pub timing: Timing,
     /// How often this node tells the leader that it is there. [`GroupConfig::KEEPALIVE`] unless a test needs less.
     pub keepalive: Duration,
+    /// The highest format of commands that this node says it understands. What a format is, is the
+    /// machine's business.
+    pub format: u8,
     /// Applied entries between two snapshots.
     pub snapshot_every: u64,
     /// Entries kept in the log below a snapshot, for followers that are only a little behind.

@@ -2,7 +2,7 @@
 //!
 //! Who does what: `start.rs` puts the parts together; `propose.rs` and `read.rs` bring commands and
 //! linearizable reads to the leader; `membership.rs` changes who votes; `presence.rs` is who was heard
-//! when; `upkeep.rs` holds the tasks that publish the status, checkpoint the state and finish what a
+//! when; `offset.rs` is how the clocks stand; `upkeep.rs` holds the tasks that publish the status, checkpoint the state and finish what a
 //! dead leader left half done.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +19,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 mod membership;
+mod offset;
 mod presence;
 mod propose;
 mod read;
@@ -30,6 +31,7 @@ pub use propose::{Committed, ProposeError};
 pub use read::ReadError;
 pub use start::StartError;
 
+pub(crate) use offset::Offset;
 pub(crate) use presence::{Contact, Presence};
 
 use super::client::{Dialer, quorum_age};
@@ -40,7 +42,7 @@ use super::log::Log;
 use super::server;
 use super::snapshot::SnapshotStore;
 use super::state::View;
-use super::status::{Freshness, GroupStatus};
+use super::status::{ClockOffset, Freshness, GroupStatus, Said};
 use super::types::{LeaderId, Metrics, Raft};
 use crate::StateClock;
 use crate::machine::Machine;
@@ -69,6 +71,9 @@ pub(crate) struct Inner {
     timing: Timing,
     started: Instant,
     presence: Presence,
+    offset: Offset,
+    /// The format that this node advertises.
+    format: u8,
     /// KiB of commands that this node, as leader, has under way.
     under_way: Arc<Semaphore>,
     /// One change of membership at a time (openraft loses track of two).
@@ -294,6 +299,18 @@ impl Group {
     /// lead; act on it only through [`Group::propose_in_term`].
     pub fn heard(&self) -> Option<BTreeMap<u64, Instant>> {
         self.inner.heard()
+    }
+
+    /// On the leader: what each node said of itself in this leadership; nothing of a node that was not
+    /// heard in it. `None` when this node does not lead.
+    pub fn said(&self) -> Option<BTreeMap<u64, Said>> {
+        self.inner.said()
+    }
+
+    /// How this node's clock stands to the leader's: exactly, on the leader itself; `None` before the
+    /// first measurement against the leader of now.
+    pub fn clock_offset(&self) -> Option<ClockOffset> {
+        self.inner.clock_offset()
     }
 
     /// Asks for a snapshot now, instead of after the usual number of entries.

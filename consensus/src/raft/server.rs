@@ -87,7 +87,7 @@ async fn dispatch(
         }
         Frame::Propose(wait, command) => inner.propose_for(from, command, Instant::now() + wait.min(WAIT_MAX)).await,
         Frame::ReadIndex(wait) => inner.read_index_for(Instant::now() + wait.min(WAIT_MAX)).await,
-        Frame::KeepAlive => inner.keep_alive_from(from),
+        Frame::KeepAlive(greeting) => inner.keep_alive_from(from, greeting),
         _ => return Err(ServeError::Refused("not a request")),
     };
     writer.send(&reply).await?;

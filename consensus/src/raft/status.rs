@@ -57,3 +57,23 @@ pub struct Freshness {
     /// quorum's last acknowledgement). `None` when that never happened since the start.
     pub age: Option<Duration>,
 }
+
+/// How a node's wall clock stands to the leader's, by the exchange with the shortest round trip of the
+/// last few (RFC 5905 section 8, with one stamp of the leader's, which answers at once).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ClockOffset {
+    /// How far the node's clock is ahead of the leader's, in milliseconds.
+    pub ahead_ms: i64,
+    /// The round trip: the offset is wrong by at most half of it.
+    pub round_trip: Duration,
+}
+
+/// What a node last said of itself to the leader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Said {
+    /// The highest format of commands that it understands.
+    pub format: u8,
+    /// How its clock stands to the leader's; `None` before its first measurement, and for ever from a
+    /// node of the first version.
+    pub clock: Option<ClockOffset>,
+}

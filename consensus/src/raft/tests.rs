@@ -3,5 +3,6 @@
 mod cluster;
 mod conformance;
 mod crashes;
+mod greetings;
 mod hostile;
 mod throughput;

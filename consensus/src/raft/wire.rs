@@ -7,14 +7,17 @@
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use maillage_host::UnixMillis;
 use openraft::raft::{
     AppendEntriesRequest, TransferLeaderError, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 
+mod greeting;
 mod stream;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use greeting::Greeting;
 pub(crate) use stream::{FrameReader, FrameWriter, split};
 
 use super::codec::{Decoder, Encode, Malformed};
@@ -67,7 +70,9 @@ pub(crate) enum Frame {
     Propose(Duration, Bytes),
     /// Asks the leader which index a linearizable read must have applied.
     ReadIndex(Duration),
-    KeepAlive,
+    /// The sender is there. With what it says of itself; nothing from a node of the first version, which
+    /// refuses a body too.
+    KeepAlive(Option<Greeting>),
 
     Appended(Option<LogId>),
     Conflict(LogId),
@@ -79,7 +84,8 @@ pub(crate) enum Frame {
     NotLeader(Option<u64>),
     Failed(Failure),
     ReadAt(u64),
-    Heard,
+    /// The answer to a keep-alive; to one with a body, with the leader's wall clock.
+    Heard(Option<UnixMillis>),
     /// The stream is refused; the reason is for people.
     Refused(String),
 }
@@ -98,7 +104,7 @@ impl Frame {
             Self::SnapshotEnd => "snapshot end",
             Self::Propose(..) => "propose",
             Self::ReadIndex(_) => "read index",
-            Self::KeepAlive => "keep-alive",
+            Self::KeepAlive(_) => "keep-alive",
             Self::Appended(_) => "appended",
             Self::Conflict(_) => "conflict",
             Self::HigherVote(_) => "higher vote",
@@ -109,7 +115,7 @@ impl Frame {
             Self::NotLeader(_) => "not leader",
             Self::Failed(_) => "failed",
             Self::ReadAt(_) => "read at",
-            Self::Heard => "heard",
+            Self::Heard(_) => "heard",
             Self::Refused(_) => "refused",
         }
     }
@@ -155,7 +161,10 @@ impl Frame {
                 out.put_u8(10);
                 out.put_u32_le(millis(*wait));
             }
-            Self::KeepAlive => out.put_u8(11),
+            Self::KeepAlive(greeting) => {
+                out.put_u8(11);
+                greeting.iter().for_each(|greeting| greeting.encode(out));
+            }
             reply => reply.encode_reply(out),
         }
     }
@@ -224,7 +233,10 @@ impl Frame {
                 out.put_u8(138);
                 out.put_u64_le(*index);
             }
-            Self::Heard => out.put_u8(139),
+            Self::Heard(clock) => {
+                out.put_u8(139);
+                clock.iter().for_each(|clock| out.put_u64_le(clock.0));
+            }
             Self::Refused(reason) => {
                 out.put_u8(140);
                 out.put_block(reason.as_bytes());
@@ -267,7 +279,12 @@ impl Frame {
                 return Ok(Self::Propose(wait, decoder.rest()));
             }
             10 => Self::ReadIndex(Duration::from_millis(decoder.u32()?.into())),
-            11 => Self::KeepAlive,
+            // Fields that a later version adds behind these are not for this one.
+            11 => return Ok(Self::KeepAlive(Greeting::decode(&mut decoder)?)),
+            139 => {
+                let clock = if decoder.is_empty() { None } else { Some(UnixMillis(decoder.u64()?)) };
+                return Ok(Self::Heard(clock));
+            }
             135 => {
                 let index = decoder.u64()?;
                 return Ok(Self::Committed(index, decoder.rest()));
@@ -311,7 +328,6 @@ impl Frame {
                 })
             }
             138 => Self::ReadAt(decoder.u64()?),
-            139 => Self::Heard,
             140 => Self::Refused(decoder.text()?),
             _ => return Err(Malformed("frame: unknown tag")),
         })

@@ -58,6 +58,19 @@ fn checks(status: &Value) -> Vec<Check> {
             detail: format!("{} damaged", field(status, &["storage", "bad"])),
         },
         Check {
+            name: "audit",
+            ok: status["audit"]["disagreeing"].as_array().is_some_and(Vec::is_empty),
+            detail: match items(&status["audit"], "disagreeing") {
+                [] => "no site disagrees".to_owned(),
+                sites => format!("{} sites have another state: see `maillage audit verify`", sites.len()),
+            },
+        },
+        Check {
+            name: "clock",
+            ok: status["clock"]["off"] == Value::Bool(false),
+            detail: format!("{} ms ahead of the others", field(status, &["clock", "ahead_ms"])),
+        },
+        Check {
             name: "writer",
             ok: status["storage"]["writer_failed"] == Value::Bool(false),
             detail: match status["storage"]["writer_failed"].as_bool() {
@@ -75,6 +88,7 @@ mod tests {
     fn degraded(change: impl FnOnce(&mut Value)) -> Vec<&'static str> {
         let mut status = json!({
             "quorum": { "voters": 3, "needed": 2, "alive": 2, "reached": true },
+            "audit": { "disagreeing": [] }, "clock": { "off": false },
             "storage": { "bad": 0, "under_two_sites": 0, "writer_failed": false },
             "peers": [{ "site": 1 }, { "site": 2 }],
         });
@@ -88,9 +102,11 @@ mod tests {
         assert_eq!(degraded(|status| status["quorum"]["reached"] = json!(false)), ["quorum"]);
         assert_eq!(degraded(|status| status["fatal"] = json!("log")), ["quorum"]);
         assert_eq!(degraded(|status| status["storage"]["writer_failed"] = json!(true)), ["writer"]);
+        assert_eq!(degraded(|status| status["audit"]["disagreeing"] = json!(["lyon"])), ["audit"]);
+        assert_eq!(degraded(|status| status["clock"]["off"] = json!(true)), ["clock"]);
         assert_eq!(degraded(|status| status["storage"]["under_two_sites"] = json!(1)), ["copies"]);
         assert_eq!(degraded(|status| status["storage"]["bad"] = json!(1)), ["chunks"]);
-        assert_eq!(degraded(|status| *status = json!({})), ["quorum", "copies", "chunks", "writer"]);
+        assert_eq!(degraded(|status| *status = json!({})), ["quorum", "copies", "chunks", "audit", "clock", "writer"]);
     }
 
     #[test]

@@ -128,6 +128,17 @@ fn screen(status: &Value) -> String {
         storage("bad"),
     ));
     text.push_str(&format!(
+        "versions format {} of {}; clock {} ms ahead, {} allowed; {}\n",
+        get(&["format", "mesh"]),
+        get(&["format", "known"]),
+        get(&["clock", "ahead_ms"]),
+        get(&["clock", "bound_ms"]),
+        match items(&status["audit"], "disagreeing") {
+            [] => "no site disagrees".to_owned(),
+            _ => format!("DISAGREEMENT WITH {}", get(&["audit", "disagreeing"])),
+        },
+    ));
+    text.push_str(&format!(
         "copies   {} studies below two sites, {} below the copies wanted\n\n",
         storage("under_two_sites"),
         storage("under_wanted"),
@@ -182,6 +193,8 @@ mod tests {
             "site": { "id": 3, "name": "rennes", "zone": "bretagne" },
             "version": "0.1.0", "role": "follower", "term": 4, "leader": "lyon", "committed": 1234, "applied": 1233,
             "quorum": { "voters": 3, "needed": 2, "alive": 3, "tolerates": 1 }, "age_ms": 80,
+            "format": { "mesh": 2, "advertised": 2, "known": 2 }, "audit": { "disagreeing": [] },
+            "clock": { "ahead_ms": -12, "round_trip_ms": 3, "bound_ms": 5000, "off": false },
             "queue": { "requested": 5, "waiting": 12, "claimed": 3, "reported": 100, "cancelled": 2, "unsolicited": 1,
                        "overdue": 2, "oldest_urgent_ms": 250_000 },
             "storage": { "bytes": 220_200_960_u64, "chunks": 800, "packs": 2, "free_bytes": 107_374_182_400_u64, "bad": 0,
@@ -206,6 +219,7 @@ mod tests {
             raft     follower, term 4, committed 1234, applied 1233, leader lyon
             queue    12 waiting (2 overdue, oldest urgent 4 min 10 s), 3 claimed, 5 requested, 1 unsolicited; 100 reported, 2 cancelled
             storage  210.0 MiB in 800 chunks and 2 packs, 100.0 GiB free, 0 damaged
+            versions format 2 of 2; clock -12 ms ahead, 5000 allowed; no site disagrees
             copies   1 studies below two sites, 4 below the copies wanted
 
             SITE  NAME       ZONE      ROLE      STATE  RTT     LAG  SESSION  VERSION  ADDRESSES
@@ -238,6 +252,7 @@ mod tests {
             raft     -, term -, committed -, applied -, leader -
             queue    - waiting (- overdue, oldest urgent -), - claimed, - requested, - unsolicited; - reported, - cancelled
             storage  - in - chunks and - packs, - free, - damaged
+            versions format - of -; clock - ms ahead, - allowed; no site disagrees
             copies   - studies below two sites, - below the copies wanted
 
             no sites

@@ -5,15 +5,19 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use maillage_consensus::command::FORMAT;
 use tracing_subscriber::EnvFilter;
 
 use super::Config;
+use crate::audit::Target;
 use crate::data_dir::DataDir;
 
 /// Longest name of a site or zone, in bytes: that of a DNS label (RFC 1035), as names become ones.
 pub(super) const NAME_LEN_MAX: usize = 63;
 /// Shortest heartbeat; below it, timers and disks of ordinary machines decide elections.
 const HEARTBEAT_MS_MIN: u64 = 10;
+/// Least bound on clocks: a round trip over the sea is half a second, and half of it is the error.
+const CLOCK_OFFSET_MS_MIN: u64 = 500;
 /// Longest election time-out: the promise is a new leader within seconds.
 const ELECTION_MS_MAX: u64 = 60_000;
 /// Most associations: each may hold an instance's bytes in flight.
@@ -35,6 +39,7 @@ pub(super) fn check(config: &Config, problem: &mut dyn FnMut(&'static str, Strin
     http(config, problem);
     dicom(config, problem);
     storage(config, problem);
+    audit(config, problem);
     ports(config, problem);
     if let Err(error) = EnvFilter::try_new(&config.log.filter) {
         problem("log.filter", format!("{:?} is no log filter: {error}", config.log.filter));
@@ -85,6 +90,13 @@ fn raft(config: &Config, problem: &mut dyn FnMut(&'static str, String)) {
         let is = raft.election_max_ms;
         problem("raft.election_max_ms", format!("must be at most {ELECTION_MS_MAX}, is {is}"));
     }
+    if !(1..=FORMAT).contains(&raft.format_max) {
+        problem("raft.format_max", format!("must be 1 to {FORMAT}, is {}", raft.format_max));
+    }
+    if raft.clock_offset_max_ms < CLOCK_OFFSET_MS_MIN || raft.clock_offset_max_ms > NUMBER_MAX {
+        let is = raft.clock_offset_max_ms;
+        problem("raft.clock_offset_max_ms", format!("must be at least {CLOCK_OFFSET_MS_MIN}, is {is}"));
+    }
     if raft.snapshot_every == 0 || raft.snapshot_every > NUMBER_MAX {
         problem("raft.snapshot_every", "must be at least 1".to_owned());
     }
@@ -97,6 +109,15 @@ fn raft(config: &Config, problem: &mut dyn FnMut(&'static str, String)) {
     if raft.session_ttl_s < least_s || raft.session_ttl_s > NUMBER_MAX {
         let is = raft.session_ttl_s;
         problem("raft.session_ttl_s", format!("must be at least 2 x raft.election_max_ms = {least_s} s, is {is}"));
+    }
+}
+
+fn audit(config: &Config, problem: &mut dyn FnMut(&'static str, String)) {
+    let syslog = &config.audit.syslog;
+    if !syslog.is_empty()
+        && let Err(error) = syslog.parse::<Target>()
+    {
+        problem("audit.syslog", error);
     }
 }
 

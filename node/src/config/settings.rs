@@ -126,6 +126,11 @@ pub(crate) static SETTINGS: &[Setting] = &[
         "Log entries kept behind a snapshot, for sites that were away for a short while."),
     setting!(raft.session_ttl_s, Bare, None,
         "Silence of a site after which the exams it claimed are free again."),
+    setting!(raft.format_max, Bare, None,
+        "Highest format of commands that this node says it understands, and uses. The mesh's format rises\n\
+         when every site is ready; hold it back with this until an upgrade needs no way back."),
+    setting!(raft.clock_offset_max_ms, Bare, None,
+        "A leader whose clock is further than this from the median of the others' hands over."),
 
     setting!(http.listen, Text, None,
         "The worklist page and the HTTP API. It has no users yet: whoever reaches it may use it."),
@@ -159,6 +164,10 @@ pub(crate) static SETTINGS: &[Setting] = &[
         "Copies of every image in the mesh, 1 to 7. Used by `maillage init` only, then set mesh-wide."),
     setting!(storage.placement_grace_s, Bare, None,
         "Time that a lost site has to come back before its copies are made elsewhere."),
+
+    setting!(audit.syslog, Text, None,
+        "Send the whole mesh's audit trail there, as DICOM audit messages: \"udp://HOST:PORT\" or\n\
+         \"tcp://HOST:PORT\". One site that does is enough. It names patients by their identifiers."),
 
     setting!(log.format, Text, None,
         "\"text\" for people, \"json\" for machines. Logs go to standard error."),

@@ -8,6 +8,7 @@ use axum::routing::{delete, get, post};
 
 use super::app::App;
 
+mod audit;
 mod claims;
 mod events;
 mod exams;
@@ -23,6 +24,9 @@ pub(super) fn routes() -> Router<App> {
         .route("/peers", get(mesh::peers))
         .route("/chunks", get(mesh::chunks))
         .route("/events", get(events::events))
+        .route("/audit", get(audit::page))
+        .route("/audit/verify", get(audit::verify_all))
+        .route("/audit/export", get(audit::export))
         .route("/exams", get(exams::list).post(exams::add))
         .route("/exams/{id}", get(exams::show))
         .route("/exams/{id}/cancel", post(exams::cancel))
@@ -44,4 +48,5 @@ pub(super) fn admin() -> Router<App> {
     Router::new()
         .route("/tokens", get(tokens::list).post(tokens::create))
         .route("/tokens/{key}", delete(tokens::revoke))
+        .route("/audit/attest", post(audit::attest))
 }

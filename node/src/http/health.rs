@@ -12,6 +12,7 @@ use maillage_store::{Stats, StoreError};
 use super::app::App;
 use super::reading::milliseconds;
 use super::status::{MeshStatus, Reach, is_cut_off};
+use crate::duties::{attest, clocks};
 use crate::metrics::{CONTENT_TYPE, Scrape};
 
 /// How well a part does.
@@ -61,6 +62,7 @@ fn parts(app: &App, stats: Result<Stats, StoreError>) -> Vec<Part> {
         false => part("dicom", Condition::Degraded, "not listening".to_owned()),
     };
     let mut parts = vec![raft, quorum, dicom];
+    parts.extend(agreement(app));
     match stats {
         Err(error) => parts.push(part("store", Condition::Failed, error.to_string())),
         Ok(stats) => {
@@ -76,6 +78,33 @@ fn parts(app: &App, stats: Result<Stats, StoreError>) -> Vec<Part> {
         }
     }
     parts
+}
+
+/// Whether the replicas agree, and the clocks.
+fn agreement(app: &App) -> [Part; 2] {
+    let part = |name, degraded, says| {
+        let condition = if degraded { Condition::Degraded } else { Condition::Ok };
+        Part { name, condition, says }
+    };
+    let read = app.node.read(|view| Ok((attest::disagreeing(view)?, view.sites()?)));
+    let (audit, sites) = match read {
+        Err(error) => (part("audit", true, error.to_string()), Vec::new()),
+        Ok((disagreeing, sites)) if disagreeing.is_empty() => {
+            (part("audit", false, "no site disagrees".to_owned()), sites)
+        }
+        Ok((disagreeing, sites)) => {
+            let disagreeing: Vec<String> = disagreeing.iter().map(ToString::to_string).collect();
+            (part("audit", true, format!("the state differs from that of site {}", disagreeing.join(", "))), sites)
+        }
+    };
+    let clock = match clocks::ahead_ms(&app.node, &sites) {
+        None => part("clock", false, "not compared".to_owned()),
+        Some(ahead) => {
+            let off = clocks::is_off(ahead, app.node.config().raft.clock_offset_max_ms);
+            part("clock", off, format!("{ahead} ms ahead of the others"))
+        }
+    };
+    [audit, clock]
 }
 
 fn report(parts: &[Part], verbose: bool) -> Response {
@@ -130,6 +159,9 @@ pub(super) async fn metrics(State(app): State<App>) -> Response {
         ];
         scrape.studies_below_two = counts.studies_below_two;
         scrape.studies_below_wanted = counts.studies_below_wanted;
+        scrape.mesh_format = status.format();
+        scrape.audit_disagreements = status.disagreeing.len();
+        scrape.clock_ahead_ms = status.clock_ahead_ms;
         scrape.peers_connected = status.sites.iter().filter(|row| row.reach == Reach::Connected).count();
     }
     let body = app.node.metrics().encode(&scrape);

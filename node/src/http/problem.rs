@@ -82,6 +82,8 @@ impl Problem {
         other_patient: CONFLICT, "other-patient", "The study belongs to another patient";
         /// Not all of the images are here.
         incomplete: CONFLICT, "images-incomplete", "Not all of the images are here";
+        /// What came after the client's cursor is not kept any more.
+        cursor_forgotten: GONE, "cursor-forgotten", "What came after this cursor is not kept any more";
         /// Parts of one study name different patients.
         several_patients: CONFLICT, "several-patients", "The study names several patients";
     }

@@ -1,19 +1,21 @@
 //! The mesh as this node sees it: what `status`, the page and readiness show, gathered once.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use maillage_consensus::View;
-use maillage_consensus::command::UnixMillisField;
+use maillage_consensus::command::{FORMAT, UnixMillisField};
 use maillage_consensus::exam::{Exam, Priority};
 use maillage_consensus::ids::SiteId;
 use maillage_consensus::machine::ApplyError;
 use maillage_consensus::mesh::{Counts, Mesh, Site};
-use maillage_consensus::raft::{GroupStatus, Role};
+use maillage_consensus::raft::{ClockOffset, GroupStatus, Role, Said};
 use maillage_store::Stats;
 use serde_json::{Value, json};
 
 use super::reading::milliseconds;
 use super::rfc3339::rfc3339;
+use crate::duties::{attest, clocks};
 use crate::node::Node;
 use crate::presence::PeerState;
 
@@ -52,6 +54,16 @@ pub(crate) struct MeshStatus {
     group: GroupStatus,
     storage: Stats,
     reserve_bytes: u64,
+    /// Sites whose audit chain is another than this node's: their states differ.
+    pub(crate) disagreeing: Vec<SiteId>,
+    /// How far this node's clock is ahead, in milliseconds: of the leader's, or while it leads of the
+    /// others' median; `None` while unknown.
+    pub(crate) clock_ahead_ms: Option<i64>,
+    clock: Option<ClockOffset>,
+    clock_bound_ms: u64,
+    format_max: u8,
+    /// What the sites said of themselves, while this node leads.
+    said: Option<BTreeMap<u64, Said>>,
     overdue: Option<usize>,
     oldest_urgent_ms: Option<u64>,
 }
@@ -129,8 +141,16 @@ impl MeshStatus {
         let reached = |site: SiteId| site == own || peers.iter().any(|peer| peer.site == site && peer.connected);
         let alive = group.voters.iter().filter(|voter| reached(SiteId(**voter))).count();
         let quorum = Quorum { voters: group.voters.len(), needed: group.voters.len() / 2 + 1, alive };
-        let sites = view.sites()?.into_iter().map(|site| site_row(site, own, &group, &peers)).collect();
+        let sites = view.sites()?;
+        let clock_ahead_ms = clocks::ahead_ms(node, &sites);
+        let sites = sites.into_iter().map(|site| site_row(site, own, &group, &peers)).collect();
         Ok(Self {
+            disagreeing: attest::disagreeing(view)?,
+            clock_ahead_ms,
+            clock: node.group().clock_offset(),
+            clock_bound_ms: config.raft.clock_offset_max_ms,
+            format_max: config.raft.format_max,
+            said: node.group().said(),
             now,
             age: node.age(),
             mesh: view.mesh()?,
@@ -169,6 +189,32 @@ impl MeshStatus {
         is_cut_off(self.age)
     }
 
+    /// Whether this node's clock is further off than a leader's may be.
+    pub(crate) fn clock_is_off(&self) -> bool {
+        self.clock_ahead_ms.is_some_and(|ahead| clocks::is_off(ahead, self.clock_bound_ms))
+    }
+
+    /// The format at which the mesh runs.
+    pub(crate) fn format(&self) -> u8 {
+        self.mesh.as_ref().map_or(1, |mesh| mesh.format)
+    }
+
+    /// What a site said of itself, as far as this node was told.
+    fn said(&self, site: SiteId) -> Option<Said> {
+        match &self.said {
+            Some(said) => said.get(&site.0).copied(),
+            None => (site == self.own).then_some(Said { format: self.format_max, clock: self.clock }),
+        }
+    }
+
+    fn names_of(&self, sites: impl Iterator<Item = SiteId>) -> Vec<String> {
+        let name = |site: SiteId| {
+            let row = self.sites.iter().find(|row| row.site.id == site);
+            row.map_or_else(|| format!("site {site}"), |row| row.site.description.name.to_string())
+        };
+        sites.map(name).collect()
+    }
+
     /// When a quorum was last heard.
     pub(crate) fn heard_at(&self) -> Option<UnixMillisField> {
         self.age.map(|age| UnixMillisField(self.now.0.saturating_sub(milliseconds(age))))
@@ -187,6 +233,17 @@ impl MeshStatus {
         let mut warn = |what: String, command| warnings.push(Warning { what, command });
         if let Some(why) = &self.group.fatal {
             warn(format!("this node stopped being a replica: {why}"), "restart maillage serve");
+        }
+        if !self.disagreeing.is_empty() {
+            let names = self.names_of(self.disagreeing.iter().copied()).join(", ");
+            warn(
+                format!("ALARM: the audit chain of {names} is another than here: the states differ"),
+                "maillage audit verify",
+            );
+        }
+        if let Some(ahead) = self.clock_ahead_ms.filter(|_| self.clock_is_off()) {
+            let of = if self.said.is_some() { "the others' median" } else { "the leader's" };
+            warn(format!("this node's clock is {ahead} ms ahead of {of}: it must not lead"), "timedatectl");
         }
         if self.cut_off() {
             let since = self.heard_at().map_or("its start".to_owned(), rfc3339);
@@ -211,6 +268,15 @@ impl MeshStatus {
         }
         for row in self.sites.iter().filter(|row| row.reach == Reach::Unreachable) {
             warn(format!("site {} is not connected", row.site.description.name), "maillage peers list");
+        }
+        if let Some(said) = self.said.as_ref().filter(|_| self.format() < FORMAT.min(self.format_max)) {
+            let ready = |site: SiteId| said.get(&site.0).is_some_and(|said| said.format > self.format());
+            let late = self.sites.iter().map(|row| row.site.id).filter(|site| !ready(*site));
+            let (format, late) = (self.format(), self.names_of(late).join(", "));
+            warn(
+                format!("the mesh runs at format {format} until all sites are upgraded; it waits for {late}"),
+                "maillage peers list",
+            );
         }
         if let Some(overdue @ 1..) = self.overdue {
             warn(format!("{overdue} exams are overdue"), "maillage exams list --state waiting");
@@ -274,6 +340,14 @@ impl MeshStatus {
                 "under_two_sites": counts.studies_below_two,
                 "under_wanted": counts.studies_below_wanted,
             },
+            "format": { "mesh": self.format(), "advertised": self.format_max, "known": FORMAT },
+            "clock": {
+                "ahead_ms": self.clock_ahead_ms,
+                "round_trip_ms": self.clock.map(|clock| milliseconds(clock.round_trip)),
+                "bound_ms": self.clock_bound_ms,
+                "off": self.clock_is_off(),
+            },
+            "audit": { "disagreeing": self.names_of(self.disagreeing.iter().copied()) },
             "peers": self.peers_json(),
             "warnings": warnings,
         })
@@ -287,6 +361,8 @@ impl MeshStatus {
     fn site_json(&self, row: &SiteRow) -> Value {
         let (description, peer) = (&row.site.description, row.peer.as_ref());
         let own = row.reach == Reach::Own;
+        // Of all sites on the leader; of itself elsewhere. Clocks are against the leader's.
+        let said = self.said(row.site.id);
         let version = peer.and_then(|peer| peer.version.clone());
         json!({
             "site": row.site.id,
@@ -301,6 +377,8 @@ impl MeshStatus {
             "joined_at": rfc3339(row.site.joined_at),
             "version": if own { Some(env!("CARGO_PKG_VERSION").to_owned()) } else { version },
             "free_bytes": if own { Some(self.storage.free) } else { peer.and_then(|peer| peer.free_bytes) },
+            "format": said.map(|said| said.format),
+            "clock_ahead_ms": said.and_then(|said| said.clock).map(|clock| clock.ahead_ms),
             "addresses": description.addresses,
             "weight": description.weight,
         })

@@ -8,7 +8,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Contact, Group, GroupConfig, Inner, Presence, propose, upkeep};
+use super::{Contact, Group, GroupConfig, Inner, Offset, Presence, propose, upkeep};
 use crate::StateClock;
 use crate::raft::client::{Dialer, Ledger, Network, QuorumView};
 use crate::raft::config::Timing;
@@ -89,6 +89,8 @@ pub(super) async fn start(config: GroupConfig) -> Result<Group, StartError> {
         timing: config.timing,
         started: Instant::now(),
         presence: Presence::default(),
+        offset: Offset::default(),
+        format: config.format,
         under_way: Arc::new(Semaphore::new(propose::UNDER_WAY_KIB)),
         changing: Arc::new(Semaphore::new(1)),
         status: watch::channel(GroupStatus::default()).0,

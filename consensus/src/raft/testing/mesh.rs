@@ -8,10 +8,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use maillage_host::{Clock, Disk, EngineHome};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
 
 use super::Toy;
+use crate::raft::wire::{Frame, split};
 use crate::raft::{Committed, Duplex, Group, GroupConfig, Links, ProposeError, ReadError, StartError, Timing};
 
 /// How long the tests wait for what must come, on however busy a machine.
@@ -26,6 +28,8 @@ struct Fabric {
     groups: BTreeMap<u64, Group>,
     /// Nodes that reach nobody and are reached by nobody.
     cut: BTreeSet<u64>,
+    /// Nodes that refuse what the first version refused.
+    first_version: BTreeSet<u64>,
     streams: Vec<(u64, u64, AbortHandle)>,
 }
 
@@ -35,11 +39,13 @@ pub(crate) struct Site {
     pub(crate) home: Arc<dyn EngineHome>,
     pub(crate) snapshot_every: u64,
     pub(crate) keep_log: u64,
+    pub(crate) format: u8,
+    pub(crate) clock: Clock,
 }
 
 impl Site {
     pub(crate) fn new(disk: Disk, home: Arc<dyn EngineHome>) -> Self {
-        Self { disk, home, snapshot_every: 10_000, keep_log: 1000 }
+        Self { disk, home, snapshot_every: 10_000, keep_log: 1000, format: 2, clock: Clock::system() }
     }
 }
 
@@ -59,13 +65,14 @@ impl Mesh {
                 election_max: Duration::from_millis(2000),
             },
             keepalive: Duration::from_millis(500),
+            format: site.format,
             snapshot_every: site.snapshot_every,
             keep_log: site.keep_log,
             disk: site.disk,
             home: site.home,
             machine: Arc::new(Toy),
             links: Arc::new(Port { mesh: self.clone(), node_id }),
-            clock: Clock::system(),
+            clock: site.clock,
         }
     }
 
@@ -95,6 +102,11 @@ impl Mesh {
             group.watch().wait_for(|status| status.leader == Some(1)).await.expect("the group runs");
         }
         groups
+    }
+
+    /// Lets a node refuse a keep-alive with a body, as the first version does.
+    pub(crate) fn make_first_version(&self, node_id: u64) {
+        self.fabric().first_version.insert(node_id);
     }
 
     /// Cuts a node off, or joins it again.
@@ -136,8 +148,13 @@ impl Links for Port {
                 return Err(io::ErrorKind::HostUnreachable.into());
             }
             let group = fabric.groups.get(&target).cloned().ok_or(io::ErrorKind::HostUnreachable)?;
-            let (near, far) = tokio::io::duplex(256 << 10);
+            let (near, mut far) = tokio::io::duplex(256 << 10);
             let from = self.node_id;
+            if fabric.first_version.contains(&target) {
+                let (inner, outer) = tokio::io::duplex(256 << 10);
+                drop(maillage_host::spawn(as_first_version(far, outer)));
+                far = inner;
+            }
             let serving = maillage_host::spawn(async move { group.serve(from, duplex(far)).await });
             fabric.streams.retain(|(_, _, stream)| !stream.is_finished());
             fabric.streams.push((from, target, serving.abort_handle()));
@@ -147,7 +164,23 @@ impl Links for Port {
     }
 }
 
-fn duplex(stream: tokio::io::DuplexStream) -> Duplex {
+/// Passes a stream on, unless it asks what the first version of the protocol has no word for.
+async fn as_first_version(mut asker: DuplexStream, mut group: DuplexStream) -> io::Result<()> {
+    /// A hello, and the length and tag of the frame behind it.
+    const START: usize = 4 + 58 + 4 + 1;
+    const KEEP_ALIVE: u8 = 11;
+    let mut start = [0; START];
+    asker.read_exact(&mut start).await?;
+    let len = u32::from_le_bytes(start[62..66].try_into().unwrap_or_default());
+    if start[66] == KEEP_ALIVE && len > 1 {
+        let (_, mut writer) = split(duplex(asker));
+        return writer.send(&Frame::Refused("malformed frame, or of another version".to_owned())).await;
+    }
+    group.write_all(&start).await?;
+    tokio::io::copy_bidirectional(&mut asker, &mut group).await.map(drop)
+}
+
+fn duplex(stream: DuplexStream) -> Duplex {
     let (reader, writer) = tokio::io::split(stream);
     Duplex { reader: Box::new(reader), writer: Box::new(writer) }
 }

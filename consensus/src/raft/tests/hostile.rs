@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use crate::raft::testing::{Mesh, Site, commit, real_disk, toy_command};
 use crate::raft::types::{LeaderId, Vote};
-use crate::raft::wire::{Frame, Hello};
+use crate::raft::wire::{Frame, Greeting, Hello};
 use crate::raft::{Duplex, Group};
 
 async fn founder() -> (Group, tempfile::TempDir) {
@@ -55,12 +55,15 @@ async fn a_stream_of_another_mesh_epoch_or_node_is_refused_with_the_reason() {
         (Hello { to: 3, ..hello() }, "another node is meant"),
         (Hello { from: 3, ..hello() }, "not the node that was authenticated"),
     ] {
-        match ask(&group, &[Frame::Hello(hello), Frame::KeepAlive]).await {
+        match ask(&group, &[Frame::Hello(hello), Frame::KeepAlive(None)]).await {
             Some(Frame::Refused(said)) => assert_eq!(said, reason),
             other => panic!("{reason}: {other:?}"),
         }
     }
-    assert!(matches!(ask(&group, &[Frame::Hello(hello()), Frame::KeepAlive]).await, Some(Frame::Heard)));
+    // To a node of the first version, which says nothing of itself, without the clock that it cannot read.
+    assert!(matches!(ask(&group, &[Frame::Hello(hello()), Frame::KeepAlive(None)]).await, Some(Frame::Heard(None))));
+    let greeting = Frame::KeepAlive(Some(Greeting { format: 2, measured: None }));
+    assert!(matches!(ask(&group, &[Frame::Hello(hello()), greeting]).await, Some(Frame::Heard(Some(_)))));
     group.shutdown().await;
 }
 

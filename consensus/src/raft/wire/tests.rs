@@ -4,14 +4,22 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use openraft::{EmptyNode, EntryPayload};
 
+use maillage_host::UnixMillis;
+
 use super::{
-    AppendEntriesRequest, Bytes, BytesMut, Duration, Failure, Frame, Hello, LogId, TransferLeaderError,
+    AppendEntriesRequest, Bytes, BytesMut, Duration, Failure, Frame, Greeting, Hello, LogId, TransferLeaderError,
     TransferLeaderRequest, Vote, VoteRequest, VoteResponse,
 };
+use crate::raft::status::ClockOffset;
 use crate::raft::types::{Entry, LeaderId, Membership, Payload};
 
 fn id(index: u64) -> LogId {
     LogId { leader_id: LeaderId { term: 3, node_id: 2 }, index }
+}
+
+fn greeting() -> Greeting {
+    let measured = ClockOffset { ahead_ms: -1234, round_trip: Duration::from_millis(40) };
+    Greeting { format: 2, measured: Some(measured) }
 }
 
 /// One of each frame.
@@ -38,7 +46,9 @@ fn frames() -> Vec<Frame> {
         Frame::SnapshotEnd,
         Frame::Propose(Duration::from_millis(8), "command".into()),
         Frame::ReadIndex(Duration::from_millis(9)),
-        Frame::KeepAlive,
+        Frame::KeepAlive(None),
+        Frame::KeepAlive(Some(Greeting { format: 2, measured: None })),
+        Frame::KeepAlive(Some(greeting())),
         Frame::Appended(Some(id(1))),
         Frame::Conflict(id(2)),
         Frame::HigherVote(vote),
@@ -54,7 +64,8 @@ fn frames() -> Vec<Frame> {
         Frame::Failed(Failure::Unknown),
         Frame::Failed(Failure::Invalid("why".to_owned())),
         Frame::ReadAt(6),
-        Frame::Heard,
+        Frame::Heard(None),
+        Frame::Heard(Some(UnixMillis(1_767_323_045_678))),
         Frame::Refused("why".to_owned()),
     ]
 }
@@ -89,4 +100,24 @@ fn frames_cut_short_or_changed_never_panic() {
             }
         }
     }
+}
+
+#[test]
+fn a_keep_alive_of_the_first_version_is_read_and_ours_can_be_written_as_one() {
+    assert_eq!(encoded(&Frame::KeepAlive(None))[..], [11], "as the first version writes it");
+    assert_eq!(encoded(&Frame::Heard(None))[..], [139], "and answers it");
+    assert!(matches!(Frame::decode(Bytes::from_static(&[11])), Ok(Frame::KeepAlive(None))));
+    assert!(matches!(Frame::decode(Bytes::from_static(&[139])), Ok(Frame::Heard(None))));
+    // These bytes are on the wire between versions.
+    let golden = [&[11, 2, 1][..], &(-1234_i64).to_le_bytes(), &40_u32.to_le_bytes()].concat();
+    assert_eq!(encoded(&Frame::KeepAlive(Some(greeting())))[..], golden);
+}
+
+#[test]
+fn what_a_later_version_adds_to_a_keep_alive_is_skipped() {
+    for frame in [Frame::KeepAlive(Some(greeting())), Frame::Heard(Some(UnixMillis(7)))] {
+        let longer = [&encoded(&frame)[..], b"more"].concat();
+        assert_eq!(format!("{:?}", Frame::decode(longer.into()).expect("a frame")), format!("{frame:?}"));
+    }
+    assert!(Frame::decode(Bytes::from_static(&[11, 2, 1, 0])).is_err(), "half a body is none");
 }

@@ -1,5 +1,6 @@
-//! `GET /events`: server-sent events, one whenever the queue or this node's contact with the mesh
-//! changed, for pages and programs that then read what they show anew.
+//! `GET /events`: server-sent events. With `after`, each event of the queue from a cursor on (see
+//! [`since`]); without, one whenever the queue or this node's contact with the mesh changed, for pages and
+//! programs that then read what they show anew.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -7,15 +8,22 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::sse::{Event, KeepAlive, Sse};
-use futures::stream::{self, Stream};
+use axum::response::{IntoResponse as _, Response};
+use futures::stream;
+use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::http::app::{App, try_place};
+use crate::http::extract::UrlQuery;
 use crate::http::problem::Problem;
 use crate::http::status::is_cut_off;
 use crate::node::Node;
+
+mod since;
+
+use since::{From, Since};
 
 /// Changes closer together than this make one event: a page need not flicker.
 const COALESCE: Duration = Duration::from_millis(200);
@@ -36,13 +44,28 @@ struct Watcher {
     _place: OwnedSemaphorePermit,
 }
 
-/// `GET /events`: event `queue`, its id the applied index. With `Last-Event-ID`, the first event comes
+/// Which events.
+#[derive(Debug, Deserialize)]
+pub(super) struct EventsQuery {
+    after: Option<String>,
+}
+
+/// `GET /events?after=`: see [`since`]. `GET /events`: event `queue`, its id the applied index. With `Last-Event-ID`, the first event comes
 /// at once only if that is not the present one.
 pub(super) async fn events(
     State(app): State<App>,
     headers: HeaderMap,
-) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
+    UrlQuery(query): UrlQuery<EventsQuery>,
+) -> Result<Response, Problem> {
     let place = try_place(&app.limits.event_streams, "event streams")?;
+    if let Some(after) = query.after {
+        let since = Since::new(app.node, From::of(&after, &headers)?, place)?;
+        let events = stream::unfold(since, async |mut since| {
+            let event = since.next().await?;
+            Some((Ok::<_, Infallible>(event), since))
+        });
+        return Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response());
+    }
     let seen = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse::<u64>().ok());
     let mut changes = app.node.changes();
     let applied = *changes.borrow_and_update();
@@ -56,9 +79,9 @@ pub(super) async fn events(
     };
     let events = stream::unfold(watcher, async |mut watcher| {
         let event = watcher.next().await?;
-        Some((Ok(event), watcher))
+        Some((Ok::<_, Infallible>(event), watcher))
     });
-    Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
+    Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
 }
 
 impl Watcher {
