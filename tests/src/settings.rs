@@ -30,6 +30,8 @@ pub struct Settings {
     pub quiet_seconds: u64,
     /// Copies of each image in the mesh.
     pub copies: u8,
+    /// The hospitals' group of its readers; empty for none.
+    pub territory: String,
 }
 
 impl Default for Settings {
@@ -42,6 +44,7 @@ impl Default for Settings {
             keep_log: 5_000,
             quiet_seconds: 1,
             copies: 3,
+            territory: String::new(),
         }
     }
 }
@@ -64,11 +67,12 @@ impl Settings {
         let mut text = format!(
             "[node]\nname = \"{name}\"\nzone = \"{zone}\"\ndata_dir = {data_dir:?}\n\
              [mesh]\nlisten = \"{}\"\n[http]\nlisten = \"{}\"\n\
-             [raft]\nsession_ttl_s = {}\nsnapshot_every = {}\nkeep_log = {}\n\
+             [site]\nterritory = \"{}\"\n[raft]\nsession_ttl_s = {}\nsnapshot_every = {}\nkeep_log = {}\n\
              [storage]\nreserve_mib = 64\ncopies = {}\n[log]\nfilter = \"info\"\n\
              [dicom]\nlisten = \"{}\"\nquiet_seconds = {}\n",
             at.mesh,
             at.http,
+            self.territory,
             self.session_ttl_s,
             self.snapshot_every,
             self.keep_log,
