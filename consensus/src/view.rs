@@ -150,6 +150,41 @@ impl<'a> View<'a> {
         failure.map_or(Ok(exams), Err)
     }
 
+    /// Up to `limit` exams that `keep` wants, in ascending order from `after` on (exclusive), of at most
+    /// `scan_max` that are looked at; and where to go on from, if it did not come to the end.
+    pub fn exams_where(
+        &self,
+        after: Option<ExamId>,
+        scan_max: usize,
+        limit: usize,
+        keep: &dyn Fn(&Exam) -> bool,
+    ) -> Result<(Vec<Exam>, Option<ExamId>), ApplyError> {
+        let from = keys::exam(after.unwrap_or(ExamId(0)));
+        let end = [keys::EXAMS[0] + 1];
+        let (mut exams, mut seen, mut next) = (Vec::new(), 0, None);
+        let mut failure = None;
+        self.0.scan(Bound::Excluded(from.as_slice()), Bound::Excluded(&end), &mut |_, bytes| {
+            let exam = match Exam::decode(bytes) {
+                Ok(exam) => exam,
+                Err(error) => {
+                    failure = Some(error);
+                    return false;
+                }
+            };
+            seen += 1;
+            let id = exam.id;
+            if keep(&exam) {
+                exams.push(exam);
+            }
+            let goes_on = exams.len() < limit && seen < scan_max;
+            if !goes_on {
+                next = Some(id);
+            }
+            goes_on
+        })?;
+        failure.map_or(Ok((exams, next)), Err)
+    }
+
     /// Exams with an accession number.
     pub fn exams_with_accession(&self, accession: &str) -> Result<Vec<Exam>, ApplyError> {
         self.indexed(&keys::accessions_of(accession), usize::MAX)

@@ -18,8 +18,10 @@ mod configuration;
 mod exams;
 mod health;
 mod lifetime;
+mod partners;
 mod prompt;
 mod sites;
+mod stats;
 mod status;
 mod study;
 mod token;
@@ -79,11 +81,19 @@ enum Command {
     #[command(subcommand)]
     Peers(sites::PeersCommand),
     /// The examinations
-    #[command(subcommand)]
+    #[command(subcommand, alias = "exam")]
     Exams(exams::ExamsCommand),
     /// The right to read an exam
     #[command(subcommand)]
     Claim(claim::ClaimCommand),
+    /// Partner hospitals: where they are, and whose contract covers them
+    #[command(subcommand)]
+    Hospital(partners::HospitalCommand),
+    /// For whom exams are kept, and when critical results escalate
+    #[command(subcommand)]
+    Policy(partners::PolicyCommand),
+    /// How long reading takes: exact figures over any period
+    Stats(stats::StatsArgs),
     /// The images
     #[command(subcommand)]
     Study(study::StudyCommand),
@@ -187,6 +197,9 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Peers(command) => sites::peers(&context, command).await?,
         Command::Exams(command) => exams::run(&context, command).await?,
         Command::Claim(command) => claim::run(&context, command).await?,
+        Command::Hospital(command) => partners::hospital(&context, command).await?,
+        Command::Policy(command) => partners::policy(&context, command).await?,
+        Command::Stats(args) => stats::run(&context, args).await?,
         Command::Study(command) => return study::run(&context, command).await,
         Command::Audit(command) => return audit::run(&context, command).await,
         Command::Events(args) => audit::events(&context, args).await?,

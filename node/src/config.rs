@@ -56,6 +56,8 @@ pub(crate) struct Config {
     pub(crate) node: Node,
     /// How it meets the other sites.
     pub(crate) mesh: Mesh,
+    /// Where its readers are.
+    pub(crate) site: Site,
     /// How the sites agree.
     pub(crate) raft: Raft,
     /// The local API and the worklist page.
@@ -93,6 +95,17 @@ pub(crate) struct Mesh {
     pub(crate) announce: Vec<SocketAddr>,
     /// Whether peers are looked for by multicast DNS.
     pub(crate) lan_discovery: bool,
+}
+
+/// `[site]`
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(crate) struct Site {
+    /// The hospitals' group that its readers belong to; empty when that is not known, as below.
+    pub(crate) territory: String,
+    /// The department.
+    pub(crate) department: String,
+    /// The region.
+    pub(crate) region: String,
 }
 
 /// `[raft]`
@@ -221,6 +234,7 @@ impl Default for Config {
         Self {
             node: Node { zone: name.clone(), name, data_dir: PathBuf::from("/var/lib/maillage"), weight: 100 },
             mesh: Mesh { listen: SocketAddr::new(any, 7400), announce: Vec::new(), lan_discovery: false },
+            site: Site::default(),
             raft: Raft {
                 heartbeat_ms: 150,
                 election_min_ms: 750,

@@ -14,6 +14,7 @@ use maillage_consensus::mesh::Site;
 use tokio_util::sync::CancellationToken;
 
 use crate::node::Node;
+use crate::situation;
 
 pub(crate) mod attest;
 pub(crate) mod clocks;
@@ -91,14 +92,15 @@ async fn follow_state(node: Node, shutdown: CancellationToken) {
 /// changed. Keep-alives are the Raft layer's.
 async fn keep_session(node: Node, shutdown: CancellationToken) {
     let mut changes = node.changes();
-    let mut described = false;
+    let (mut described, mut situated) = (false, false);
     loop {
         let site = node.read(|view| view.site(node.site())).ok().flatten();
         let done = match site {
             None => false,
             Some(site) => {
                 described = described || describe_if_changed(&node, &site).await;
-                described && (site.session_open || open_session(&node).await)
+                situated = situated || situation::propose_if_changed(&node).await;
+                described && (site.session_open || open_session(&node).await) && situated
             }
         };
         let wait = async {

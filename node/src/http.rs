@@ -37,9 +37,11 @@ mod problem;
 mod reading;
 mod rfc3339;
 mod server;
+mod signing;
 mod status;
 mod stow;
 mod summary;
+mod words;
 
 pub(crate) use media::MediaType;
 pub(crate) use multipart::{PartReader, Piece};
@@ -148,6 +150,7 @@ fn method_label(method: &Method) -> &'static str {
         Method::GET => "GET",
         Method::HEAD => "HEAD",
         Method::POST => "POST",
+        Method::PUT => "PUT",
         Method::DELETE => "DELETE",
         _ => "other",
     }

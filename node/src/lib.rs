@@ -32,6 +32,7 @@ mod roster;
 mod scp;
 mod serve;
 pub mod site;
+mod situation;
 mod token;
 
 /// What still runs when the command is done (a file being read, a lock being waited for) is given

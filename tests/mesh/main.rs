@@ -22,6 +22,7 @@ mod ingest;
 mod interop;
 mod joining;
 mod leader;
+mod life;
 mod matching;
 mod page;
 mod queue;

@@ -34,6 +34,8 @@ pub struct Settings {
     pub format_max: Option<u8>,
     /// The syslog server that is sent the audit trail.
     pub syslog: Option<String>,
+    /// The hospitals' group of its readers; empty for none.
+    pub territory: String,
 }
 
 impl Default for Settings {
@@ -48,6 +50,7 @@ impl Default for Settings {
             copies: 3,
             format_max: None,
             syslog: None,
+            territory: String::new(),
         }
     }
 }
@@ -70,11 +73,12 @@ impl Settings {
         let mut text = format!(
             "[node]\nname = \"{name}\"\nzone = \"{zone}\"\ndata_dir = {data_dir:?}\n\
              [mesh]\nlisten = \"{}\"\n[http]\nlisten = \"{}\"\n\
-             [raft]\nsession_ttl_s = {}\nsnapshot_every = {}\nkeep_log = {}\n\
+             [site]\nterritory = \"{}\"\n[raft]\nsession_ttl_s = {}\nsnapshot_every = {}\nkeep_log = {}\n\
              [storage]\nreserve_mib = 64\ncopies = {}\n[log]\nfilter = \"info\"\n\
              [dicom]\nlisten = \"{}\"\nquiet_seconds = {}\n",
             at.mesh,
             at.http,
+            self.territory,
             self.session_ttl_s,
             self.snapshot_every,
             self.keep_log,

@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use hyper::Method;
 use serde_json::{Value, json};
 
+use super::exams::Specialty;
 use super::{Context, Repeatable, body, exams, prompt};
 use crate::client::{ClientError, Problem};
 use crate::exit::{ExitCode, Failure};
@@ -16,11 +17,17 @@ const REPORT_LEN_MAX: u64 = 1 << 20;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ClaimCommand {
-    /// Claim the waiting exam that is due first
+    /// Claim the exam that you should read next
     Next {
         /// Only exams of this modality; may be repeated
         #[arg(long, value_name = "CODE")]
         modality: Vec<String>,
+        /// What you read; radiology by default; may be repeated
+        #[arg(long, value_enum)]
+        specialty: Vec<Specialty>,
+        /// What you are an expert of; may be repeated
+        #[arg(long, value_name = "CODE")]
+        expertise: Vec<String>,
         #[command(flatten)]
         reader: Reader,
         #[command(flatten)]
@@ -30,6 +37,30 @@ pub(super) enum ClaimCommand {
     Take {
         /// The exam's number
         id: u64,
+        #[command(flatten)]
+        reader: Reader,
+        #[command(flatten)]
+        repeatable: Repeatable,
+    },
+    /// Take an exam from whoever has it
+    TakeOver {
+        /// The exam's number
+        id: u64,
+        /// Why; told to whoever had it
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+        #[command(flatten)]
+        reader: Reader,
+        #[command(flatten)]
+        repeatable: Repeatable,
+    },
+    /// Say that you have opened an exam
+    Open {
+        /// The exam's number
+        id: u64,
+        /// The token that the claim gave
+        #[arg(long, value_name = "NUMBER")]
+        token: u64,
         #[command(flatten)]
         reader: Reader,
         #[command(flatten)]
@@ -57,6 +88,9 @@ pub(super) enum ClaimCommand {
         /// The token that the claim gave
         #[arg(long, value_name = "NUMBER")]
         token: u64,
+        /// A first word only: the claim goes on, and a final report is to follow
+        #[arg(long)]
+        preliminary: bool,
         #[command(flatten)]
         report: ReportArgs,
         #[command(flatten)]
@@ -88,8 +122,15 @@ pub(super) struct ReportArgs {
 pub(super) async fn run(context: &Context, command: ClaimCommand) -> anyhow::Result<()> {
     let client = context.client()?;
     match command {
-        ClaimCommand::Next { modality, reader, repeatable } => {
-            let body = json!({ "user": reader.user, "modalities": modality });
+        ClaimCommand::Next { modality, specialty, expertise, reader, repeatable } => {
+            let specialties: Vec<_> = specialty.into_iter().filter_map(exams::spelled).collect();
+            let list = |list: Vec<String>| (!list.is_empty()).then(|| json!(list));
+            let body = body([
+                ("user", Some(json!(reader.user))),
+                ("modalities", list(modality)),
+                ("specialties", list(specialties)),
+                ("expertise", list(expertise)),
+            ]);
             let path = "/api/v1/claims/next";
             let granted = client.command(Method::POST, path, Some(&body), repeatable.id()).await?;
             context.print(&granted, grant)?;
@@ -98,6 +139,18 @@ pub(super) async fn run(context: &Context, command: ClaimCommand) -> anyhow::Res
             let (path, body) = (format!("/api/v1/exams/{id}/claim"), json!({ "user": reader.user }));
             let granted = client.command(Method::POST, &path, Some(&body), repeatable.id()).await?;
             context.print(&granted, grant)?;
+        }
+        ClaimCommand::TakeOver { id, reason, reader, repeatable } => {
+            prompt::confirm(context, &format!("Take exam {id} from whoever reads it?")).await?;
+            let path = format!("/api/v1/exams/{id}/take-over");
+            let body = json!({ "user": reader.user, "reason": reason });
+            let granted = client.command(Method::POST, &path, Some(&body), repeatable.id()).await?;
+            context.print(&granted, grant)?;
+        }
+        ClaimCommand::Open { id, token, reader, repeatable } => {
+            let (path, body) = (format!("/api/v1/exams/{id}/open"), json!({ "user": reader.user, "token": token }));
+            let done = client.command(Method::POST, &path, Some(&body), repeatable.id()).await?;
+            context.print(&done, |_| format!("exam {id}: opened\n"))?;
         }
         ClaimCommand::Release { id, token, reason, reader, repeatable } => {
             let path = format!("/api/v1/exams/{id}/release");
@@ -109,19 +162,27 @@ pub(super) async fn run(context: &Context, command: ClaimCommand) -> anyhow::Res
             let done = client.command(Method::POST, &path, Some(&body(fields)), repeatable.id()).await?;
             context.print(&done, |_| format!("exam {id}: released\n"))?;
         }
-        ClaimCommand::Complete { id, token, report, reader, repeatable } => {
+        ClaimCommand::Complete { id, token, preliminary, report, reader, repeatable } => {
             let path = format!("/api/v1/exams/{id}/report");
-            let body = json!({ "user": reader.user, "token": token, "text": report.read().await? });
+            let mut body = json!({ "user": reader.user, "token": token, "text": report.read().await? });
+            if preliminary {
+                body["kind"] = json!("preliminary");
+            }
             let done = client.command(Method::POST, &path, Some(&body), repeatable.id()).await;
             let done = done.map_err(|error| explain_stale(error, id))?;
-            context.print(&done, |_| format!("exam {id}: reported\n"))?;
+            let word = if preliminary { "reported, to be followed by a final report" } else { "reported" };
+            context.print(&done, |_| format!("exam {id}: {word}\n"))?;
         }
     }
     Ok(())
 }
 
 impl ReportArgs {
-    async fn read(self) -> anyhow::Result<String> {
+    /// The text, wherever it is.
+    ///
+    /// # Errors
+    /// It cannot be read, is empty, or too long.
+    pub(super) async fn read(self) -> anyhow::Result<String> {
         let text = match (self.text, self.report) {
             (Some(text), _) => text,
             (None, Some(path)) if path.as_os_str() == "-" => prompt::read_stdin("the report", REPORT_LEN_MAX).await?,

@@ -8,6 +8,7 @@ use super::{Context, Repeatable, age_note, body, prompt};
 use crate::client::{Client, ClientError, segment, with_query};
 use crate::output::{field, items};
 
+mod life;
 mod look;
 
 pub(super) use look::sheet;
@@ -24,6 +25,21 @@ pub(super) enum ExamsCommand {
         /// Only those in this state
         #[arg(long, value_enum)]
         state: Option<State>,
+        /// Only those of this hospital
+        #[arg(long, value_name = "NAME")]
+        hospital: Option<String>,
+        /// Only those of this modality
+        #[arg(long, value_name = "CODE")]
+        modality: Option<String>,
+        /// Only those of the patient with this identifier
+        #[arg(long, value_name = "ID")]
+        patient_id: Option<String>,
+        /// Only those with this accession number
+        #[arg(long, value_name = "NUMBER")]
+        accession: Option<String>,
+        /// Only those that wait for a regulator, first come first
+        #[arg(long)]
+        to_regulate: bool,
         /// At most so many
         #[arg(long, default_value_t = 100, value_name = "N")]
         limit: usize,
@@ -74,6 +90,8 @@ pub(super) enum ExamsCommand {
         #[command(flatten)]
         repeatable: Repeatable,
     },
+    #[command(flatten)]
+    Life(life::LifeCommand),
 }
 
 /// Who decides, for the record.
@@ -119,6 +137,21 @@ pub(super) struct NewExam {
     /// How urgent it is
     #[arg(long, value_enum, default_value = "urgent")]
     priority: Priority,
+    /// What the patient said of the transfer of the images; refused, they do not leave their site
+    #[arg(long, value_enum)]
+    consent: Option<Consent>,
+    /// Who reads it; else its modality decides
+    #[arg(long, value_enum)]
+    specialty: Option<Specialty>,
+    /// The expertise that a rare case needs
+    #[arg(long, value_name = "CODE")]
+    expertise: Option<String>,
+    /// A regulator has to validate it first
+    #[arg(long)]
+    regulate: bool,
+    /// The clinical question
+    #[arg(long, value_name = "TEXT")]
+    question: Option<String>,
     /// Put it into the waiting room at once, without waiting for its images
     #[arg(long)]
     without_images: bool,
@@ -146,18 +179,56 @@ pub(super) enum Priority {
 pub(super) enum State {
     /// Its images are awaited
     Requested,
+    /// A regulator found it relevant
+    Validated,
+    /// The patient is being scanned
+    Acquiring,
+    /// Its images are arriving
+    Receiving,
     /// To be claimed
     Waiting,
-    /// Being read
+    /// A reader has it
     Claimed,
-    /// Done
+    /// Its reader has opened it
+    Reading,
+    /// The final report is signed
     Reported,
+    /// The requesting physician has the report
+    Delivered,
+    /// Its outcome was followed up
+    FollowedUp,
+    /// Its images are gone
+    Purged,
+    /// Refused by a regulator
+    Refused,
     /// Not to be read
     Cancelled,
 }
 
+/// What the patient said of the transfer of the images.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum Consent {
+    /// Nothing was declared
+    Undeclared,
+    /// The requester declares it
+    Declared,
+    /// An absolute emergency excuses its absence
+    Emergency,
+    /// The patient refuses
+    Refused,
+}
+
+/// Which physicians read an exam.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum Specialty {
+    /// Radiologists
+    Radiology,
+    /// Nuclear physicians: PET and scintigraphy
+    NuclearMedicine,
+}
+
 /// As the API spells it.
-fn spelled(value: impl ValueEnum) -> Option<String> {
+pub(super) fn spelled(value: impl ValueEnum) -> Option<String> {
     value.to_possible_value().map(|value| value.get_name().to_owned())
 }
 
@@ -174,8 +245,18 @@ fn date(text: &str) -> Result<String, String> {
 pub(super) async fn run(context: &Context, command: ExamsCommand) -> anyhow::Result<()> {
     let client = context.client()?;
     match command {
-        ExamsCommand::List { state, limit, fresh } => {
-            let exams = list(&client, state, limit, fresh).await?;
+        ExamsCommand::List { state, hospital, modality, patient_id, accession, to_regulate, limit, fresh } => {
+            let flag = |set: bool| set.then(|| "true".to_owned());
+            let wanted = [
+                ("state", state.and_then(spelled)),
+                ("hospital", hospital),
+                ("modality", modality),
+                ("patient", patient_id),
+                ("accession", accession),
+                ("to-regulate", flag(to_regulate)),
+                ("fresh", flag(fresh)),
+            ];
+            let exams = list(&client, &wanted, limit).await?;
             context.print(&exams, |exams| table(items(exams, "exams")).render("no exams") + &age_note(exams))?;
         }
         ExamsCommand::Show { id } => {
@@ -203,6 +284,7 @@ pub(super) async fn run(context: &Context, command: ExamsCommand) -> anyhow::Res
             let body = body([("into", Some(json!(into))), ("user", by.user.map(Value::from))]);
             decide(context, &client, unsolicited, "reconcile", &body, repeatable).await?;
         }
+        ExamsCommand::Life(command) => life::run(context, &client, command).await?,
     }
     Ok(())
 }
@@ -225,24 +307,20 @@ async fn decide(
 }
 
 /// The list, of as many pages as it takes.
-async fn list(client: &Client, state: Option<State>, limit: usize, fresh: bool) -> Result<Value, ClientError> {
+async fn list(client: &Client, wanted: &[(&str, Option<String>)], limit: usize) -> Result<Value, ClientError> {
     let mut all: Option<Value> = None;
     let (mut count, mut after) = (0, None);
     loop {
-        let page = with_query(
-            PATH,
-            &[
-                ("state", state.and_then(spelled)),
-                ("limit", Some((limit - count).min(PAGE).to_string())),
-                ("after", after.take()),
-                ("fresh", fresh.then(|| "true".to_owned())),
-            ],
-        );
+        let mut query = wanted.to_vec();
+        query.push(("limit", Some((limit - count).min(PAGE).to_string())));
+        query.push(("after", after.take()));
+        let page = with_query(PATH, &query);
         let mut page = client.get(&page).await?;
         let exams = items(&page, "exams").to_vec();
         count += exams.len();
         after = page.get("next").filter(|next| !next.is_null()).map(|next| segment(&field(next, &[])));
-        let more = after.is_some() && !exams.is_empty() && count < limit;
+        // A page may be empty and still have a next one: the node looks at so many exams at a time.
+        let more = after.is_some() && count < limit;
         match all.as_mut() {
             // The first page speaks for the age of all: it is the oldest.
             Some(first) => {
@@ -277,6 +355,11 @@ fn request(new: &NewExam) -> Value {
         ("physician", text(&new.physician)),
         ("priority", spelled(new.priority).map(Value::from)),
         ("awaits_images", Some(json!(!new.without_images))),
+        ("consent", new.consent.and_then(spelled).map(Value::from)),
+        ("specialty", new.specialty.and_then(spelled).map(Value::from)),
+        ("expertise", text(&new.expertise)),
+        ("regulate", new.regulate.then_some(Value::Bool(true))),
+        ("question", text(&new.question)),
         ("user", text(&new.by.user)),
     ])
 }

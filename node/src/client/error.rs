@@ -41,8 +41,10 @@ impl Problem {
     pub(crate) fn exit_code(&self) -> ExitCode {
         match self.code.as_str() {
             "no-quorum" | "unknown-outcome" => ExitCode::NoQuorum,
-            "conflict" | "stale-token" | "wrong-state" => ExitCode::Conflict,
-            "storage-full" | "other-patient" | "several-patients" => ExitCode::Refused,
+            "conflict" | "stale-token" | "wrong-state" | "done-already" => ExitCode::Conflict,
+            "storage-full" | "other-patient" | "several-patients" | "no-contract" | "consent-refused" => {
+                ExitCode::Refused
+            }
             "images-damaged" | "corrupt" => ExitCode::Corrupt,
             _ => ExitCode::Error,
         }
@@ -147,6 +149,9 @@ mod tests {
             ("conflict", ExitCode::Conflict),
             ("stale-token", ExitCode::Conflict),
             ("wrong-state", ExitCode::Conflict),
+            ("done-already", ExitCode::Conflict),
+            ("no-contract", ExitCode::Refused),
+            ("consent-refused", ExitCode::Refused),
             ("storage-full", ExitCode::Refused),
             ("images-damaged", ExitCode::Corrupt),
             ("corrupt", ExitCode::Corrupt),

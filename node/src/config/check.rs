@@ -6,9 +6,10 @@
 use std::net::{IpAddr, SocketAddr};
 
 use maillage_consensus::command::FORMAT;
+use maillage_consensus::ids::Name;
 use tracing_subscriber::EnvFilter;
 
-use super::Config;
+use super::{Config, Site};
 use crate::audit::Target;
 use crate::data_dir::DataDir;
 
@@ -35,6 +36,7 @@ const NUMBER_MAX: u64 = i64::MAX as u64;
 pub(super) fn check(config: &Config, problem: &mut dyn FnMut(&'static str, String)) {
     node(config, problem);
     mesh(config, problem);
+    site(config, problem);
     raft(config, problem);
     http(config, problem);
     dicom(config, problem);
@@ -68,6 +70,17 @@ fn mesh(config: &Config, problem: &mut dyn FnMut(&'static str, String)) {
     for address in &config.mesh.announce {
         if address.ip().is_unspecified() || address.port() == 0 {
             problem("mesh.announce", format!("{address} is not an address that another site can reach"));
+        }
+    }
+}
+
+fn site(config: &Config, problem: &mut dyn FnMut(&'static str, String)) {
+    let Site { territory, department, region } = &config.site;
+    for (setting, name) in [("site.territory", territory), ("site.department", department), ("site.region", region)] {
+        if let Err(error) = Name::new(name.as_str()) {
+            problem(setting, error.to_string());
+        } else if name.trim() != name {
+            problem(setting, "starts or ends with a space: another word than the hospitals' one".to_owned());
         }
     }
 }

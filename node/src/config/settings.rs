@@ -114,6 +114,14 @@ pub(crate) static SETTINGS: &[Setting] = &[
     setting!(mesh.lan_discovery, Bare, None,
         "Also find members on the local network by multicast DNS."),
 
+    setting!(site.territory, Text, None,
+        "Where its readers are: the hospitals' group whose exams they read first. Empty: none.\n\
+         The same words as in `maillage hospital set`."),
+    setting!(site.department, Text, None,
+        "The department: its exams come next."),
+    setting!(site.region, Text, None,
+        "The region: its exams come after those. What is wider still comes last."),
+
     setting!(raft.heartbeat_ms, Bare, None,
         "Between two heartbeats of the leader. The same on every site."),
     setting!(raft.election_min_ms, Bare, None,

@@ -1,52 +1,133 @@
 //! `/api/v1` and `/admin/v1`: JSON for the command line and for programs.
 //!
 //! Reads carry their age (see `reading`); every change is a command with an id, so that a client that
-//! lost the answer repeats it under the same `Idempotency-Key` and learns the first outcome.
+//! lost the answer repeats it under the same `Idempotency-Key` and learns the first outcome. The routes are
+//! a [`Table`], which makes both the router and the OpenAPI document: a route that is not in it is not served.
+
+use std::sync::OnceLock;
 
 use axum::Router;
-use axum::routing::{delete, get, post};
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
 
 use super::app::App;
 
 mod audit;
-mod claims;
+pub(super) mod claims;
 mod events;
 mod exams;
 mod instances;
+mod life;
 mod mesh;
+mod partners;
+mod remarks;
+mod sheet;
+mod statistics;
 mod studies;
+mod table;
 mod tokens;
+
+use table::Table;
+
+/// Where `/api/v1` is served.
+const BASE: &str = "/api/v1";
 
 /// Routes of `/api/v1`.
 pub(super) fn routes() -> Router<App> {
-    Router::new()
-        .route("/status", get(mesh::status))
-        .route("/peers", get(mesh::peers))
-        .route("/chunks", get(mesh::chunks))
-        .route("/events", get(events::events))
-        .route("/audit", get(audit::page))
-        .route("/audit/verify", get(audit::verify_all))
-        .route("/audit/export", get(audit::export))
-        .route("/exams", get(exams::list).post(exams::add))
-        .route("/exams/{id}", get(exams::show))
-        .route("/exams/{id}/cancel", post(exams::cancel))
-        .route("/exams/{id}/priority", post(exams::prioritise))
-        .route("/exams/{id}/reconcile", post(exams::reconcile))
-        .route("/claims/next", post(claims::next))
-        .route("/exams/{id}/claim", post(claims::take))
-        .route("/exams/{id}/release", post(claims::release))
-        .route("/exams/{id}/report", post(claims::report))
-        .route("/studies", get(studies::list))
-        .route("/studies/{uid}", get(studies::show))
-        .route("/studies/{uid}/fetch", post(studies::fetch))
-        .route("/studies/{uid}/verify", post(studies::verify))
-        .route("/instances", post(instances::receive))
+    table().router()
 }
 
 /// Routes of `/admin/v1`, on the unix socket only.
 pub(super) fn admin() -> Router<App> {
-    Router::new()
-        .route("/tokens", get(tokens::list).post(tokens::create))
-        .route("/tokens/{key}", delete(tokens::revoke))
-        .route("/audit/attest", post(audit::attest))
+    Table::new("/admin/v1")
+        .get("/tokens", tokens::list, "Join tokens, used and ended ones included")
+        .post("/tokens", tokens::create, "Make a join token; the one answer with the token itself")
+        .delete("/tokens/{key}", tokens::revoke, "End a join token now")
+        .post("/audit/attest", audit::attest, "State this site's audit chain now")
+        .router()
 }
+
+/// Everything under [`BASE`].
+fn table() -> Table {
+    let table = Table::new(BASE).get("/openapi.json", openapi, "This document");
+    let table = of_the_mesh(table);
+    let table = of_exams(table);
+    let table = of_claims(table);
+    let table = of_remarks(table);
+    of_images(table)
+}
+
+fn of_the_mesh(table: Table) -> Table {
+    table
+        .get("/status", mesh::status, "The mesh, the queue and this node's storage")
+        .get("/peers", mesh::peers, "A row for each site")
+        .get("/chunks", mesh::chunks, "What this node's store holds")
+        .get("/events", events::events, "Server-sent events: something changed")
+        .get("/audit", audit::page, "Entries of the audit trail, a page at a time")
+        .get("/audit/verify", audit::verify_all, "Whether the audit trail is whole")
+        .get("/audit/export", audit::export, "The audit trail as FHIR AuditEvents or DICOM audit messages")
+        .get("/hospitals", partners::list, "Partner hospitals")
+        .get("/hospitals/{name}", partners::show, "One partner hospital")
+        .put("/hospitals/{name}", partners::set, "Add or change a partner hospital")
+        .get("/policy", partners::policy, "What the mesh agrees on for its waiting room")
+        .put("/policy", partners::set_policy, "Agree on another policy")
+        .get("/statistics", statistics::show, "Exact turnaround figures over a period")
+}
+
+fn of_exams(table: Table) -> Table {
+    table
+        .get("/exams", exams::list, "Exams, filtered, a page at a time")
+        .post("/exams", exams::add, "Request an examination")
+        .get("/exams/{id}", exams::show, "One exam whole")
+        .post("/exams/{id}/cancel", exams::cancel, "Take an exam out of the queue")
+        .post("/exams/{id}/priority", exams::prioritise, "Change how urgent an exam is")
+        .post("/exams/{id}/reconcile", exams::reconcile, "Give unsolicited images to the exam that they belong to")
+        .post("/exams/{id}/regulation", life::regulate, "Validate a request with a protocol, or refuse it")
+        .post("/exams/{id}/acquisition", life::acquire, "The technologist begins to scan")
+        .post("/exams/{id}/addendum", life::addend, "Add a word to the final report")
+        .post("/exams/{id}/delivery", life::deliver, "The requesting physician has the report")
+        .post("/exams/{id}/follow-up", life::follow_up, "What became of the patient")
+}
+
+fn of_claims(table: Table) -> Table {
+    table
+        .post("/claims/next", claims::next, "Claim the exam that this reader should read next")
+        .post("/exams/{id}/claim", claims::take, "Claim one exam")
+        .post("/exams/{id}/take-over", claims::take_over, "Take an exam from whoever has it, with a reason")
+        .post("/exams/{id}/open", claims::open, "The reader has the exam before their eyes")
+        .post("/exams/{id}/release", claims::release, "Give an exam back to the waiting room")
+        .post("/exams/{id}/report", claims::report, "Write a preliminary or final report, signed by this site")
+}
+
+fn of_remarks(table: Table) -> Table {
+    table
+        .post("/exams/{id}/notes", remarks::note, "A note between centres")
+        .post("/exams/{id}/opinions", remarks::ask_opinion, "Ask a colleague to look too")
+        .post("/exams/{id}/opinions/{remark}/answer", remarks::give_opinion, "Give a second opinion")
+        .post("/exams/{id}/findings", remarks::add_finding, "An algorithm's result")
+        .post("/exams/{id}/criticals", remarks::raise_critical, "A result of which somebody must be told at once")
+        .post("/exams/{id}/criticals/{remark}/told", remarks::tell_critical, "Somebody was told of it")
+        .post("/exams/{id}/discrepancies", remarks::raise_discrepancy, "Two readings differ")
+        .post("/exams/{id}/discrepancies/{remark}/told", remarks::tell_discrepancy, "The physician was told of it")
+        .get("/criticals", remarks::open_criticals, "Critical results of which nobody has been told")
+}
+
+fn of_images(table: Table) -> Table {
+    table
+        .get("/studies", studies::list, "Studies, a page at a time")
+        .get("/studies/{uid}", studies::show, "One study, its parts, and who holds each")
+        .post("/studies/{uid}/fetch", studies::fetch, "Bring a study here; JSON lines of progress")
+        .post("/studies/{uid}/verify", studies::verify, "Read and hash everything of a study that is here")
+        .post("/instances", instances::receive, "Take in one DICOM file")
+}
+
+/// `GET /openapi.json`
+async fn openapi() -> Response {
+    static DOCUMENT: OnceLock<String> = OnceLock::new();
+    let document = DOCUMENT.get_or_init(|| table().document().to_string());
+    let kind = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+    (kind, document.as_str()).into_response()
+}
+
+#[cfg(test)]
+mod tests;

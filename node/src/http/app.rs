@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use maillage_consensus::Outcome;
 use maillage_consensus::command::{Command, UnixMillisField};
 use maillage_consensus::ids::{CommandId, Name};
+use maillage_consensus::{Outcome, Refusal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Limits;
@@ -58,6 +58,25 @@ impl App {
         match self.node.command(id, user, command).await? {
             Outcome::Refused(refusal) => Err(refusal.into()),
             outcome => Ok(outcome),
+        }
+    }
+
+    /// The format at which the mesh runs, as far as this node knows.
+    ///
+    /// # Errors
+    /// The state cannot be read.
+    pub(crate) fn format(&self) -> Result<u8, Problem> {
+        Ok(self.node.read(|view| view.format())?)
+    }
+
+    /// Refuses what the mesh's format has no command for, before it is proposed.
+    ///
+    /// # Errors
+    /// 503, with the mesh's format.
+    pub(crate) fn need_format(&self, needed: u8) -> Result<(), Problem> {
+        match self.format()? {
+            format if format < needed => Err(Refusal::Format { format }.into()),
+            _ => Ok(()),
         }
     }
 

@@ -10,6 +10,7 @@ use axum::http::HeaderValue;
 use axum::response::{IntoResponse, Response};
 use maillage_consensus::View;
 use maillage_consensus::machine::ApplyError;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::app::App;
@@ -19,7 +20,7 @@ use super::problem::Problem;
 const AGE_HEADER: &str = "x-maillage-age-ms";
 
 /// Whether a read must be fresh.
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
 pub(crate) struct FreshQuery {
     /// Whether every earlier command must be visible.
     #[serde(default)]
@@ -27,7 +28,7 @@ pub(crate) struct FreshQuery {
 }
 
 /// What was read, and how old it may be.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Read<T> {
     /// Milliseconds since a quorum last confirmed this node's state; `None` if never since its start.
     age_ms: Option<u64>,

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 
 use maillage_consensus::View;
 use maillage_consensus::command::UnixMillisField;
-use maillage_consensus::exam::{Claim, Exam};
+use maillage_consensus::exam::{Claim, Exam, Unsolicited};
 use maillage_consensus::ids::{Name, SiteId};
 use maillage_consensus::machine::ApplyError;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
-use super::rfc3339::rfc3339;
+use super::rfc3339::At;
+use super::words::spelled;
 
 /// An exam with what a list needs beside it.
 #[derive(Debug, Clone)]
@@ -78,53 +80,169 @@ impl ExamSummary {
     }
 
     /// As the API gives it.
-    pub(crate) fn to_json(&self, now: UnixMillisField) -> Value {
-        let (exam, request) = (&self.exam, &self.exam.request);
-        json!({
-            "id": exam.id,
-            "state": exam.state.as_str(),
-            "priority": request.priority.as_str(),
-            "accession": request.accession,
-            "patient": {
-                "id": request.patient.id,
-                "issuer": request.patient.issuer,
-                "name": request.patient.name,
-                "birth_date": request.patient.birth_date,
-                "sex": request.patient.sex,
+    pub(crate) fn line(&self, now: UnixMillisField) -> ExamLine {
+        let (exam, request, course) = (&self.exam, &self.exam.request, &self.exam.course);
+        let patient = &request.patient;
+        ExamLine {
+            id: exam.id.0,
+            state: exam.state.as_str(),
+            priority: request.priority.as_str(),
+            accession: request.accession.to_string(),
+            patient: PatientLine {
+                id: patient.id.to_string(),
+                issuer: patient.issuer.to_string(),
+                name: patient.name.to_string(),
+                birth_date: patient.birth_date.to_string(),
+                sex: patient.sex.to_string(),
             },
-            "modality": request.modality,
-            "description": request.description,
-            "hospital": request.hospital,
-            "physician": request.physician,
-            "awaits_images": request.awaits_images,
-            "added_at": rfc3339(exam.added_at),
-            "ready_at": exam.ready_at.map(rfc3339),
-            "due_at": exam.due_at.map(rfc3339),
-            "ended_at": exam.ended_at.map(rfc3339),
-            "overdue": self.overdue(now),
-            "studies": exam.studies,
-            "copies": self.copies,
-            "copies_wanted": self.copies_wanted,
-            "images_here": self.here,
-            "images_after_report": exam.images_after_report,
-            "unsolicited": exam.unsolicited,
-            "unsolicited_reason": exam.unsolicited.map(maillage_consensus::exam::Unsolicited::as_str),
-            "reconciled_into": exam.reconciled_into,
-            "workitem": exam.workitem,
-            "reports": exam.reports,
-            "claim": exam.claim.as_ref().map(|claim| claim_json(claim, self.claim_site.as_ref())),
-        })
+            modality: request.modality.to_string(),
+            description: request.description.to_string(),
+            hospital: request.hospital.to_string(),
+            physician: request.physician.to_string(),
+            awaits_images: request.awaits_images,
+            added_at: At(exam.added_at),
+            ready_at: exam.ready_at.map(At),
+            due_at: exam.due_at.map(At),
+            ended_at: exam.ended_at.map(At),
+            overdue: self.overdue(now),
+            studies: exam.studies.iter().map(ToString::to_string).collect(),
+            copies: self.copies,
+            copies_wanted: self.copies_wanted,
+            images_here: self.here,
+            images_after_report: exam.images_after_report,
+            unsolicited: exam.unsolicited.as_ref().map(spelled),
+            unsolicited_reason: exam.unsolicited.map(Unsolicited::as_str),
+            reconciled_into: exam.reconciled_into.map(|id| id.0),
+            workitem: exam.workitem,
+            reports: exam.reports,
+            claim: exam.claim.as_ref().map(|claim| ClaimLine::new(claim, self.claim_site.as_ref())),
+            consent: spelled(&course.order.consent),
+            specialty: spelled(&exam.specialty()),
+            expertise: course.order.expertise.to_string(),
+            question: course.order.question.to_string(),
+            to_regulate: exam.awaits_regulation() && !exam.state.is_off() && exam.ready_at.is_none(),
+            skipped: course.skipped.iter().map(spelled).collect(),
+            opened_at: course.opened_at.map(At),
+            standing_report: course.report,
+            delivered_at: course.delivered_at.map(At),
+            critical_open: course.critical_open,
+            discrepancies_open: course.discrepancies_open,
+            opinions_open: course.opinions_open,
+            raised_by: course.raised_by.to_string(),
+            read_twice: course.read_twice,
+            picked: course.picked,
+        }
     }
 }
 
+/// An exam as lists and grants give it.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(rename = "Exam")]
+pub(crate) struct ExamLine {
+    pub(crate) id: u64,
+    #[schemars(schema_with = "super::words::state")]
+    state: &'static str,
+    #[schemars(schema_with = "super::words::priority")]
+    priority: &'static str,
+    accession: String,
+    patient: PatientLine,
+    modality: String,
+    description: String,
+    hospital: String,
+    physician: String,
+    awaits_images: bool,
+    added_at: At,
+    /// When its images were there.
+    ready_at: Option<At>,
+    /// When its report is due.
+    due_at: Option<At>,
+    /// When it was reported, cancelled or refused.
+    ended_at: Option<At>,
+    overdue: bool,
+    /// Study Instance UIDs.
+    studies: Vec<String>,
+    /// The fewest that any of its images has; null without images.
+    copies: Option<usize>,
+    copies_wanted: u8,
+    /// Whether this site holds all of its images.
+    images_here: bool,
+    images_after_report: bool,
+    /// Why its images stand apart from any request, if they do.
+    unsolicited: Option<String>,
+    /// The same, for people.
+    unsolicited_reason: Option<&'static str>,
+    reconciled_into: Option<u64>,
+    /// The number of its reading workitem.
+    workitem: u32,
+    /// Reports kept, drafts included.
+    reports: u32,
+    pub(crate) claim: Option<ClaimLine>,
+    #[schemars(schema_with = "super::words::consent")]
+    consent: String,
+    /// Who reads it.
+    #[schemars(schema_with = "super::words::specialty")]
+    specialty: String,
+    /// What its reader should be an expert of; empty for nothing.
+    expertise: String,
+    /// The clinical question.
+    question: String,
+    /// Whether it waits for a regulator.
+    to_regulate: bool,
+    /// Steps that an emergency left out.
+    skipped: Vec<String>,
+    /// When its present or last reader opened it.
+    opened_at: Option<At>,
+    /// The number of the report that stands.
+    standing_report: Option<u32>,
+    /// When that was delivered.
+    delivered_at: Option<At>,
+    /// Critical results of which nobody has been told.
+    critical_open: u32,
+    /// Discrepancies of which the physician has not been told.
+    discrepancies_open: u32,
+    /// Second opinions asked for and not given.
+    opinions_open: u32,
+    /// Who changed its urgency last: a user or an algorithm; empty for nobody.
+    raised_by: String,
+    read_twice: bool,
+    /// Whether its reader picked it rather than being given it.
+    picked: bool,
+}
+
+/// Who is examined.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(rename = "Patient")]
+struct PatientLine {
+    id: String,
+    issuer: String,
+    name: String,
+    birth_date: String,
+    sex: String,
+}
+
 /// A claim as the API gives it.
-pub(crate) fn claim_json(claim: &Claim, site_name: Option<&Name>) -> Value {
-    json!({
-        "user": claim.user,
-        "site": claim.site,
-        "site_name": site_name,
-        "token": claim.token,
-        "since": rfc3339(claim.since),
-        "transaction_uid": claim.transaction_uid,
-    })
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[schemars(rename = "Claim")]
+pub(crate) struct ClaimLine {
+    user: String,
+    site: u64,
+    site_name: Option<String>,
+    /// Its proof, needed to open, release or report.
+    token: u64,
+    since: At,
+    transaction_uid: String,
+}
+
+impl ClaimLine {
+    /// A claim at a site of this name.
+    pub(crate) fn new(claim: &Claim, site_name: Option<&Name>) -> Self {
+        Self {
+            user: claim.user.to_string(),
+            site: claim.site.0,
+            site_name: site_name.map(ToString::to_string),
+            token: claim.token.0,
+            since: At(claim.since),
+            transaction_uid: claim.transaction_uid.to_string(),
+        }
+    }
 }

@@ -269,3 +269,24 @@ fn a_draft_under_a_lost_claim_is_kept_even_after_the_final_report() {
     assert_eq!((reports[1].stale, reports[1].text.as_str()), (true, "a fracture"));
     assert_eq!((bench.exam(exam).state, bench.exam(exam).course.report), (ExamState::Reported, Some(1)));
 }
+
+#[test]
+fn a_signed_report_repeated_at_another_site_is_the_same_command() {
+    let mut bench = Bench::founded();
+    let lyon = bench.join("lyon");
+    let exam = bench.add(Request { awaits_images: false, ..request("A1", "P1") });
+    let token = bench.take(PARIS, exam).claim.token;
+    // Each site signs with a key of its own.
+    let report = |text: &str, signature: u8| Command::Report {
+        exam,
+        token,
+        kind: crate::exam::ReportKind::Final,
+        text: Prose::fitted(text),
+        signature: vec![signature; 64].into(),
+    };
+    let id = CommandId::random();
+    assert_eq!(bench.run_as(id, PARIS, report("Normal.", 1)), Outcome::Completed { report: 1 });
+    assert_eq!(bench.run_as(id, lyon, report("Normal.", 2)), Outcome::Completed { report: 1 });
+    assert_eq!(bench.view(|view| view.reports(exam)).len(), 1);
+    assert_eq!(bench.run_as(id, lyon, report("Another.", 2)), Outcome::Refused(Refusal::OtherCommand));
+}

@@ -163,7 +163,7 @@ listen = \"localhost:7400\"
         maillage.toml:3: node.weight: invalid value: integer `70000`, expected u16
         maillage.toml:6: dicom.ae_title: ae title is longer than 16 characters
         maillage.toml:8: dicom.callers: unknown field `adress`, expected `ae_title` or `address`
-        maillage.toml:11: unknown section `htttp`; there are node, mesh, raft, http, dicom, storage, audit, log
+        maillage.toml:11: unknown section `htttp`; there are node, mesh, site, raft, http, dicom, storage, audit, log
         maillage.toml:14: mesh.listen: invalid socket address syntax
         env MAILLAGE__NODE__NAEM: unknown setting; `maillage config template` lists them
         env MAILLAGE__NODE__WEIGHT: node.weight: string values must be quoted, expected literal string
@@ -267,4 +267,23 @@ fn a_named_file_must_exist_and_a_candidate_need_not() {
     let loaded = load(&fixture.sources);
     assert_eq!(loaded.file, Some(path));
     assert_eq!(loaded.checked().expect("good").node.name, "candidate");
+}
+
+#[test]
+fn where_a_site_is_comes_from_the_file_and_from_the_environment() {
+    let fixture = fixture("[site]\nterritory = \"ght-nord\"\n", &[("MAILLAGE__SITE__REGION", "hauts-de-france")]);
+    let site = load(&fixture.sources).checked().expect("good").site;
+    assert_eq!(
+        (site.territory.as_str(), site.department.as_str(), site.region.as_str()),
+        ("ght-nord", "", "hauts-de-france")
+    );
+    let long = "x".repeat(65);
+    check_problems(
+        &format!("[site]\nterritory = \" ght-nord\"\ndepartment = \"{long}\"\n"),
+        &[],
+        &expect![[r#"
+        maillage.toml:2: site.territory: starts or ends with a space: another word than the hospitals' one
+        maillage.toml:3: site.department: longer than 64 bytes
+    "#]],
+    );
 }

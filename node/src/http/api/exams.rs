@@ -3,102 +3,150 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
-use maillage_consensus::Outcome;
-use maillage_consensus::command::Command;
-use maillage_consensus::exam::{Exam, ExamState, Patient, Priority, Report, Request, Text8, Workitem};
+use maillage_consensus::command::{Command, UnixMillisField};
+use maillage_consensus::exam::{Exam, ExamState, Patient, Priority, Request, Text8};
 use maillage_consensus::ids::{ExamId, Line, Name};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use maillage_consensus::machine::ApplyError;
+use maillage_consensus::order::{Consent, Order, Specialty};
+use maillage_consensus::{Outcome, View};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
+use super::sheet::ExamSheet;
 use crate::http::app::App;
 use crate::http::body::JsonBody;
 use crate::http::extract::{Idempotency, UrlPath, UrlQuery, field};
 use crate::http::problem::Problem;
 use crate::http::reading::{FreshQuery, Read};
-use crate::http::rfc3339::rfc3339;
-use crate::http::summary::{Summaries, claim_json};
+use crate::http::summary::{ExamLine, Summaries};
 
 /// Exams in one answer, unless fewer are asked for.
 const LIST_DEFAULT: usize = 100;
 /// The most exams in one answer: each costs a few reads of the state.
 const LIST_MAX: usize = 1000;
 
-#[derive(Debug, Deserialize)]
+/// Exams looked at for one answer, at most: what no index finds is looked for a page at a time.
+const SCAN_MAX: usize = 10_000;
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ListQuery {
+    /// Only those in this state.
+    #[serde(default)]
+    #[schemars(schema_with = "crate::http::words::state")]
     state: Option<String>,
+    /// Only those of this hospital.
+    hospital: Option<String>,
+    /// Only those of this modality.
+    modality: Option<String>,
+    /// Only those of this Patient ID.
+    patient: Option<String>,
+    /// Only those with this accession number.
+    accession: Option<String>,
+    /// Only those that wait for a regulator, first come first.
+    #[serde(default, rename = "to-regulate")]
+    to_regulate: bool,
+    /// From 1 to 1000, 100 by default.
     limit: Option<usize>,
+    /// The `next` of the page before.
     after: Option<u64>,
+    /// Whether every earlier command must be visible.
     #[serde(default)]
     fresh: bool,
 }
 
-/// `GET /exams?state=&limit=&after=&fresh=`: in ascending order of number, with `next` to continue
-/// from. The waiting and the claimed, asked for without `after`, come in the order in which they are
-/// to be read and by site, and have no `next`.
-pub(super) async fn list(State(app): State<App>, UrlQuery(query): UrlQuery<ListQuery>) -> Result<Read<Value>, Problem> {
-    let state = query.state.as_deref().filter(|state| !state.is_empty());
-    let state: Option<ExamState> = state.map(str::parse).transpose().map_err(Problem::invalid)?;
-    let limit = query.limit.unwrap_or(LIST_DEFAULT).clamp(1, LIST_MAX);
-    let (site, now) = (app.node.site(), app.now());
-    app.read(query.fresh, |view| {
-        let (exams, paged) = match (state, query.after) {
-            (Some(ExamState::Waiting), None) => (view.waiting(now, limit)?, false),
-            (Some(ExamState::Claimed), None) => (view.claimed(limit)?, false),
-            (state, after) => (view.exams(after.map(ExamId), state, limit)?, true),
+/// Exams in a list.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Exams")]
+pub(super) struct ExamList {
+    exams: Vec<ExamLine>,
+    /// Where to go on from; null at the end. A page may be short, or empty, and still have a next one.
+    next: Option<u64>,
+}
+
+/// What of the query each exam must meet.
+struct Wanted {
+    state: Option<ExamState>,
+    query: ListQuery,
+}
+
+impl Wanted {
+    fn of(query: ListQuery) -> Result<Self, Problem> {
+        let state = query.state.as_deref().filter(|state| !state.is_empty());
+        Ok(Self { state: state.map(str::parse).transpose().map_err(Problem::invalid)?, query })
+    }
+
+    fn keeps(&self, exam: &Exam) -> bool {
+        let (request, query) = (&exam.request, &self.query);
+        let is = |wanted: &Option<String>, text: &str| wanted.as_ref().is_none_or(|wanted| wanted == text);
+        self.state.is_none_or(|state| state == exam.state)
+            && is(&query.hospital, request.hospital.as_str())
+            && is(&query.modality, request.modality.as_str())
+            && is(&query.patient, request.patient.id.as_str())
+            && is(&query.accession, request.accession.as_str())
+    }
+
+    /// What is found by the shortest way that leads to it, and where to go on from.
+    fn find(&self, view: &View<'_>, now: UnixMillisField) -> Result<(Vec<Exam>, Option<ExamId>), ApplyError> {
+        let limit = self.query.limit.unwrap_or(LIST_DEFAULT).clamp(1, LIST_MAX);
+        let after = self.query.after.map(ExamId);
+        if self.query.to_regulate {
+            return Ok(self.paged(view.to_regulate(SCAN_MAX)?, after, limit));
+        }
+        if let Some(accession) = &self.query.accession {
+            return Ok(self.paged(view.exams_with_accession(accession)?, after, limit));
+        }
+        let found = match (self.state, after) {
+            (Some(ExamState::Waiting), None) => view.waiting(now, LIST_MAX)?,
+            (Some(ExamState::Claimed | ExamState::Reading), None) => view.claimed(LIST_MAX)?,
+            (_, after) => return view.exams_where(after, SCAN_MAX, limit, &|exam| self.keeps(exam)),
         };
-        let next = exams.last().filter(|_| paged && exams.len() == limit).map(|exam| exam.id);
+        Ok((found.into_iter().filter(|exam| self.keeps(exam)).take(limit).collect(), None))
+    }
+
+    /// A page of what is in ascending order already.
+    fn paged(&self, found: Vec<Exam>, after: Option<ExamId>, limit: usize) -> (Vec<Exam>, Option<ExamId>) {
+        let mut rest = found.into_iter().filter(|exam| Some(exam.id) > after && self.keeps(exam));
+        let page: Vec<Exam> = rest.by_ref().take(limit).collect();
+        let next = rest.next().and(page.last().map(|exam| exam.id));
+        (page, next)
+    }
+}
+
+/// `GET /exams`: in ascending order of number, with `next` to continue from. The waiting, the claimed
+/// and those being read, asked for without `after`, come in the order in which they are to be read and by
+/// site, and have no `next`.
+pub(super) async fn list(
+    State(app): State<App>,
+    UrlQuery(query): UrlQuery<ListQuery>,
+) -> Result<Read<ExamList>, Problem> {
+    let fresh = query.fresh;
+    let wanted = Wanted::of(query)?;
+    let (site, now) = (app.node.site(), app.now());
+    app.read(fresh, |view| {
+        let (exams, next) = wanted.find(view, now)?;
         let summaries = Summaries::new(view, site)?.of_all(exams)?;
-        let exams: Vec<Value> = summaries.iter().map(|summary| summary.to_json(now)).collect();
-        Ok(json!({ "exams": exams, "next": next }))
+        let exams = summaries.iter().map(|summary| summary.line(now)).collect();
+        Ok(ExamList { exams, next: next.map(|id| id.0) })
     })
     .await
 }
 
-/// `GET /exams/{id}`: the exam, its workitems and its reports.
+/// `GET /exams/{id}`: the exam, its workitems, its reports, and what was said of it.
 pub(super) async fn show(
     State(app): State<App>,
     UrlPath(id): UrlPath<ExamId>,
     UrlQuery(query): UrlQuery<FreshQuery>,
-) -> Result<Read<Value>, Problem> {
+) -> Result<Read<ExamSheet>, Problem> {
     let (site, now) = (app.node.site(), app.now());
     let read = app.read(query.fresh, |view| {
         let Some(exam) = view.exam(id)? else { return Ok(None) };
-        let summaries = Summaries::new(view, site)?;
-        let mut shown = summaries.of(exam)?.to_json(now);
-        shown["workitems"] = view.workitems(id)?.iter().map(|item| workitem_json(item, &summaries)).collect();
-        shown["report_list"] = view.reports(id)?.iter().map(|report| report_json(report, &summaries)).collect();
-        Ok(Some(shown))
+        ExamSheet::gather(view, &Summaries::new(view, site)?, exam, now).map(Some)
     });
     read.await?.try_map(|shown| shown.ok_or_else(|| Problem::no_such_exam(format!("no exam has number {id}"))))
 }
 
-fn workitem_json(workitem: &Workitem, summaries: &Summaries<'_>) -> Value {
-    let performer = workitem.performer.as_ref();
-    json!({
-        "number": workitem.number,
-        "state": workitem.state,
-        "performer": performer.map(|claim| claim_json(claim, Some(&summaries.name(claim.site)))),
-        "reason": workitem.reason,
-        "at": rfc3339(workitem.at),
-    })
-}
-
-fn report_json(report: &Report, summaries: &Summaries<'_>) -> Value {
-    json!({
-        "number": report.number,
-        "text": report.text,
-        "user": report.user,
-        "site": report.site,
-        "site_name": summaries.name(report.site),
-        "at": rfc3339(report.at),
-        "token": report.token,
-        "stale": report.stale,
-    })
-}
-
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NewExam {
     accession: String,
@@ -111,14 +159,35 @@ pub(super) struct NewExam {
     hospital: String,
     #[serde(default)]
     physician: String,
+    /// `urgent` by default.
+    #[serde(default)]
+    #[schemars(schema_with = "crate::http::words::priority")]
     priority: Option<String>,
+    /// Whether images are to arrive before it can be read; without them it waits at once.
     #[serde(default = "awaits")]
     awaits_images: bool,
+    /// What the patient said of the transfer of the images; refused, they do not leave their site.
+    #[serde(default)]
+    #[schemars(schema_with = "crate::http::words::consent")]
+    consent: Option<Consent>,
+    /// Who reads it; by its modality by default.
+    #[serde(default)]
+    #[schemars(schema_with = "crate::http::words::specialty")]
+    specialty: Option<Specialty>,
+    /// The expertise that a rare case needs.
+    #[serde(default)]
+    expertise: String,
+    /// Whether a regulator has to validate it first.
+    #[serde(default)]
+    regulate: bool,
+    /// The clinical question.
+    #[serde(default)]
+    question: String,
     #[serde(default)]
     user: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct NewPatient {
     id: String,
@@ -143,6 +212,17 @@ fn awaits() -> bool {
 }
 
 impl NewExam {
+    /// What format 1 has no word for.
+    fn order(&self) -> Result<Order, Problem> {
+        Ok(Order {
+            consent: self.consent.unwrap_or_default(),
+            specialty: self.specialty,
+            expertise: field("expertise", Text8::new(self.expertise.trim()))?,
+            regulate: self.regulate,
+            question: field("question", Line::new(self.question.as_str()))?,
+        })
+    }
+
     fn request(self) -> Result<Request, Problem> {
         let patient = self.patient;
         if !patient.birth_date.is_empty() && !is_date(&patient.birth_date) {
@@ -178,23 +258,38 @@ fn is_date(text: &str) -> bool {
         && ("01"..="31").contains(&&text[6..])
 }
 
+/// An exam that is there now.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Added {
+    id: u64,
+    /// Whether the same accession number and patient were there already.
+    existed: bool,
+}
+
 /// `POST /exams`: 201 when added, 200 when the same accession number and patient were there already.
 pub(super) async fn add(
     State(app): State<App>,
     Idempotency(id): Idempotency,
     JsonBody(new): JsonBody<NewExam>,
-) -> Result<Response, Problem> {
+) -> Result<(StatusCode, Json<Added>), Problem> {
     let user = field("user", Name::new(new.user.as_str()))?;
-    match app.command(id, user, Command::AddExam(new.request()?)).await? {
+    let (order, request) = (new.order()?, new.request()?);
+    let command = if order == Order::default() && app.format()? < 2 {
+        Command::AddExam(request)
+    } else {
+        app.need_format(2)?;
+        Command::Order { request, order }
+    };
+    match app.command(id, user, command).await? {
         Outcome::ExamAdded { exam, existed } => {
             let status = if existed { StatusCode::OK } else { StatusCode::CREATED };
-            Ok((status, Json(json!({ "id": exam, "existed": existed }))).into_response())
+            Ok((status, Json(Added { id: exam.0, existed })))
         }
         other => Err(unexpected(&other)),
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CancelBody {
     reason: String,
@@ -208,15 +303,16 @@ pub(super) async fn cancel(
     UrlPath(exam): UrlPath<ExamId>,
     Idempotency(id): Idempotency,
     JsonBody(body): JsonBody<CancelBody>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Done>, Problem> {
     let user = field("user", Name::new(body.user))?;
     let reason = field("reason", Line::filled(body.reason))?;
-    decide(&app, app.command(id, user, Command::Cancel { exam, reason }).await?, exam)
+    decide(&app, &app.command(id, user, Command::Cancel { exam, reason }).await?, exam)
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PriorityBody {
+    #[schemars(schema_with = "crate::http::words::priority")]
     priority: String,
     #[serde(default)]
     user: String,
@@ -228,15 +324,17 @@ pub(super) async fn prioritise(
     UrlPath(exam): UrlPath<ExamId>,
     Idempotency(id): Idempotency,
     JsonBody(body): JsonBody<PriorityBody>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Done>, Problem> {
     let user = field("user", Name::new(body.user))?;
     let priority = body.priority.parse().map_err(Problem::invalid)?;
-    decide(&app, app.command(id, user, Command::Prioritise { exam, priority }).await?, exam)
+    decide(&app, &app.command(id, user, Command::Prioritise { exam, priority }).await?, exam)
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ReconcileBody {
+    /// The exam that was requested.
+    #[schemars(with = "u64")]
     into: ExamId,
     #[serde(default)]
     user: String,
@@ -248,20 +346,40 @@ pub(super) async fn reconcile(
     UrlPath(unsolicited): UrlPath<ExamId>,
     Idempotency(id): Idempotency,
     JsonBody(body): JsonBody<ReconcileBody>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Done>, Problem> {
     let user = field("user", Name::new(body.user))?;
     let command = Command::Reconcile { unsolicited, into: body.into };
-    decide(&app, app.command(id, user, command).await?, unsolicited)
+    decide(&app, &app.command(id, user, command).await?, unsolicited)
 }
 
-fn decide(app: &App, outcome: Outcome, exam: ExamId) -> Result<Json<Value>, Problem> {
-    match outcome {
-        Outcome::Done => {
-            let state = app.node.read(|view| view.exam(exam)).ok().flatten().map(|exam: Exam| exam.state.as_str());
-            Ok(Json(json!({ "done": true, "id": exam, "state": state })))
-        }
-        other => Err(unexpected(&other)),
-    }
+/// What was asked is done.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Done {
+    done: bool,
+    id: u64,
+    /// The exam's state in this node's copy, which may be a moment behind.
+    state: Option<&'static str>,
+    /// The remark's number, where one was kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remark: Option<u32>,
+    /// The report's number, where one was kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    report: Option<u32>,
+}
+
+/// The answer to what is done or is not.
+///
+/// # Errors
+/// The outcome is another command's.
+pub(super) fn decide(app: &App, outcome: &Outcome, exam: ExamId) -> Result<Json<Done>, Problem> {
+    let (remark, report) = match outcome {
+        Outcome::Done => (None, None),
+        Outcome::Remarked { remark } => (Some(*remark), None),
+        Outcome::Completed { report } => (None, Some(*report)),
+        other => return Err(unexpected(other)),
+    };
+    let state = app.node.read(|view| view.exam(exam)).ok().flatten().map(|exam: Exam| exam.state.as_str());
+    Ok(Json(Done { done: true, id: exam.0, state, remark, report }))
 }
 
 /// An outcome of another command than the one asked: a client used one idempotency key for two.
@@ -272,6 +390,8 @@ pub(super) fn unexpected(outcome: &Outcome) -> Problem {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
 
     fn request(body: Value) -> Result<Request, String> {
@@ -303,5 +423,32 @@ mod tests {
             request(json!({ "accession": "A", "patient": { "id": "P", "birth_date": "19700131", "sex": "F" } }))
                 .is_ok()
         );
+    }
+
+    #[test]
+    fn what_is_not_said_of_an_order_is_its_default_and_what_is_nonsense_is_refused() {
+        let order = |more: Value| {
+            let mut body = json!({ "accession": "A1", "patient": { "id": "P1" } });
+            body.as_object_mut().expect("a body").extend(more.as_object().expect("members").clone());
+            let new: NewExam = serde_json::from_value(body).map_err(|error| error.to_string())?;
+            new.order().map_err(|problem| problem.detail().to_owned())
+        };
+        assert_eq!(order(json!({})), Ok(Order::default()));
+        let said = order(json!({
+            "consent": "declared", "specialty": "nuclear-medicine", "expertise": "paediatric", "regulate": true,
+            "question": "bleeding?",
+        }));
+        assert_eq!(
+            said,
+            Ok(Order {
+                consent: Consent::Declared,
+                specialty: Some(Specialty::NuclearMedicine),
+                expertise: Text8::fitted("paediatric"),
+                regulate: true,
+                question: Line::fitted("bleeding?"),
+            })
+        );
+        assert!(order(json!({ "consent": "yes" })).expect_err("refused").contains("unknown variant `yes`"));
+        assert!(order(json!({ "expertise": "x".repeat(17) })).expect_err("refused").contains("longer than 16"));
     }
 }

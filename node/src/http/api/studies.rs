@@ -12,6 +12,7 @@ use maillage_consensus::command::Command;
 use maillage_consensus::ids::{CommandId, Name, SiteId};
 use maillage_consensus::mesh::{HeldPart, Study};
 use maillage_store::Hash;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -33,7 +34,7 @@ const LIST_MAX: usize = 1000;
 /// Progress lines that a slow client may be behind; further ones are left out.
 const PROGRESS_LINES: usize = 16;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ListQuery {
     limit: Option<usize>,

@@ -10,6 +10,7 @@ use maillage_consensus::Outcome;
 use maillage_consensus::command::Command;
 use maillage_consensus::ids::Name;
 use maillage_transport::PeerId;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -49,7 +50,7 @@ pub(super) async fn list(
     .await
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CreateBody {
     lifetime_s: u64,

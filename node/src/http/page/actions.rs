@@ -6,13 +6,16 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
 use maillage_consensus::Outcome;
 use maillage_consensus::command::Command;
+use maillage_consensus::exam::ReportKind;
 use maillage_consensus::ids::{ExamId, FencingToken, Line, Name, Prose};
+use maillage_consensus::order::Reader;
 use serde::Deserialize;
 
 use super::notice::{Notice, Retry};
 use super::room::Room;
 use super::texts::Language;
 use super::{html, view};
+use crate::http::api::claims::next_command;
 use crate::http::app::App;
 use crate::http::body::FormBody;
 use crate::http::cookie;
@@ -39,13 +42,13 @@ pub(super) struct ClaimForm {
     lang: Option<String>,
 }
 
-/// `POST /ui/next`: the exam that is due first.
+/// `POST /ui/next`: the exam that a radiologist here should read next. Who reads other exams picks them.
 pub(super) async fn next(
     State(app): State<App>,
     headers: HeaderMap,
     FormBody(form): FormBody<ClaimForm>,
 ) -> Result<Response, Problem> {
-    let command = Command::ClaimNext { modalities: Vec::new() };
+    let command = next_command(&app, Reader::default())?;
     act(&app, &headers, Asked { action: "/ui/next".to_owned(), command, form: form.into() }).await
 }
 
@@ -107,11 +110,11 @@ pub(super) async fn report(
         text: Some(text.clone()),
     };
     let action = format!("/ui/exams/{exam}/report");
-    match field("text", Prose::filled(text)) {
-        Ok(report) => {
-            let command = Command::Complete { exam, token: form.token, report };
-            act(&app, &headers, Asked { action, command, form: sent }).await
-        }
+    let reader = cookie::reader(&headers).unwrap_or_default();
+    let command = field("text", Prose::filled(text))
+        .and_then(|text| app.report_command(exam, form.token, &reader, ReportKind::Final, text));
+    match command {
+        Ok(command) => act(&app, &headers, Asked { action, command, form: sent }).await,
         Err(problem) => failed(&app, &headers, problem, action, sent).await,
     }
 }
@@ -139,10 +142,7 @@ impl From<ClaimForm> for Sent {
 
 async fn act(app: &App, headers: &HeaderMap, asked: Asked) -> Result<Response, Problem> {
     let Asked { action, command, form } = asked;
-    let exam = match &command {
-        Command::Release { exam, .. } | Command::Complete { exam, .. } => Some(*exam),
-        _ => None,
-    };
+    let exam = command.exam();
     let result = match (parse_command_id(&form.key), cookie::reader(headers)) {
         (Ok(id), Some(reader)) => app.command(id, reader, command).await,
         (Err(problem), _) => Err(problem),

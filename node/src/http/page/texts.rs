@@ -1,7 +1,7 @@
 //! Every text of the page, in French and in English, side by side.
 
 use axum::http::{HeaderMap, header};
-use maillage_consensus::exam::{ExamState, Priority, Unsolicited};
+use maillage_consensus::exam::{ExamState, Priority, Skipped, Unsolicited};
 
 use crate::http::media::MediaType;
 
@@ -110,6 +110,18 @@ impl Language {
         self.pick(french, reason.as_str())
     }
 
+    /// A step that an emergency left out.
+    pub(super) fn skipped(self, step: Skipped) -> &'static str {
+        match step {
+            Skipped::RequestBeforeImages => self.pick("images avant la demande", "images before the request"),
+            Skipped::Regulation => self.pick("régulation", "regulation"),
+            Skipped::Consent => self.pick("consentement", "consent"),
+            Skipped::RegulationBeforeAcquisition => {
+                self.pick("régulation avant l’acquisition", "regulation before acquisition")
+            }
+        }
+    }
+
     /// A site's role.
     pub(super) fn role(self, role: &'static str) -> &'static str {
         match role {
@@ -178,6 +190,9 @@ texts! {
     Actions: "Actions", "Actions";
     Late: "retard", "late";
     Unsolicited: "À rapprocher", "To reconcile";
+    CriticalOpen: "résultat critique : personne n’est prévenu", "critical result: nobody has been told";
+    ReadTwice: "lu deux fois", "read twice";
+    Skipped: "Urgence, étapes omises", "Emergency, steps left out";
     ImagesAfterReport: "images arrivées après le compte rendu", "images came after the report";
     Mesh: "Maillage", "Mesh";
     Quorum: "Quorum", "Quorum";

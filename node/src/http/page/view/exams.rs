@@ -82,6 +82,23 @@ fn row(room: &Room, language: Language, summary: &ExamSummary, actions: Markup) 
                     br;
                     span.mark { span aria-hidden="true" { "⚑ " } (language.say(Text::Unsolicited)) " : " (language.unsolicited(reason)) }
                 }
+                @if exam.course.critical_open > 0 {
+                    br;
+                    span.late { span aria-hidden="true" { "⚠ " } (language.say(Text::CriticalOpen)) }
+                }
+                @if exam.course.read_twice {
+                    br;
+                    span.mark { span aria-hidden="true" { "⚑ " } (language.say(Text::ReadTwice)) }
+                }
+                @if !exam.course.skipped.is_empty() {
+                    br;
+                    span.mark {
+                        span aria-hidden="true" { "⚑ " } (language.say(Text::Skipped)) " : "
+                        @for (number, step) in exam.course.skipped.iter().enumerate() {
+                            @if number > 0 { ", " } (language.skipped(*step))
+                        }
+                    }
+                }
                 @if exam.images_after_report {
                     br;
                     span.mark { span aria-hidden="true" { "⚑ " } (language.say(Text::ImagesAfterReport)) }

@@ -1,7 +1,9 @@
 //! The page's HTML for rooms made by hand.
 
 use maillage_consensus::command::UnixMillisField;
-use maillage_consensus::exam::{Claim, Course, Exam, ExamState, Patient, Priority, Request, Text8, Unsolicited};
+use maillage_consensus::exam::{
+    Claim, Course, Exam, ExamState, Patient, Priority, Request, Skipped, Text8, Unsolicited,
+};
 use maillage_consensus::ids::{ExamId, FencingToken, Line, Name, SiteId, UidText};
 use serde_json::json;
 
@@ -200,6 +202,21 @@ fn unsolicited_images_are_marked_with_their_reason() {
     odd.exam.unsolicited = Some(Unsolicited::OtherPatient);
     let text = text(&room(None, vec![odd], Vec::new()));
     assert!(text.contains("À rapprocher : la demande de ce numéro nomme un autre patient"));
+}
+
+#[test]
+fn what_a_reader_must_see_at_once_stands_beside_the_exam() {
+    let plain = text(&room(None, vec![summary(7, Priority::Urgent, 1000)], Vec::new()));
+    for mark in ["résultat critique", "lu deux fois", "étapes omises"] {
+        assert!(!plain.contains(mark), "{mark}");
+    }
+    let mut marked = summary(7, Priority::Urgent, 1000);
+    marked.exam.course.critical_open = 1;
+    marked.exam.course.read_twice = true;
+    marked.exam.course.skipped = vec![Skipped::Regulation, Skipped::Consent];
+    let text = text(&room(None, vec![marked], Vec::new()));
+    assert!(text.contains("résultat critique : personne n’est prévenu") && text.contains("lu deux fois"));
+    assert!(text.contains("étapes omises : régulation, consentement"), "{text}");
 }
 
 #[test]

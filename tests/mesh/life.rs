@@ -1,0 +1,540 @@
+//! The whole life of an exam through the API and the command line of real processes.
+
+use std::time::Duration;
+
+use hyper::Method;
+use maillage_tests::exams::{ready, requested};
+use maillage_tests::{Http, Mesh, Settings, Slices, until};
+use serde_json::{Value, json};
+
+use crate::{binary, mesh};
+
+/// POST that must be done.
+async fn done(http: Http, path: &str, body: Value) -> Value {
+    http.post(path, &body).await.expect(200).json()
+}
+
+/// POST that must be refused with this code.
+#[track_caller]
+fn refused(answer: &maillage_tests::Answer, status: u16, code: &str) {
+    let said = answer.clone().expect(status).json();
+    assert_eq!(said["code"], json!(code), "{said}");
+}
+
+async fn put(http: Http, path: &str, body: &Value) -> maillage_tests::Answer {
+    let headers = [("content-type", "application/json")];
+    http.send(&Method::PUT, path, &headers, body.to_string()).await.unwrap_or_else(|error| panic!("{}", error.0))
+}
+
+async fn add(http: Http, exam: &Value) -> String {
+    http.post("/api/v1/exams", exam).await.expect(201).json()["id"].to_string()
+}
+
+/// An exam with everything that every earlier command did.
+async fn exam(http: Http, id: &str) -> Value {
+    http.json(&format!("/api/v1/exams/{id}?fresh=true")).await
+}
+
+fn list<'v>(value: &'v Value, name: &str) -> &'v [Value] {
+    value[name].as_array().unwrap_or_else(|| panic!("a list of {name} in {value}"))
+}
+
+#[tokio::test]
+async fn an_exam_lives_from_its_order_to_its_follow_up() {
+    let mesh = mesh(3).await;
+    let [paris, lyon, nantes] = &mesh.sites[..] else { panic!("three sites") };
+    let (here, there) = (paris.http(), nantes.http());
+    let add = [
+        "exam",
+        "add",
+        "--patient-id",
+        "P1",
+        "--accession",
+        "A1",
+        "--modality",
+        "CT",
+        "--hospital",
+        "CH Nord",
+        "--consent",
+        "declared",
+        "--regulate",
+        "--question",
+        "bleeding?",
+        "--priority",
+        "urgent",
+    ];
+    let id = lyon.run_json(&add).await["id"].to_string();
+    let at = |verb: &str| format!("/api/v1/exams/{id}/{verb}");
+
+    // Nobody scans or reads before the regulator's word.
+    let shown = exam(here, &id).await;
+    assert_eq!((&shown["state"], &shown["to_regulate"]), (&json!("requested"), &json!(true)));
+    assert_eq!(shown["workitems"][1]["kind"], json!("regulate"));
+    refused(&here.post(&at("acquisition"), &json!({})).await, 422, "missing");
+    let waiting = there.json("/api/v1/exams?to-regulate=true&fresh=true").await;
+    assert_eq!(list(&waiting, "exams").len(), 1);
+    refused(&here.post(&at("regulation"), &json!({ "verdict": "validated", "user": "reg" })).await, 400, "invalid");
+    let validated =
+        nantes.run_json(&["exam", "regulate", &id, "--protocol", "head, no contrast", "--user", "reg"]).await;
+    assert_eq!(validated["done"], json!(true));
+    assert_eq!(list(&here.json("/api/v1/exams?to-regulate=true&fresh=true").await, "exams").len(), 0);
+    paris.run_json(&["exam", "acquire", &id]).await;
+    assert_eq!(exam(there, &id).await["state"], json!("acquiring"));
+
+    // The images come; a radiologist is given it, opens it, and writes twice.
+    let study = Slices::new("A1", "P1", 3);
+    study.send(lyon.dicom()).await;
+    until("the exam waits", async || (exam(here, &id).await["state"] == json!("waiting")).then_some(())).await;
+    let granted = nantes.run_json(&["claim", "next", "--user", "dr-a"]).await;
+    assert_eq!(granted["exam"]["id"].to_string(), id);
+    let token = granted["token"].clone();
+    done(there, &at("open"), json!({ "user": "dr-a", "token": token })).await;
+    let reading = exam(here, &id).await;
+    assert_eq!((&reading["state"], &reading["picked"]), (&json!("reading"), &json!(false)));
+    assert!(reading["opened_at"].is_string());
+    assert_eq!(list(&here.json("/api/v1/exams?state=reading").await, "exams").len(), 1);
+    assert_eq!(list(&here.json("/api/v1/exams?state=claimed").await, "exams").len(), 0);
+    let first = json!({ "user": "dr-a", "token": token, "text": "Bleeding, at first sight.", "kind": "preliminary" });
+    assert_eq!(done(there, &at("report"), first).await["report"], json!(1));
+    assert_eq!(exam(here, &id).await["claim"]["user"], json!("dr-a"), "a preliminary report ends no claim");
+
+    // A colleague is asked, an algorithm has its say, somebody is telephoned.
+    let asked =
+        done(there, &at("opinions"), json!({ "user": "dr-a", "question": "Do you agree?", "of": "dr-b" })).await;
+    let answer = format!("opinions/{}/answer", asked["remark"]);
+    let opinion = json!({ "user": "dr-b", "text": "Yes.", "concordance": "agrees" });
+    done(here, &at(&answer), opinion.clone()).await;
+    refused(&here.post(&at(&answer), &opinion).await, 409, "done-already");
+    let finding = [
+        "exam",
+        "finding",
+        &id,
+        "--algorithm",
+        "bleed",
+        "--algorithm-version",
+        "2.1",
+        "--score",
+        "0.97",
+        "--finding",
+        "intracranial haemorrhage",
+        "--priority",
+        "vital",
+    ];
+    paris.run_json(&finding).await;
+    let critical = done(there, &at("criticals"), json!({ "user": "dr-a", "text": "Haemorrhage" })).await;
+    let remark = critical["remark"].to_string();
+    let open = here.json("/api/v1/criticals?fresh=true").await;
+    assert_eq!((&open["criticals"][0]["exam"].to_string(), &open["criticals"][0]["overdue"]), (&id, &json!(false)));
+    assert!(there.get("/").await.text().contains("résultat critique"), "the worklist shows it");
+    let wrong = format!("discrepancies/{remark}/told");
+    refused(&here.post(&at(&wrong), &json!({ "user": "dr-a", "whom": "dr-x" })).await, 404, "no-such-remark");
+    nantes
+        .run_json(&["exam", "told", &id, &remark, "--whom", "dr-x, emergency", "--read-back", "--user", "dr-a"])
+        .await;
+    assert_eq!(here.json("/api/v1/criticals?fresh=true").await["criticals"], json!([]));
+
+    let last = ["claim", "complete", &id, "--token", &token.to_string(), "--text", "Haemorrhage.", "--user", "dr-a"];
+    nantes.run_json(&last).await;
+    done(here, &at("addendum"), json!({ "user": "dr-a", "text": "Compared with 2024." })).await;
+    refused(&here.post(&at("delivery"), &json!({ "report": 1, "to": "dr-x" })).await, 422, "missing");
+    let delivered = paris.run_json(&["exam", "deliver", &id, "--to", "dr-x by MSSanté"]).await;
+    assert_eq!(delivered["done"], json!(true));
+    done(here, &at("follow-up"), json!({ "user": "dr-x", "text": "Operated on, recovered." })).await;
+    let missed =
+        done(here, &at("discrepancies"), json!({ "user": "dr-q", "grade": 2, "text": "A minor fracture" })).await;
+    let told = format!("discrepancies/{}/told", missed["remark"]);
+    done(here, &at(&told), json!({ "user": "dr-q", "whom": "dr-x" })).await;
+    done(here, &at("notes"), json!({ "user": "dr-q", "text": "For the review meeting" })).await;
+
+    let shown = exam(there, &id).await;
+    assert_eq!((&shown["state"], &shown["priority"]), (&json!("followed-up"), &json!("vital")));
+    assert_eq!((&shown["raised_by"], &shown["skipped"]), (&json!("bleed"), &json!([])));
+    assert_eq!(shown["regulation"]["protocol"], json!("head, no contrast"));
+    assert_eq!(shown["regulation"]["user"], json!("reg"));
+    for open in ["critical_open", "discrepancies_open", "opinions_open"] {
+        assert_eq!(shown[open], json!(0), "{open}");
+    }
+    let reports: Vec<_> = list(&shown, "report_list").iter().map(|said| (&said["kind"], &said["signature"])).collect();
+    let kinds = ["preliminary", "final", "addendum"].map(|kind| json!(kind));
+    assert_eq!(
+        reports,
+        kinds.each_ref().map(|kind| (kind, &json!("valid"))),
+        "each signed by the site it was written at"
+    );
+    assert_eq!(shown["standing_report"], json!(3));
+    let remarks: Vec<_> = list(&shown, "remarks").iter().filter_map(|said| said["kind"].as_str()).collect();
+    assert_eq!(remarks, ["opinion", "finding", "critical", "follow-up", "discrepancy", "note"]);
+    assert_eq!(shown["remarks"][0]["answer"]["concordance"], json!("agrees"));
+    assert_eq!(shown["remarks"][2]["told"]["read_back"], json!(true));
+    let kinds: Vec<_> = list(&shown, "workitems").iter().filter_map(|item| item["kind"].as_str()).collect();
+    for kind in ["read", "regulate", "second-opinion", "analyse", "deliver"] {
+        assert!(kinds.contains(&kind), "{kind} in {kinds:?}");
+    }
+    let sheet = lyon.run(&["exam", "show", &id]).await.ended(0).stdout;
+    for word in
+        ["validated by reg", "preliminary report 1", "addendum report 3", "dr-b says agrees at paris", "told dr-x"]
+    {
+        assert!(sheet.contains(word), "{word} in {sheet}");
+    }
+}
+
+#[tokio::test]
+async fn an_emergency_waits_for_nobody_and_the_record_says_what_was_left_out() {
+    let mesh = mesh(1).await;
+    let http = mesh.sites[0].http();
+    let mut urgent = ready("A1");
+    (urgent["regulate"], urgent["priority"]) = (json!(true), json!("vital"));
+    let id = add(http, &urgent).await;
+    let shown = exam(http, &id).await;
+    assert_eq!(shown["state"], json!("waiting"), "no regulator is waited for");
+    assert_eq!(shown["skipped"], json!(["regulation", "consent"]));
+    assert_eq!(shown["workitems"][1]["state"], json!("CANCELED"));
+    assert!(http.get("/?lang=en").await.text().contains("steps left out : regulation, consent"));
+
+    // The same by absolute emergency, which also excuses the consent.
+    let mut emergency = ready("A2");
+    (emergency["regulate"], emergency["consent"]) = (json!(true), json!("emergency"));
+    let id = add(http, &emergency).await;
+    assert_eq!(exam(http, &id).await["skipped"], json!(["regulation"]));
+
+    // What is no emergency waits for the regulator, and is refused with a reason.
+    let mut ordinary = ready("A3");
+    (ordinary["regulate"], ordinary["consent"]) = (json!(true), json!("declared"));
+    let id = add(http, &ordinary).await;
+    assert_eq!(exam(http, &id).await["state"], json!("receiving"));
+    let taken = http.post(&format!("/api/v1/exams/{id}/claim"), &json!({ "user": "dr-a" })).await;
+    refused(&taken, 409, "wrong-state");
+    mesh.sites[0].run_json(&["exam", "regulate", &id, "--refuse", "no indication", "--user", "reg"]).await;
+    let shown = exam(http, &id).await;
+    assert_eq!((&shown["state"], &shown["regulation"]["reason"]), (&json!("refused"), &json!("no indication")));
+    let again = http.post(
+        &format!("/api/v1/exams/{id}/regulation"),
+        &json!({ "verdict": "validated", "protocol": "p", "user": "r" }),
+    );
+    refused(&again.await, 409, "wrong-state");
+}
+
+#[tokio::test]
+async fn images_of_a_patient_who_refuses_their_transfer_are_read_where_they_are() {
+    let mesh = mesh(3).await;
+    let [paris, lyon, _] = &mesh.sites[..] else { panic!("three sites") };
+    let mut order = requested("A1", "P1");
+    order["consent"] = json!("refused");
+    let id = add(lyon.http(), &order).await;
+    Slices::new("A1", "P1", 3).send(lyon.dicom()).await;
+    until("the exam waits", async || (exam(lyon.http(), &id).await["state"] == json!("waiting")).then_some(())).await;
+    let next = done(paris.http(), "/api/v1/claims/next", json!({ "user": "dr-a" })).await;
+    assert_eq!(next["granted"], json!(false), "not given to another site");
+    let claim = format!("/api/v1/exams/{id}/claim");
+    refused(&paris.http().post(&claim, &json!({ "user": "dr-a" })).await, 403, "consent-refused");
+    paris.run(&["claim", "take", &id, "--user", "dr-a"]).await.ended(5);
+    let next = done(lyon.http(), "/api/v1/claims/next", json!({ "user": "dr-b" })).await;
+    assert_eq!(next["exam"]["id"].to_string(), id);
+}
+
+#[tokio::test]
+async fn pet_is_for_nuclear_physicians_and_a_rare_case_for_its_experts() {
+    let mesh = mesh(1).await;
+    let site = &mesh.sites[0];
+    let http = site.http();
+    let mut pet = ready("A1");
+    pet["modality"] = json!("PT");
+    let pet = add(http, &pet).await;
+    assert_eq!(exam(http, &pet).await["specialty"], json!("nuclear-medicine"));
+    assert_eq!(site.run_json(&["claim", "next", "--user", "dr-radio"]).await["granted"], json!(false));
+    let given = site.run_json(&["claim", "next", "--specialty", "nuclear-medicine", "--user", "dr-nuc"]).await;
+    assert_eq!(given["exam"]["id"].to_string(), pet);
+
+    let mut rare = ready("A2");
+    rare["expertise"] = json!("paediatric");
+    let rare = add(http, &rare).await;
+    assert_eq!(site.run_json(&["claim", "next", "--user", "dr-radio"]).await["granted"], json!(false));
+    let given = site.run_json(&["claim", "next", "--expertise", "paediatric", "--user", "dr-paed"]).await;
+    assert_eq!(given["exam"]["id"].to_string(), rare);
+    refused(
+        &http.post("/api/v1/claims/next", &json!({ "user": "dr", "specialties": ["cardiology"] })).await,
+        400,
+        "invalid",
+    );
+}
+
+#[tokio::test]
+async fn a_take_over_tells_whoever_had_the_exam_and_keeps_what_they_wrote() {
+    let mesh = mesh(3).await;
+    let [paris, lyon, nantes] = &mesh.sites[..] else { panic!("three sites") };
+    let id = add(paris.http(), &ready("A1")).await;
+    let claim = format!("/api/v1/exams/{id}/claim");
+    let named = json!({ "user": "dr-a", "transaction_uid": "1.2.3.4" });
+    let first = done(lyon.http(), &claim, named).await;
+    assert_eq!((&first["claim"]["transaction_uid"], &first["exam"]["picked"]), (&json!("1.2.3.4"), &json!(true)));
+    refused(&nantes.http().post(&claim, &json!({ "user": "dr-b" })).await, 409, "conflict");
+    let take_over = format!("/api/v1/exams/{id}/take-over");
+    refused(&nantes.http().post(&take_over, &json!({ "user": "dr-b", "reason": " " })).await, 400, "invalid");
+    let second = nantes.run_json(&["claim", "take-over", &id, "--reason", "dr-a left", "--user", "dr-b"]).await;
+    assert!(second["token"].as_u64() > first["token"].as_u64());
+
+    let late = json!({ "user": "dr-a", "token": first["token"], "text": "Mine." });
+    let answer = lyon.http().post(&format!("/api/v1/exams/{id}/report"), &late).await;
+    refused(&answer, 409, "stale-token");
+    assert_eq!(answer.json()["kept_as"], json!(1), "nothing written is thrown away");
+    let shown = exam(paris.http(), &id).await;
+    let (lost, now) = (&shown["workitems"][0], &shown["workitems"][1]);
+    assert_eq!((&lost["state"], &lost["performer"]["user"]), (&json!("CANCELED"), &json!("dr-a")));
+    assert_eq!(lost["reason"], json!("taken over by dr-b: dr-a left"));
+    assert_eq!((&now["replaces"], &now["performer"]["user"]), (&lost["number"], &json!("dr-b")));
+    let draft = &shown["report_list"][0];
+    assert_eq!((&draft["stale"], &draft["signature"]), (&json!(true), &json!("valid")));
+    assert!(lyon.run(&["exam", "show", &id]).await.stdout.contains("canceled     read of dr-a: taken over by dr-b"));
+    let none = add(paris.http(), &ready("A2")).await;
+    let nobody = nantes.http().post(&format!("/api/v1/exams/{none}/take-over"), &json!({ "user": "b", "reason": "r" }));
+    refused(&nobody.await, 409, "wrong-state");
+}
+
+#[tokio::test]
+async fn a_signed_report_repeated_at_another_site_is_kept_once() {
+    let mesh = mesh(3).await;
+    let [paris, lyon, _] = &mesh.sites[..] else { panic!("three sites") };
+    let id = add(paris.http(), &ready("A1")).await;
+    let granted = done(paris.http(), "/api/v1/claims/next", json!({ "user": "dr-a" })).await;
+    let key = uuid::Uuid::new_v4().to_string();
+    let report = json!({ "user": "dr-a", "token": granted["token"], "text": "Normal." });
+    for site in [paris, lyon, paris] {
+        let answer = site.http().try_post(&format!("/api/v1/exams/{id}/report"), &report, Some(&key)).await;
+        assert_eq!(answer.expect("an answer").expect(200).json()["report"], json!(1));
+    }
+    let shown = exam(lyon.http(), &id).await;
+    assert_eq!(list(&shown, "report_list").len(), 1);
+    assert_eq!(shown["report_list"][0]["signature"], json!("valid"));
+}
+
+#[tokio::test]
+async fn an_exam_goes_to_its_territory_first_and_to_whom_the_contract_names() {
+    let places = ["ght-nord", "ght-sud", ""];
+    let settings = |number: usize| Settings { territory: places[number].to_owned(), ..Settings::default() };
+    let mesh = Mesh::start(binary(), 3, settings).await;
+    let [paris, lyon, nantes] = &mesh.sites[..] else { panic!("three sites") };
+    let set = ["hospital", "set", "CH Nord", "--territory", "ght-nord", "--finess", "590000001"];
+    lyon.run_json(&set).await;
+    let only = ["hospital", "set", "CH Contract", "--site", "nantes", "--regulate"];
+    lyon.run_json(&only).await;
+    let listed = paris.run_json(&["hospital", "list"]).await;
+    until("both hospitals are known", async || {
+        (list(&paris.http().json("/api/v1/hospitals?fresh=true").await, "hospitals").len() == 2).then_some(())
+    })
+    .await;
+    drop(listed);
+    let one = paris.http().json("/api/v1/hospitals/CH%20Contract?fresh=true").await;
+    assert_eq!((&one["sites"], &one["regulate"]), (&json!(["nantes"]), &json!(true)));
+    paris.http().get("/api/v1/hospitals/None").await.expect(404);
+    let unknown = put(paris.http(), "/api/v1/hospitals/X", &json!({ "sites": ["atlantis"] })).await;
+    refused(&unknown, 400, "invalid");
+
+    let mut north = ready("A1");
+    (north["hospital"], north["priority"]) = (json!("CH Nord"), json!("scheduled"));
+    let id = add(nantes.http(), &north).await;
+    until("the mesh knows where the sites are", async || {
+        let next = done(lyon.http(), "/api/v1/claims/next", json!({ "user": "dr-sud" })).await;
+        if next["granted"] == json!(true) {
+            // Not known yet: given back.
+            let release = json!({ "token": next["token"], "user": "dr-sud" });
+            done(lyon.http(), &format!("/api/v1/exams/{id}/release"), release).await;
+            return None;
+        }
+        Some(())
+    })
+    .await;
+    let next = done(paris.http(), "/api/v1/claims/next", json!({ "user": "dr-nord" })).await;
+    assert_eq!(next["exam"]["id"].to_string(), id, "its own territory reads it first");
+
+    let mut contract = ready("A2");
+    (contract["hospital"], contract["priority"]) = (json!("CH Contract"), json!("vital"));
+    let id = add(nantes.http(), &contract).await;
+    refused(
+        &paris.http().post(&format!("/api/v1/exams/{id}/claim"), &json!({ "user": "dr" })).await,
+        403,
+        "no-contract",
+    );
+    assert_eq!(
+        exam(paris.http(), &id).await["skipped"],
+        json!(["regulation", "consent"]),
+        "the hospital asks for a regulator"
+    );
+    done(nantes.http(), &format!("/api/v1/exams/{id}/claim"), json!({ "user": "dr" })).await;
+}
+
+#[tokio::test]
+async fn a_policy_is_agreed_on_once_for_all_sites() {
+    let mesh = mesh(3).await;
+    let [paris, lyon, _] = &mesh.sites[..] else { panic!("three sites") };
+    let shown = paris.run_json(&["policy", "show"]).await;
+    assert_eq!((&shown["kept_for_territory"], &shown["critical_seconds"]), (&json!(0.1), &json!(900)));
+    paris.run_json(&["policy", "set", "--kept-for-region", "0.5", "--critical-seconds", "120"]).await;
+    let shown = lyon.http().json("/api/v1/policy?fresh=true").await;
+    assert_eq!((&shown["kept_for_region"], &shown["critical_seconds"]), (&json!(0.5), &json!(120)));
+    assert_eq!(shown["kept_for_territory"], json!(0.1), "what was not given stays");
+    paris.run(&["policy", "set", "--kept-for-territory", "0.9"]).await.ended(1).complains_of(&["the wider"]);
+}
+
+#[tokio::test]
+async fn statistics_are_exact() {
+    let mesh = mesh(1).await;
+    let site = &mesh.sites[0];
+    let http = site.http();
+    let mut totals: Vec<u64> = Vec::new();
+    for (accession, modality, user) in
+        [("A1", "CT", "dr-a"), ("A2", "MR", "dr-a"), ("A3", "CT", "dr-b"), ("A4", "CT", "dr-b"), ("A5", "CR", "dr-a")]
+    {
+        let mut new = ready(accession);
+        new["modality"] = json!(modality);
+        let id = add(http, &new).await;
+        let granted = done(http, "/api/v1/claims/next", json!({ "user": user })).await;
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        let report = json!({ "user": user, "token": granted["token"], "text": "Normal." });
+        done(http, &format!("/api/v1/exams/{id}/report"), report).await;
+        let shown = exam(http, &id).await;
+        totals.push(milliseconds(&shown["ended_at"]) - milliseconds(&shown["ready_at"]));
+    }
+    totals.sort_unstable();
+    let all = http.json("/api/v1/statistics?from=1h&fresh=true").await;
+    let total = &all["total"];
+    assert_eq!(total["reports"], json!(5));
+    assert_eq!(
+        (&total["p50_ms"], &total["p90_ms"], &total["max_ms"]),
+        (&json!(totals[2]), &json!(totals[4]), &json!(totals[4]))
+    );
+    let mean = total["mean_ms"].as_f64().expect("a mean");
+    let expected = totals.iter().sum::<u64>() as f64 / 5.0;
+    assert!((mean - expected).abs() < 1e-6, "{mean} {expected}");
+    assert_eq!((&total["within_target"], &total["within_target_percent"]), (&json!(5), &json!(100.0)));
+
+    let groups = |by: &str| {
+        let path = format!("/api/v1/statistics?by={by}&from=1h");
+        async move {
+            let shown = http.json(&path).await;
+            let pairs = list(&shown, "groups").iter().map(|group| {
+                (group["group"].as_str().unwrap_or_default().to_owned(), group["reports"].as_u64().unwrap_or_default())
+            });
+            pairs.collect::<Vec<_>>()
+        }
+    };
+    let named =
+        |pairs: &[(&str, u64)]| pairs.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect::<Vec<_>>();
+    assert_eq!(groups("modality").await, named(&[("CR", 1), ("CT", 3), ("MR", 1)]));
+    assert_eq!(groups("reader").await, named(&[("dr-a", 3), ("dr-b", 2)]));
+    assert_eq!(groups("centre").await, named(&[("paris", 5)]));
+    assert_eq!(groups("urgency").await, named(&[("urgent", 5)]));
+    assert_eq!(groups("hospital").await, named(&[("Test hospital", 5)]));
+    assert_eq!(groups("hour").await.iter().map(|(_, count)| count).sum::<u64>(), 5);
+
+    let before = http.json("/api/v1/statistics?from=2020-01-01T00:00:00Z&to=2021-01-01T00:00:00Z").await;
+    assert_eq!((&before["total"], &before["groups"]), (&json!(null), &json!([])));
+    refused(&http.get("/api/v1/statistics?from=yesterday").await, 400, "invalid");
+    refused(&http.get("/api/v1/statistics?by=weekday").await, 400, "invalid");
+    let printed = site.run(&["stats", "--from", "1h", "--by", "modality"]).await.ended(0).stdout;
+    assert!(printed.contains("MODALITY") && printed.contains("100.0 %") && printed.contains("(all)"), "{printed}");
+}
+
+/// An RFC 3339 time of this day in milliseconds; only differences are asked for.
+fn milliseconds(time: &Value) -> u64 {
+    let text = time.as_str().expect("a time");
+    let (day, clock) = text.split_once('T').expect("a day and a clock");
+    let day: u64 = day.rsplit('-').next().and_then(|day| day.parse().ok()).expect("a day");
+    let clock = clock.trim_end_matches('Z');
+    let (clock, fraction) = clock.split_once('.').unwrap_or((clock, "0"));
+    let seconds = clock.split(':').fold(0, |sum, part| sum * 60 + part.parse::<u64>().expect("a number"));
+    let fraction: u64 = format!("{fraction:0<3}")[..3].parse().expect("milliseconds");
+    (day * 86_400 + seconds) * 1000 + fraction
+}
+
+#[tokio::test]
+async fn a_list_is_filtered_and_its_pages_are_stable() {
+    let mesh = mesh(1).await;
+    let site = &mesh.sites[0];
+    let http = site.http();
+    let mut ids = Vec::new();
+    for number in 0..7 {
+        let mut new = ready(&format!("A{number}"));
+        new["modality"] = json!(if number % 2 == 0 { "CT" } else { "MR" });
+        new["hospital"] = json!(if number < 3 { "Nord & Sud" } else { "Est" });
+        new["patient"]["id"] = json!(format!("P{}", number / 2));
+        ids.push(add(http, &new).await.parse::<u64>().expect("a number"));
+    }
+    let numbers = |shown: &Value| {
+        list(shown, "exams").iter().map(|exam| exam["id"].as_u64().expect("a number")).collect::<Vec<_>>()
+    };
+    let (mut seen, mut next) = (Vec::new(), json!(0));
+    while !next.is_null() {
+        let page = http.json(&format!("/api/v1/exams?limit=2&modality=CT&after={next}")).await;
+        seen.extend(numbers(&page));
+        next = page["next"].clone();
+        // What comes meanwhile comes last.
+        if seen.len() == 2 {
+            let mut late = ready("LATE");
+            late["modality"] = json!("CT");
+            ids.push(add(http, &late).await.parse().expect("a number"));
+        }
+    }
+    assert_eq!(seen, [ids[0], ids[2], ids[4], ids[6], ids[7]]);
+    for (query, found) in [
+        ("accession=A3", vec![ids[3]]),
+        ("accession=A", vec![]),
+        ("patient=P1", vec![ids[2], ids[3]]),
+        ("hospital=Nord%20%26%20Sud&modality=MR", vec![ids[1]]),
+        ("state=waiting&patient=P0", vec![ids[0], ids[1]]),
+        ("state=reported", vec![]),
+        ("to-regulate=true", vec![]),
+    ] {
+        assert_eq!(numbers(&http.json(&format!("/api/v1/exams?fresh=true&{query}")).await), found, "{query}");
+    }
+    refused(&http.get("/api/v1/exams?state=lost").await, 400, "invalid");
+    refused(&http.get("/api/v1/exams?colour=red").await, 400, "invalid");
+    let listed =
+        site.run_json(&["exams", "list", "--hospital", "Nord & Sud", "--modality", "CT", "--limit", "1"]).await;
+    assert_eq!(numbers(&listed), [ids[0]]);
+}
+
+#[tokio::test]
+async fn every_route_of_the_document_is_served_and_answers_as_it_says() {
+    let mesh = mesh(1).await;
+    let http = mesh.sites[0].http();
+    let id = add(http, &ready("A1")).await;
+    let document = http.json("/api/v1/openapi.json").await;
+    assert_eq!(document["openapi"], json!("3.1.0"));
+    let paths = document["paths"].as_object().expect("paths");
+    assert!(paths.len() > 40, "{}", paths.len());
+    for (path, item) in paths {
+        let there = path.replace("{id}", &id).replace("{remark}", "1").replace("{name}", "X").replace("{uid}", "1.2");
+        for method in item.as_object().expect("methods").keys() {
+            if path == "/events" {
+                http.events(&format!("/api/v1{there}")).await.next(Duration::from_secs(30)).await;
+                continue;
+            }
+            let method: Method = method.to_uppercase().parse().expect("a method");
+            let headers = [("content-type", "application/json")];
+            let answer = http.send(&method, &format!("/api/v1{there}"), &headers, "{\"nothing\":1}").await;
+            let answer = answer.unwrap_or_else(|error| panic!("{}", error.0));
+            let said = if answer.status < 300 { json!({}) } else { answer.json() };
+            assert_ne!(answer.status, 405, "{method} {path}");
+            assert_ne!(said["detail"], json!("no such address"), "{method} {path}");
+            if method == Method::GET && answer.status == 200 {
+                conforms(&document, path, &answer.json());
+            }
+        }
+    }
+}
+
+/// Whether an answer has every member that its schema requires, and none that it does not know.
+fn conforms(document: &Value, path: &str, answer: &Value) {
+    let schema = &document["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]["schema"];
+    let Some(reference) = schema["$ref"].as_str() else { return };
+    let schema = document.pointer(&reference[1..]).unwrap_or_else(|| panic!("{reference}"));
+    for name in schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        assert!(answer.get(name).is_some(), "{path}: {name} is missing in {answer}");
+    }
+    // What is of any shape says nothing of its members.
+    if let Some(known) = schema["properties"].as_object().filter(|known| known.len() > 2) {
+        for name in answer.as_object().expect("an object").keys() {
+            assert!(known.contains_key(name), "{path}: {name} is not in the document");
+        }
+    }
+}
