@@ -16,6 +16,7 @@ use maillage_consensus::command::{Command, UnixMillisField};
 use maillage_consensus::ids::Name;
 use maillage_consensus::machine::ApplyError;
 use maillage_host::offload;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use time::format_description::well_known::Rfc3339;
@@ -39,7 +40,7 @@ const LIMIT_MAX: usize = 1_000;
 const PAGE: usize = 500;
 
 /// What of the trail is asked for.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub(super) struct PageQuery {
     after: Option<u64>,
     before: Option<u64>,
@@ -137,7 +138,7 @@ pub(super) async fn attest(State(app): State<App>, Idempotency(id): Idempotency)
 }
 
 /// How the trail is exported.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 enum Format {
     /// FHIR R4 `AuditEvent`, one a line.
@@ -159,7 +160,7 @@ impl Format {
 }
 
 /// What is to be exported.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub(super) struct ExportQuery {
     format: Format,
     from: Option<String>,
