@@ -25,6 +25,7 @@ mod links;
 mod logging;
 mod metrics;
 mod node;
+mod outbox;
 mod output;
 mod presence;
 mod roster;

@@ -42,6 +42,7 @@ struct Shared {
     chunk_bytes_sent: Counter,
     chunk_bytes_received: Counter,
     fetch_faults: Family<ByReason, Counter>,
+    outbox_settled: Family<ByKind, Counter>,
     associations: Gauge,
     dicom_listening: AtomicBool,
     gauges: Gauges,
@@ -92,6 +93,7 @@ struct Gauges {
     raft_applied_index: Gauge,
     quorum_age: Seconds,
     exams: Family<ByState, Gauge>,
+    outbox_entries: Family<ByState, Gauge>,
     studies_below_two_sites: Gauge,
     studies_below_wanted_copies: Gauge,
     peers_connected: Gauge,
@@ -116,6 +118,8 @@ pub(crate) struct Scrape {
     pub(crate) quorum_age: Option<Duration>,
     /// Exams by state.
     pub(crate) exams: Vec<(&'static str, u64)>,
+    /// Entries of the outbox by state.
+    pub(crate) outbox: Vec<(&'static str, usize)>,
     /// Studies with a part on fewer than two sites.
     pub(crate) studies_below_two: u64,
     /// Studies with a part on fewer sites than wanted.
@@ -151,6 +155,7 @@ impl Metrics {
                 "fetch_faults",
                 "Chunks that a holder refused, lacked or falsified",
             ),
+            outbox_settled: registered(&mut registry, "outbox_settled", "What the outbox sent, by how it ended"),
             associations: registered(&mut registry, "dicom_associations", "DICOM associations open now"),
             dicom_listening: AtomicBool::new(false),
             gauges: Gauges::registered(&mut registry),
@@ -203,6 +208,11 @@ impl Metrics {
     /// A holder refused, lacked or falsified a chunk.
     pub(crate) fn fetch_fault(&self, reason: &'static str) {
         self.0.fetch_faults.get_or_create(&ByReason { reason }).inc();
+    }
+
+    /// The mesh decided about an entry of the outbox.
+    pub(crate) fn outbox_settled(&self, kind: &'static str, outcome: &'static str) {
+        self.0.outbox_settled.get_or_create(&ByKind { kind, outcome }).inc();
     }
 
     /// A DICOM association was opened; it is counted until the answer is dropped.
@@ -275,6 +285,7 @@ impl Gauges {
             raft_committed_index: registered(registry, "raft_committed_index", "Last committed log index"),
             raft_applied_index: registered(registry, "raft_applied_index", "Last applied log index"),
             exams: registered(registry, "exams", "Exams by state"),
+            outbox_entries: registered(registry, "outbox_entries", "Entries of the outbox by state"),
             studies_below_two_sites: registered(registry, "studies_below_two_sites", "Studies on fewer than two sites"),
             studies_below_wanted_copies: registered(
                 registry,
@@ -308,6 +319,9 @@ impl Gauges {
         for &(state, count) in &scrape.exams {
             self.exams.get_or_create(&ByState { state }).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
+        for &(state, count) in &scrape.outbox {
+            self.outbox_entries.get_or_create(&ByState { state }).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
         // Infinite rather than absent or NaN: an alert on a large age must fire when there is none.
         self.quorum_age.set(scrape.quorum_age.map_or(f64::INFINITY, |age| age.as_secs_f64()));
     }
@@ -335,7 +349,7 @@ mod tests {
         metrics.received("new", 1000);
         metrics.command("claim-next", "granted", Duration::from_millis(3));
         let open = metrics.association();
-        let scrape = Scrape { term: 7, exams: vec![("waiting", 3)], ..Scrape::default() };
+        let scrape = Scrape { term: 7, exams: vec![("waiting", 3)], outbox: vec![("waiting", 2)], ..Scrape::default() };
         let text = metrics.encode(&scrape);
         for line in [
             "maillage_rejected_total{interface=\"http\",reason=\"cross-site\"} 1",
@@ -349,6 +363,7 @@ mod tests {
             "maillage_dicom_associations 1",
             "maillage_raft_term 7",
             "maillage_exams{state=\"waiting\"} 3",
+            "maillage_outbox_entries{state=\"waiting\"} 2",
             "maillage_quorum_age_seconds inf",
             "maillage_chunk_bytes_sent_total 0",
         ] {

@@ -21,6 +21,7 @@ use crate::data_dir::{MeshFile, MeshFileMember};
 use crate::images::Images;
 use crate::ingest::Ingest;
 use crate::metrics::{Metrics, outcome_label};
+use crate::outbox::Outbox;
 use crate::presence::{PeerState, Presence};
 use crate::roster::{Roster, key_of, peer_of};
 use crate::token::Token;
@@ -89,6 +90,7 @@ pub(crate) struct Parts {
     pub(crate) images: Images,
     pub(crate) ingest: Ingest,
     pub(crate) metrics: Metrics,
+    pub(crate) outbox: Outbox,
     pub(crate) state_clock: StateClock,
 }
 
@@ -140,6 +142,10 @@ impl Node {
 
     pub(crate) fn metrics(&self) -> &Metrics {
         &self.0.metrics
+    }
+
+    pub(crate) fn outbox(&self) -> &Outbox {
+        &self.0.outbox
     }
 
     /// This site's number.

@@ -11,6 +11,7 @@ use super::app::App;
 mod claims;
 mod events;
 mod exams;
+pub(super) mod glass;
 mod instances;
 mod mesh;
 mod studies;
@@ -32,6 +33,10 @@ pub(super) fn routes() -> Router<App> {
         .route("/exams/{id}/claim", post(claims::take))
         .route("/exams/{id}/release", post(claims::release))
         .route("/exams/{id}/report", post(claims::report))
+        .route("/exams/{id}/break-glass", post(glass::take))
+        .route("/break-glass", get(glass::list))
+        .route("/outbox", get(glass::outbox))
+        .route("/outbox/{id}", delete(glass::acknowledge))
         .route("/studies", get(studies::list))
         .route("/studies/{uid}", get(studies::show))
         .route("/studies/{uid}/fetch", post(studies::fetch))

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::reading::milliseconds;
 use super::rfc3339::rfc3339;
 use crate::node::Node;
+use crate::outbox;
 use crate::presence::PeerState;
 
 /// Without a word from a quorum for so long, a site counts as cut off: several elections' worth.
@@ -52,6 +53,7 @@ pub(crate) struct MeshStatus {
     group: GroupStatus,
     storage: Stats,
     reserve_bytes: u64,
+    outbox: outbox::Counts,
     overdue: Option<usize>,
     oldest_urgent_ms: Option<u64>,
 }
@@ -145,6 +147,7 @@ impl MeshStatus {
             group,
             storage,
             reserve_bytes: config.storage.reserve_mib.saturating_mul(1 << 20),
+            outbox: node.outbox().book().counts(),
             overdue: None,
             oldest_urgent_ms: None,
         })
@@ -205,6 +208,13 @@ impl MeshStatus {
         if self.storage.bad > 0 {
             warn(format!("{} damaged chunks await repair", self.storage.bad), "maillage chunks stats");
         }
+        if self.outbox.unacknowledged > 0 {
+            let failed = self.outbox.unacknowledged;
+            warn(format!("{failed} texts written here while cut off are no reports of the mesh"), "maillage outbox list");
+        }
+        if self.outbox.waiting > 0 {
+            warn(format!("{} entries of the outbox wait to be sent", self.outbox.waiting), "maillage outbox list");
+        }
         let below_two = self.counts.studies_below_two;
         if below_two > 0 && self.sites.len() > 1 {
             warn(format!("{below_two} studies are on fewer than two sites"), "maillage study list");
@@ -262,6 +272,12 @@ impl MeshStatus {
                 "unsolicited": counts.unsolicited,
                 "overdue": self.overdue,
                 "oldest_urgent_ms": self.oldest_urgent_ms,
+            },
+            "outbox": {
+                "waiting": self.outbox.waiting,
+                "held": self.outbox.held,
+                "unacknowledged": self.outbox.unacknowledged,
+                "settled": self.outbox.settled,
             },
             "storage": {
                 "bytes": self.storage.bytes,

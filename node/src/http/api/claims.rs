@@ -4,14 +4,16 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
 use maillage_consensus::Outcome;
 use maillage_consensus::command::{Command, LIST_MAX};
-use maillage_consensus::ids::{CommandId, ExamId, FencingToken, Line, Name, Prose, UidText};
+use maillage_consensus::ids::{CommandId, ExamId, Line, Name, Prose, UidText};
 use maillage_consensus::outcome::Grant;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::exams::unexpected;
+use super::glass::{self, ClaimToken, Decided, Reported};
 use crate::http::app::App;
 use crate::http::body::JsonBody;
 use crate::http::extract::{Idempotency, UrlPath, field};
@@ -94,7 +96,7 @@ async fn granted(app: &App, grant: &Grant) -> Result<Value, Problem> {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ReleaseBody {
-    token: FencingToken,
+    token: ClaimToken,
     #[serde(default)]
     reason: String,
     #[serde(default)]
@@ -110,7 +112,11 @@ pub(super) async fn release(
 ) -> Result<Json<Value>, Problem> {
     let user = field("user", Name::new(body.user))?;
     let reason = field("reason", Line::new(body.reason))?;
-    match app.command(id, user, Command::Release { exam, token: body.token, reason }).await? {
+    let token = match body.token {
+        ClaimToken::Fencing(token) => token,
+        ClaimToken::Glass(token) => return glass::give_back(&app, exam, token, user, reason).await,
+    };
+    match app.command(id, user, Command::Release { exam, token, reason }).await? {
         Outcome::Done => Ok(Json(json!({ "done": true, "id": exam }))),
         other => Err(unexpected(&other)),
     }
@@ -120,21 +126,32 @@ pub(super) async fn release(
 #[serde(deny_unknown_fields)]
 pub(super) struct ReportBody {
     user: String,
-    token: FencingToken,
+    token: ClaimToken,
     text: String,
 }
 
-/// `POST /exams/{id}/report`: ends the claim. Under a stale token 409, with the draft's number.
+/// `POST /exams/{id}/report`: ends the claim. Under a stale token 409, with the draft's number; without a
+/// quorum 202, and it is sent as soon as there is one.
 pub(super) async fn report(
     State(app): State<App>,
     UrlPath(exam): UrlPath<ExamId>,
     Idempotency(id): Idempotency,
     JsonBody(body): JsonBody<ReportBody>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Response, Problem> {
     let user = field("user", Name::filled(body.user))?;
     let report = field("text", Prose::filled(body.text.replace("\r\n", "\n")))?;
-    match app.command(id, user, Command::Complete { exam, token: body.token, report }).await? {
-        Outcome::Completed { report } => Ok(Json(json!({ "done": true, "id": exam, "report": report }))),
-        other => Err(unexpected(&other)),
+    let token = match body.token {
+        ClaimToken::Fencing(token) => token,
+        ClaimToken::Glass(token) => match glass::report(&app, exam, token, id, &user, &report).await? {
+            Reported::Here(response) => return Ok(response),
+            Reported::Under(token) => token,
+        },
+    };
+    match app.command_or_queue(id, user, Command::Complete { exam, token, report }).await? {
+        Decided::Queued(entry) => Ok(glass::queued(&entry)),
+        Decided::Done(Outcome::Completed { report }) => {
+            Ok(Json(json!({ "done": true, "id": exam, "report": report })).into_response())
+        }
+        Decided::Done(other) => Err(unexpected(&other)),
     }
 }

@@ -11,6 +11,7 @@ use maillage_consensus::ids::{ExamId, Line, Name};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::glass;
 use crate::http::app::App;
 use crate::http::body::JsonBody;
 use crate::http::extract::{Idempotency, UrlPath, UrlQuery, field};
@@ -50,7 +51,9 @@ pub(super) async fn list(State(app): State<App>, UrlQuery(query): UrlQuery<ListQ
         };
         let next = exams.last().filter(|_| paged && exams.len() == limit).map(|exam| exam.id);
         let summaries = Summaries::new(view, site)?.of_all(exams)?;
-        let exams: Vec<Value> = summaries.iter().map(|summary| summary.to_json(now)).collect();
+        let book = app.node.outbox().book();
+        let shown = summaries.iter().map(|summary| glass::marked(&book, summary.exam.id, summary.to_json(now)));
+        let exams: Vec<Value> = shown.collect();
         Ok(json!({ "exams": exams, "next": next }))
     })
     .await
@@ -66,7 +69,7 @@ pub(super) async fn show(
     let read = app.read(query.fresh, |view| {
         let Some(exam) = view.exam(id)? else { return Ok(None) };
         let summaries = Summaries::new(view, site)?;
-        let mut shown = summaries.of(exam)?.to_json(now);
+        let mut shown = glass::marked(&app.node.outbox().book(), id, summaries.of(exam)?.to_json(now));
         shown["workitems"] = view.workitems(id)?.iter().map(|item| workitem_json(item, &summaries)).collect();
         shown["report_list"] = view.reports(id)?.iter().map(|report| report_json(report, &summaries)).collect();
         Ok(Some(shown))
