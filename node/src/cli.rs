@@ -15,6 +15,7 @@ use crate::{client, logging, output};
 mod claim;
 mod configuration;
 mod exams;
+mod glass;
 mod health;
 mod lifetime;
 mod prompt;
@@ -83,6 +84,9 @@ enum Command {
     /// The right to read an exam
     #[command(subcommand)]
     Claim(claim::ClaimCommand),
+    /// What was written while this site was cut off from the quorum
+    #[command(subcommand)]
+    Outbox(glass::OutboxCommand),
     /// The images
     #[command(subcommand)]
     Study(study::StudyCommand),
@@ -181,6 +185,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Peers(command) => sites::peers(&context, command).await?,
         Command::Exams(command) => exams::run(&context, command).await?,
         Command::Claim(command) => claim::run(&context, command).await?,
+        Command::Outbox(command) => glass::outbox(&context, command).await?,
         Command::Study(command) => return study::run(&context, command).await,
         Command::Chunks(command) => sites::chunks(&context, command).await?,
         Command::Config(command) => configuration::run(&context, command)?,

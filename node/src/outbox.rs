@@ -28,7 +28,7 @@ mod local;
 mod record;
 mod send;
 
-pub(crate) use book::{Book, Counts, Entry, Glass, What, text_of};
+pub(crate) use book::{Book, Counts, Entry, What, text_of};
 pub(crate) use desk::{Ask, Refused};
 pub use journal::OpenJournalError;
 pub(crate) use journal::Owner;

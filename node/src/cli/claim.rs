@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use hyper::Method;
 use serde_json::{Value, json};
 
-use super::{Context, Repeatable, body, exams, prompt};
+use super::{Context, Repeatable, body, exams, glass, prompt};
 use crate::client::{ClientError, Problem};
 use crate::exit::{ExitCode, Failure};
 use crate::output::field;
@@ -40,8 +40,8 @@ pub(super) enum ClaimCommand {
         /// The exam's number
         id: u64,
         /// The token that the claim gave
-        #[arg(long, value_name = "NUMBER")]
-        token: u64,
+        #[arg(long, value_name = "TOKEN", value_parser = glass::token)]
+        token: Value,
         /// Why, for the record
         #[arg(long, value_name = "TEXT")]
         reason: Option<String>,
@@ -55,8 +55,8 @@ pub(super) enum ClaimCommand {
         /// The exam's number
         id: u64,
         /// The token that the claim gave
-        #[arg(long, value_name = "NUMBER")]
-        token: u64,
+        #[arg(long, value_name = "TOKEN", value_parser = glass::token)]
+        token: Value,
         #[command(flatten)]
         report: ReportArgs,
         #[command(flatten)]
@@ -114,7 +114,7 @@ pub(super) async fn run(context: &Context, command: ClaimCommand) -> anyhow::Res
             let body = json!({ "user": reader.user, "token": token, "text": report.read().await? });
             let done = client.command(Method::POST, &path, Some(&body), repeatable.id()).await;
             let done = done.map_err(|error| explain_stale(error, id))?;
-            context.print(&done, |_| format!("exam {id}: reported\n"))?;
+            context.print(&done, |done| glass::reported(done, id))?;
         }
     }
     Ok(())

@@ -62,6 +62,8 @@ pub(super) enum ExamsCommand {
         #[command(flatten)]
         repeatable: Repeatable,
     },
+    /// Take an exam whose images are here, while no quorum can be reached
+    BreakGlass(super::glass::BreakGlass),
     /// Give the images of an unsolicited exam to the exam that they belong to
     Reconcile {
         /// The unsolicited exam's number
@@ -174,6 +176,7 @@ fn date(text: &str) -> Result<String, String> {
 pub(super) async fn run(context: &Context, command: ExamsCommand) -> anyhow::Result<()> {
     let client = context.client()?;
     match command {
+        ExamsCommand::BreakGlass(args) => super::glass::take(context, args).await?,
         ExamsCommand::List { state, limit, fresh } => {
             let exams = list(&client, state, limit, fresh).await?;
             context.print(&exams, |exams| table(items(exams, "exams")).render("no exams") + &age_note(exams))?;

@@ -41,8 +41,8 @@ impl Problem {
     pub(crate) fn exit_code(&self) -> ExitCode {
         match self.code.as_str() {
             "no-quorum" | "unknown-outcome" => ExitCode::NoQuorum,
-            "conflict" | "stale-token" | "wrong-state" => ExitCode::Conflict,
-            "storage-full" | "other-patient" | "several-patients" => ExitCode::Refused,
+            "conflict" | "stale-token" | "wrong-state" | "quorum-reached" | "not-sent" => ExitCode::Conflict,
+            "storage-full" | "not-recorded" | "other-patient" | "several-patients" => ExitCode::Refused,
             "images-damaged" | "corrupt" => ExitCode::Corrupt,
             _ => ExitCode::Error,
         }

@@ -169,8 +169,8 @@ async fn send_glass(node: &Node, entry: &Entry, glass: &Glass) -> Result<Option<
 
 async fn give_back(node: &Node, entry: &Entry, token: FencingToken, why: &Line) -> Result<End, Unsent> {
     let release = Command::Release { exam: entry.exam, token, reason: why.clone() };
-    // Lost meanwhile is given back too.
-    propose(node, derived(entry.id, "release"), entry, None, release).await?;
+    // A claim that was lost meanwhile is given back too.
+    let _answer = propose(node, derived(entry.id, "release"), entry, None, release).await?;
     Ok(End::GivenBack)
 }
 
