@@ -34,6 +34,9 @@ pub use journal::OpenJournalError;
 pub(crate) use journal::Owner;
 use journal::{Journal, WriteError};
 pub(crate) use local::{Local, images_of};
+#[cfg(test)]
+pub(crate) use record::Record;
+#[cfg(not(test))]
 use record::Record;
 pub(crate) use record::{End, GlassToken};
 pub(crate) use send::run as send;

@@ -103,7 +103,9 @@ async fn what_a_site_alone_reads_by_break_glass_is_in_the_mesh_once_after_the_he
     assert_eq!(refused.json()["code"], json!("quorum-reached"), "with a quorum nobody breaks glass");
 
     leave_alone(&mut mesh, alone).await;
-    for (exam, status, code) in [(elsewhere, 409, "images-incomplete"), (over, 409, "wrong-state"), (9999, 404, "no-such-exam")] {
+    for (exam, status, code) in
+        [(elsewhere, 409, "images-incomplete"), (over, 409, "wrong-state"), (9999, 404, "no-such-exam")]
+    {
         let refused = take(http, exam, "dr-a").await.expect(status);
         assert_eq!(refused.json()["code"], json!(code));
     }
@@ -138,8 +140,12 @@ async fn what_a_site_alone_reads_by_break_glass_is_in_the_mesh_once_after_the_he
     mesh.sites[alone].start();
     mesh.sites[alone].ready().await;
     let claims = http.json("/api/v1/break-glass").await;
-    let states: Vec<&str> =
-        claims["claims"].as_array().expect("claims").iter().map(|claim| claim["state"].as_str().expect("a state")).collect();
+    let states: Vec<&str> = claims["claims"]
+        .as_array()
+        .expect("claims")
+        .iter()
+        .map(|claim| claim["state"].as_str().expect("a state"))
+        .collect();
     assert_eq!(states, ["queued", "queued", "held"]);
 
     heal(&mut mesh).await;
@@ -207,7 +213,8 @@ async fn reports_under_ordinary_claims_are_sent_once_and_one_whose_claim_was_los
     let http = mesh.sites[alone].http();
     let mut claims = Vec::new();
     for accession in ["A1", "A2", "A3"] {
-        let id = http.post("/api/v1/exams", &ready(accession)).await.expect(201).json()["id"].as_u64().expect("a number");
+        let id =
+            http.post("/api/v1/exams", &ready(accession)).await.expect(201).json()["id"].as_u64().expect("a number");
         let claim = http.post(&format!("/api/v1/exams/{id}/claim"), &json!({ "user": "dr-a" })).await.expect(200);
         claims.push((id, claim.json()["token"].as_u64().expect("a token")));
     }
@@ -221,7 +228,8 @@ async fn reports_under_ordinary_claims_are_sent_once_and_one_whose_claim_was_los
     }
     let other = json!({ "user": "dr-a", "token": kept_token, "text": "Another." });
     http.try_post(&path, &other, Some(key)).await.expect("an answer").expect(422);
-    let refused = http.send(&hyper::Method::DELETE, &format!("/api/v1/outbox/{key}"), &[], "").await.expect("an answer");
+    let refused =
+        http.send(&hyper::Method::DELETE, &format!("/api/v1/outbox/{key}"), &[], "").await.expect("an answer");
     assert_eq!(refused.expect(409).json()["code"], json!("not-sent"));
     // What decides something for others is still refused.
     http.post(&format!("/api/v1/exams/{wrong}/release"), &json!({ "user": "dr-a", "token": 1 })).await.expect(503);

@@ -82,7 +82,12 @@ fn listed(entries: &Value) -> String {
     let mut text = table.render("the outbox is empty");
     // A text that is in no report of the mesh is here and nowhere else.
     for entry in items(entries, "entries").iter().filter(|entry| entry["needs_a_person"] == json!(true)) {
-        text.push_str(&format!("\n{} ({}), exam {}:\n", field(entry, &["id"]), field(entry, &["state"]), field(entry, &["exam"])));
+        text.push_str(&format!(
+            "\n{} ({}), exam {}:\n",
+            field(entry, &["id"]),
+            field(entry, &["state"]),
+            field(entry, &["exam"])
+        ));
         for line in entry.get("text").and_then(Value::as_str).unwrap_or_default().lines() {
             text.push_str(&format!("  {}\n", clean(line)));
         }
@@ -119,9 +124,7 @@ mod tests {
 
     #[test]
     fn a_text_that_is_nowhere_else_is_printed_and_one_that_was_sent_is_not() {
-        let entry = |state: &str, person: bool| {
-            json!({ "id": "u", "kind": "report", "exam": 7, "state": state, "needs_a_person": person, "text": "No bleeding." })
-        };
+        let entry = |state: &str, person: bool| json!({ "id": "u", "kind": "report", "exam": 7, "state": state, "needs_a_person": person, "text": "No bleeding." });
         let text = listed(&json!({ "entries": [entry("failed", true)], "failure": null }));
         assert!(text.contains("u (failed), exam 7:\n  No bleeding.\n"), "{text}");
         let text = listed(&json!({ "entries": [entry("accepted", false)], "failure": null }));

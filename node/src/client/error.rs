@@ -41,7 +41,9 @@ impl Problem {
     pub(crate) fn exit_code(&self) -> ExitCode {
         match self.code.as_str() {
             "no-quorum" | "unknown-outcome" => ExitCode::NoQuorum,
-            "conflict" | "stale-token" | "wrong-state" | "quorum-reached" | "not-sent" => ExitCode::Conflict,
+            "conflict" | "stale-token" | "wrong-state" | "quorum-reached" | "continues" | "not-sent" => {
+                ExitCode::Conflict
+            }
             "storage-full" | "not-recorded" | "other-patient" | "several-patients" => ExitCode::Refused,
             "images-damaged" | "corrupt" => ExitCode::Corrupt,
             _ => ExitCode::Error,

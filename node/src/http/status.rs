@@ -210,7 +210,10 @@ impl MeshStatus {
         }
         if self.outbox.unacknowledged > 0 {
             let failed = self.outbox.unacknowledged;
-            warn(format!("{failed} texts written here while cut off are no reports of the mesh"), "maillage outbox list");
+            warn(
+                format!("{failed} texts written here while cut off are no reports of the mesh"),
+                "maillage outbox list",
+            );
         }
         if self.outbox.waiting > 0 {
             warn(format!("{} entries of the outbox wait to be sent", self.outbox.waiting), "maillage outbox list");

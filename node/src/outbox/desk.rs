@@ -198,9 +198,8 @@ fn queue(book: &Book, envelope: &Envelope, at: UnixMillisField) -> Result<Decisi
     let id = envelope.id;
     if let Some(known) = book.get(id) {
         // As the mesh tells commands apart: by all but when and where.
-        let bare = |envelope: &Envelope| {
-            Envelope { at: UnixMillisField::default(), site: SiteId(0), ..envelope.clone() }
-        };
+        let bare =
+            |envelope: &Envelope| Envelope { at: UnixMillisField::default(), site: SiteId(0), ..envelope.clone() };
         return match &known.what {
             What::Command(queued) if bare(queued) == bare(envelope) => Ok(Decision::nothing(id)),
             _ => Err(Refused::OtherCommand),

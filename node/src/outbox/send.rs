@@ -108,9 +108,15 @@ async fn send(node: &Node, entry: &Entry) -> Result<(), Unsent> {
         Ok(_) => {
             node.metrics().outbox_settled(kind, state);
             match &end {
-                End::Failed { why } => tracing::error!(exam, %id, kind, %why, "the mesh refuses what was written here while it was cut off: `maillage outbox list`"),
-                End::Draft { report } => tracing::warn!(exam, %id, kind, report, "the claim was lost meanwhile: the text is kept as a draft"),
-                End::SecondRead { .. } => tracing::warn!(exam, %id, kind, "the exam was read elsewhere too: a second read"),
+                End::Failed { why } => {
+                    tracing::error!(exam, %id, kind, %why, "the mesh refuses what was written here while it was cut off: `maillage outbox list`")
+                }
+                End::Draft { report } => {
+                    tracing::warn!(exam, %id, kind, report, "the claim was lost meanwhile: the text is kept as a draft")
+                }
+                End::SecondRead { .. } => {
+                    tracing::warn!(exam, %id, kind, "the exam was read elsewhere too: a second read")
+                }
                 _ => tracing::info!(exam, %id, kind, state, "sent from the outbox"),
             }
             Ok(())

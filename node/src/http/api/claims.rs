@@ -143,7 +143,7 @@ pub(super) async fn report(
     let token = match body.token {
         ClaimToken::Fencing(token) => token,
         ClaimToken::Glass(token) => match glass::report(&app, exam, token, id, &user, &report).await? {
-            Reported::Here(response) => return Ok(response),
+            Reported::Here(entry) => return Ok(glass::queued(&entry)),
             Reported::Under(token) => token,
         },
     };

@@ -5,6 +5,8 @@
 //! not know of it yet. An exam taken by break glass may be read by somebody else at the same time: that
 //! is its price, and it is shown afterwards as a second read.
 
+use std::str::FromStr;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -27,11 +29,23 @@ use crate::outbox::{Ask, Book, End, Entry, GlassToken, Local, Refused, What, ima
 /// The proof of a claim, as clients send it: a number that the mesh gave, or a text that this site gave.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(untagged, expecting = "the token must be a claim's number or a break-glass claim's text")]
-pub(super) enum ClaimToken {
+pub(crate) enum ClaimToken {
     /// Of an ordinary claim.
     Fencing(FencingToken),
     /// Of a claim by break glass.
     Glass(GlassToken),
+}
+
+impl FromStr for ClaimToken {
+    type Err = Problem;
+
+    /// As forms send it.
+    fn from_str(text: &str) -> Result<Self, Problem> {
+        let number = text.parse().map(Self::Fencing);
+        number
+            .or_else(|_| text.parse().map(Self::Glass))
+            .map_err(|why: String| Problem::invalid(format!("token: {why}")))
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -53,20 +67,33 @@ pub(super) async fn take(
 ) -> Result<Response, Problem> {
     let user = field("user", Name::filled(body.user))?;
     let reason = field("reason", Line::filled(body.reason))?;
-    // A repeat of what was answered already is answered alike, whatever has become possible since.
-    let known = app.node.outbox().book().get(id).cloned();
-    let mut studies = None;
-    if known.is_none() {
-        studies = Some(may_be_taken(&app, exam).await?);
-    }
-    let entry = app.node.outbox().ask(Ask::Take { id, exam, user, reason }).await?;
-    if known.is_none() && entry.id == id {
-        tracing::warn!(exam = exam.0, claim = %entry.id.0, "an exam is taken by break glass");
-    }
+    let (entry, studies) = take_exam(&app, exam, id, user, reason).await?;
     let mut answer = entry_json(&entry, false);
     answer["studies"] = json!(studies);
-    let status = if entry.id == id && known.is_none() { StatusCode::CREATED } else { StatusCode::OK };
+    let status = if studies.is_some() && entry.id == id { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(answer)).into_response())
+}
+
+/// Takes an exam by break glass. With the entry come the studies whose images are here, unless this is a
+/// repeat: that is answered as it was, whatever has become possible since.
+///
+/// # Errors
+/// As [`take`].
+pub(crate) async fn take_exam(
+    app: &App,
+    exam: ExamId,
+    id: CommandId,
+    user: Name,
+    reason: Line,
+) -> Result<(Entry, Option<Vec<String>>), Problem> {
+    let outbox = app.node.outbox();
+    let is_repeat = outbox.book().get(id).is_some();
+    let studies = if is_repeat { None } else { Some(may_be_taken(app, exam).await?) };
+    let entry = outbox.ask(Ask::Take { id, exam, user, reason }).await?;
+    if !is_repeat && entry.id == id {
+        tracing::warn!(exam = exam.0, claim = %entry.id.0, "an exam is taken by break glass");
+    }
+    Ok((entry, studies))
 }
 
 /// Checks everything but who has it here. Returns the studies whose images are here.
@@ -115,19 +142,16 @@ pub(super) async fn outbox(State(app): State<App>) -> Json<Value> {
 }
 
 /// `DELETE /outbox/{id}`: a person has taken note of how it ended.
-pub(super) async fn acknowledge(
-    State(app): State<App>,
-    UrlPath(id): UrlPath<String>,
-) -> Result<Json<Value>, Problem> {
+pub(super) async fn acknowledge(State(app): State<App>, UrlPath(id): UrlPath<String>) -> Result<Json<Value>, Problem> {
     let entry = app.node.outbox().ask(Ask::Drop { id: parse_command_id(&id)? }).await?;
     tracing::info!(exam = entry.exam.0, id = %entry.id.0, state = entry.state(), "an outbox entry was acknowledged");
     Ok(Json(json!({ "done": true, "id": entry.id })))
 }
 
 /// What became of a report under a break-glass claim.
-pub(super) enum Reported {
+pub(crate) enum Reported {
     /// It is durable here.
-    Here(Response),
+    Here(Entry),
     /// The mesh has made an ordinary claim of it: the report belongs under that one.
     Under(FencingToken),
 }
@@ -136,7 +160,7 @@ pub(super) enum Reported {
 ///
 /// # Errors
 /// The claim is none of this user's, or the report is not durable.
-pub(super) async fn report(
+pub(crate) async fn report(
     app: &App,
     exam: ExamId,
     token: GlassToken,
@@ -146,7 +170,7 @@ pub(super) async fn report(
 ) -> Result<Reported, Problem> {
     let ask = Ask::Report { token, exam, user: user.clone(), key, text: text.clone() };
     match app.node.outbox().ask(ask).await {
-        Ok(entry) => Ok(Reported::Here(queued(&entry))),
+        Ok(entry) => Ok(Reported::Here(entry)),
         Err(Refused::Continues(token)) => Ok(Reported::Under(token)),
         Err(refused) => Err(refused.into()),
     }
@@ -156,7 +180,7 @@ pub(super) async fn report(
 ///
 /// # Errors
 /// As [`report`].
-pub(super) async fn give_back(
+pub(crate) async fn give_back(
     app: &App,
     exam: ExamId,
     token: GlassToken,

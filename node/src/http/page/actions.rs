@@ -1,23 +1,26 @@
 //! The page's forms. Each is a command with the id that the form carries, so that a second press or a
 //! reload changes nothing; done, it redirects to the page, which then shows the committed state.
 
+use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
 use maillage_consensus::Outcome;
 use maillage_consensus::command::Command;
-use maillage_consensus::ids::{ExamId, FencingToken, Line, Name, Prose};
+use maillage_consensus::ids::{CommandId, ExamId, Line, Name, Prose};
 use serde::Deserialize;
 
 use super::notice::{Notice, Retry};
 use super::room::Room;
 use super::texts::Language;
 use super::{html, view};
+use crate::http::api::glass::{self, ClaimToken, Decided, Reported};
 use crate::http::app::App;
 use crate::http::body::FormBody;
 use crate::http::cookie;
 use crate::http::extract::{UrlPath, field, parse_command_id};
 use crate::http::problem::Problem;
+use crate::outbox::GlassToken;
 
 #[derive(Debug, Deserialize)]
 pub(super) struct ReaderForm {
@@ -46,7 +49,7 @@ pub(super) async fn next(
     FormBody(form): FormBody<ClaimForm>,
 ) -> Result<Response, Problem> {
     let command = Command::ClaimNext { modalities: Vec::new() };
-    act(&app, &headers, Asked { action: "/ui/next".to_owned(), command, form: form.into() }).await
+    act(&app, &headers, Asked { action: "/ui/next".to_owned(), deed: Deed::Command(command), form: form.into() }).await
 }
 
 /// `POST /ui/exams/{id}/claim`
@@ -57,14 +60,34 @@ pub(super) async fn claim(
     FormBody(form): FormBody<ClaimForm>,
 ) -> Result<Response, Problem> {
     let (action, command) = (format!("/ui/exams/{exam}/claim"), Command::ClaimTake { exam });
-    act(&app, &headers, Asked { action, command, form: form.into() }).await
+    act(&app, &headers, Asked { action, deed: Deed::Command(command), form: form.into() }).await
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct GlassForm {
+    key: String,
+    lang: Option<String>,
+    #[serde(default)]
+    reason: String,
+}
+
+/// `POST /ui/exams/{id}/break-glass`
+pub(super) async fn break_glass(
+    State(app): State<App>,
+    UrlPath(exam): UrlPath<ExamId>,
+    headers: HeaderMap,
+    FormBody(form): FormBody<GlassForm>,
+) -> Result<Response, Problem> {
+    let deed = Deed::BreakGlass { exam, reason: field("reason", Line::filled(form.reason.as_str()))? };
+    let form = Sent { key: form.key, lang: form.lang, fields: vec![("reason", form.reason)], text: None };
+    act(&app, &headers, Asked { action: format!("/ui/exams/{exam}/break-glass"), deed, form }).await
 }
 
 #[derive(Debug, Deserialize)]
 pub(super) struct ReleaseForm {
     key: String,
     lang: Option<String>,
-    token: FencingToken,
+    token: String,
     #[serde(default)]
     reason: String,
 }
@@ -77,17 +100,20 @@ pub(super) async fn release(
     FormBody(form): FormBody<ReleaseForm>,
 ) -> Result<Response, Problem> {
     let reason = field("reason", Line::new(form.reason.as_str()))?;
-    let command = Command::Release { exam, token: form.token, reason };
-    let fields = vec![("token", form.token.to_string()), ("reason", form.reason)];
+    let deed = match form.token.parse()? {
+        ClaimToken::Fencing(token) => Deed::Command(Command::Release { exam, token, reason }),
+        ClaimToken::Glass(token) => Deed::GiveBack { exam, token, reason },
+    };
+    let fields = vec![("token", form.token), ("reason", form.reason)];
     let form = Sent { key: form.key, lang: form.lang, fields, text: None };
-    act(&app, &headers, Asked { action: format!("/ui/exams/{exam}/release"), command, form }).await
+    act(&app, &headers, Asked { action: format!("/ui/exams/{exam}/release"), deed, form }).await
 }
 
 #[derive(Deserialize)]
 pub(super) struct ReportForm {
     key: String,
     lang: Option<String>,
-    token: FencingToken,
+    token: String,
     text: String,
 }
 
@@ -100,17 +126,17 @@ pub(super) async fn report(
 ) -> Result<Response, Problem> {
     // Forms end their lines with CR LF (HTML section 4.10.21.4); texts hold LF only.
     let text = form.text.replace("\r\n", "\n");
-    let sent = Sent {
-        key: form.key,
-        lang: form.lang,
-        fields: vec![("token", form.token.to_string())],
-        text: Some(text.clone()),
-    };
+    let sent =
+        Sent { key: form.key, lang: form.lang, fields: vec![("token", form.token.clone())], text: Some(text.clone()) };
     let action = format!("/ui/exams/{exam}/report");
-    match field("text", Prose::filled(text)) {
-        Ok(report) => {
-            let command = Command::Complete { exam, token: form.token, report };
-            act(&app, &headers, Asked { action, command, form: sent }).await
+    let given = field("text", Prose::filled(text)).and_then(|report| Ok((report, form.token.parse()?)));
+    match given {
+        Ok((report, ClaimToken::Fencing(token))) => {
+            let deed = Deed::Command(Command::Complete { exam, token, report });
+            act(&app, &headers, Asked { action, deed, form: sent }).await
+        }
+        Ok((report, ClaimToken::Glass(token))) => {
+            act(&app, &headers, Asked { action, deed: Deed::Report { exam, token, report }, form: sent }).await
         }
         Err(problem) => failed(&app, &headers, problem, action, sent).await,
     }
@@ -119,8 +145,52 @@ pub(super) async fn report(
 /// What a person asked for by a form.
 struct Asked {
     action: String,
-    command: Command,
+    deed: Deed,
     form: Sent,
+}
+
+/// What is to be done: by the mesh, or here without it.
+enum Deed {
+    Command(Command),
+    BreakGlass { exam: ExamId, reason: Line },
+    Report { exam: ExamId, token: GlassToken, report: Prose },
+    GiveBack { exam: ExamId, token: GlassToken, reason: Line },
+}
+
+impl Deed {
+    /// Does it. Returns the word for what was done, and to which exam.
+    async fn perform(self, app: &App, id: CommandId, reader: Name) -> Result<(&'static str, Option<ExamId>), Problem> {
+        let command = match self {
+            Self::Command(command) => command,
+            Self::BreakGlass { exam, reason } => {
+                glass::take_exam(app, exam, id, reader, reason).await?;
+                return Ok(("glass", Some(exam)));
+            }
+            Self::Report { exam, token, report } => {
+                match glass::report(app, exam, token, id, &reader, &report).await? {
+                    Reported::Here(_) => return Ok(("queued", Some(exam))),
+                    Reported::Under(token) => Command::Complete { exam, token, report },
+                }
+            }
+            Self::GiveBack { exam, token, reason } => {
+                let Json(_) = glass::give_back(app, exam, token, reader, reason).await?;
+                return Ok(("released", Some(exam)));
+            }
+        };
+        let exam = command.exam();
+        let outcome = match app.command_or_queue(id, reader, command).await? {
+            Decided::Queued(entry) => return Ok(("queued", Some(entry.exam))),
+            Decided::Done(outcome) => outcome,
+        };
+        // So that the page that follows shows it.
+        app.catch_up().await;
+        Ok(match outcome {
+            Outcome::Claimed(grant) => ("claimed", Some(grant.exam)),
+            Outcome::NothingWaiting => ("nothing", None),
+            Outcome::Completed { .. } => ("reported", exam),
+            _ => ("released", exam),
+        })
+    }
 }
 
 /// A form as it came.
@@ -138,26 +208,16 @@ impl From<ClaimForm> for Sent {
 }
 
 async fn act(app: &App, headers: &HeaderMap, asked: Asked) -> Result<Response, Problem> {
-    let Asked { action, command, form } = asked;
-    let exam = match &command {
-        Command::Release { exam, .. } | Command::Complete { exam, .. } => Some(*exam),
-        _ => None,
-    };
+    let Asked { action, deed, form } = asked;
     let result = match (parse_command_id(&form.key), cookie::reader(headers)) {
-        (Ok(id), Some(reader)) => app.command(id, reader, command).await,
+        (Ok(id), Some(reader)) => deed.perform(app, id, reader).await,
         (Err(problem), _) => Err(problem),
         (Ok(_), None) => Err(Problem::invalid("no reader's name is set")),
     };
-    let (done, exam) = match result {
-        Ok(Outcome::Claimed(grant)) => ("claimed", Some(grant.exam)),
-        Ok(Outcome::NothingWaiting) => ("nothing", None),
-        Ok(Outcome::Completed { .. }) => ("reported", exam),
-        Ok(_) => ("released", exam),
-        Err(problem) => return failed(app, headers, problem, action, form).await,
-    };
-    // So that the page that follows shows it.
-    app.catch_up().await;
-    Ok(redirect(Language::choose(form.lang.as_deref(), headers), done, exam))
+    match result {
+        Ok((done, exam)) => Ok(redirect(Language::choose(form.lang.as_deref(), headers), done, exam)),
+        Err(problem) => failed(app, headers, problem, action, form).await,
+    }
 }
 
 fn redirect(language: Language, done: &str, exam: Option<ExamId>) -> Response {
