@@ -121,12 +121,22 @@ async fn a_flipped_byte_of_what_was_synced_is_refused_wherever_it_is() {
 
 #[tokio::test]
 async fn rot_is_told_from_a_torn_tail_behind_it() {
-    // A crash while the third was written, and rot in the first: the second's own seal calls it synced.
-    let whole = bytes_of(&written(&[taken(0), taken(1)]).await).await;
-    let mut bytes = whole.to_vec();
-    bytes.extend_from_slice(&record_bytes(whole.len() as u64, whole.len() as u64, &reported(2), false)[..100]);
-    bytes[header(&OWNER).len() + RECORD_BODY] ^= 1;
-    assert!(matches!(open(&with(bytes).await).await, Err(OpenJournalError::Damaged { .. })));
+    // A crash tore the last write, and what had been synced before it rots: the bad record's own seal calls
+    // it synced, or, without that, what was written after it does.
+    for (synced, keeps_its_seal) in [(1, true), (2, true), (2, false)] {
+        let records: Vec<Record> = (0..synced).map(taken).collect();
+        let whole = bytes_of(&written(&records).await).await;
+        let mut bytes = whole.to_vec();
+        bytes.extend_from_slice(&record_bytes(whole.len() as u64, whole.len() as u64, &reported(2), false)[..100]);
+        let first = header(&OWNER).len();
+        bytes[first + RECORD_BODY] ^= 1;
+        if !keeps_its_seal {
+            let end = first + record_bytes(first as u64, first as u64, &taken(0), true).len();
+            bytes[end - 8..end].fill(0);
+        }
+        let opened = open(&with(bytes).await).await;
+        assert!(matches!(opened, Err(OpenJournalError::Damaged { at }) if at == first), "{synced} {keeps_its_seal}");
+    }
 }
 
 /// Where a record's content begins.
