@@ -317,3 +317,42 @@ async fn images_that_came_to_a_site_alone_are_read_there_and_are_everywhere_afte
         study.is_whole_at(site.http()).await;
     }
 }
+
+#[tokio::test]
+async fn kill_9_while_the_outbox_is_sent_neither_loses_nor_doubles() {
+    // The claims must outlast the kills: what is looked for are reports lost or sent twice.
+    let mut mesh = Mesh::start(binary(), 3, |_| Settings { session_ttl_s: 600, ..Settings::default() }).await;
+    let alone = (mesh.leader().await + 1) % 3;
+    let http = mesh.sites[alone].http();
+    let mut claims = Vec::new();
+    for n in 0..12 {
+        let added = http.post("/api/v1/exams", &ready(&format!("A{n}"))).await.expect(201).json();
+        let id = added["id"].as_u64().expect("a number");
+        let claim = http.post(&format!("/api/v1/exams/{id}/claim"), &json!({ "user": "dr-a" })).await.expect(200);
+        claims.push((id, claim.json()["token"].clone()));
+    }
+    leave_alone(&mut mesh, alone).await;
+    for (id, token) in &claims {
+        report(http, *id, "dr-a", token.clone(), &format!("Report of {id}.")).await.expect(202);
+    }
+    mesh.sites[alone].kill();
+    heal(&mut mesh).await;
+    let mut unsent = Vec::new();
+    for kill in 0..6 {
+        tokio::time::sleep(std::time::Duration::from_millis(40 * kill)).await;
+        let waiting = http.json("/api/v1/status").await["outbox"]["waiting"].as_u64().expect("a number");
+        unsent.push(waiting);
+        mesh.sites[alone].kill();
+        mesh.sites[alone].start();
+        mesh.sites[alone].ready().await;
+    }
+    until("everything is sent", async || {
+        (http.json("/api/v1/status").await["outbox"]["waiting"] == json!(0)).then_some(())
+    })
+    .await;
+    for (id, _) in &claims {
+        let exam = fresh(http, *id).await;
+        assert_eq!(texts(&exam), [format!("Report of {id}.")], "unsent before each kill: {unsent:?}");
+        assert_eq!(exam["state"], json!("reported"));
+    }
+}
