@@ -151,7 +151,7 @@ pub(super) async fn acknowledge(State(app): State<App>, UrlPath(id): UrlPath<Str
 /// What became of a report under a break-glass claim.
 pub(crate) enum Reported {
     /// It is durable here.
-    Here(Entry),
+    Here(Box<Entry>),
     /// The mesh has made an ordinary claim of it: the report belongs under that one.
     Under(FencingToken),
 }
@@ -170,7 +170,7 @@ pub(crate) async fn report(
 ) -> Result<Reported, Problem> {
     let ask = Ask::Report { token, exam, user: user.clone(), key, text: text.clone() };
     match app.node.outbox().ask(ask).await {
-        Ok(entry) => Ok(Reported::Here(entry)),
+        Ok(entry) => Ok(Reported::Here(Box::new(entry))),
         Err(Refused::Continues(token)) => Ok(Reported::Under(token)),
         Err(refused) => Err(refused.into()),
     }

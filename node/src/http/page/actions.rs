@@ -49,7 +49,12 @@ pub(super) async fn next(
     FormBody(form): FormBody<ClaimForm>,
 ) -> Result<Response, Problem> {
     let command = Command::ClaimNext { modalities: Vec::new() };
-    act(&app, &headers, Asked { action: "/ui/next".to_owned(), deed: Deed::Command(command), form: form.into() }).await
+    act(
+        &app,
+        &headers,
+        Asked { action: "/ui/next".to_owned(), deed: Deed::Command(Box::new(command)), form: form.into() },
+    )
+    .await
 }
 
 /// `POST /ui/exams/{id}/claim`
@@ -60,7 +65,7 @@ pub(super) async fn claim(
     FormBody(form): FormBody<ClaimForm>,
 ) -> Result<Response, Problem> {
     let (action, command) = (format!("/ui/exams/{exam}/claim"), Command::ClaimTake { exam });
-    act(&app, &headers, Asked { action, deed: Deed::Command(command), form: form.into() }).await
+    act(&app, &headers, Asked { action, deed: Deed::Command(Box::new(command)), form: form.into() }).await
 }
 
 #[derive(Debug, Deserialize)]
@@ -101,7 +106,7 @@ pub(super) async fn release(
 ) -> Result<Response, Problem> {
     let reason = field("reason", Line::new(form.reason.as_str()))?;
     let deed = match form.token.parse()? {
-        ClaimToken::Fencing(token) => Deed::Command(Command::Release { exam, token, reason }),
+        ClaimToken::Fencing(token) => Deed::Command(Box::new(Command::Release { exam, token, reason })),
         ClaimToken::Glass(token) => Deed::GiveBack { exam, token, reason },
     };
     let fields = vec![("token", form.token), ("reason", form.reason)];
@@ -132,7 +137,7 @@ pub(super) async fn report(
     let given = field("text", Prose::filled(text)).and_then(|report| Ok((report, form.token.parse()?)));
     match given {
         Ok((report, ClaimToken::Fencing(token))) => {
-            let deed = Deed::Command(Command::Complete { exam, token, report });
+            let deed = Deed::Command(Box::new(Command::Complete { exam, token, report }));
             act(&app, &headers, Asked { action, deed, form: sent }).await
         }
         Ok((report, ClaimToken::Glass(token))) => {
@@ -151,7 +156,7 @@ struct Asked {
 
 /// What is to be done: by the mesh, or here without it.
 enum Deed {
-    Command(Command),
+    Command(Box<Command>),
     BreakGlass { exam: ExamId, reason: Line },
     Report { exam: ExamId, token: GlassToken, report: Prose },
     GiveBack { exam: ExamId, token: GlassToken, reason: Line },
@@ -161,7 +166,7 @@ impl Deed {
     /// Does it. Returns the word for what was done, and to which exam.
     async fn perform(self, app: &App, id: CommandId, reader: Name) -> Result<(&'static str, Option<ExamId>), Problem> {
         let command = match self {
-            Self::Command(command) => command,
+            Self::Command(command) => *command,
             Self::BreakGlass { exam, reason } => {
                 glass::take_exam(app, exam, id, reader, reason).await?;
                 return Ok(("glass", Some(exam)));
