@@ -207,7 +207,7 @@ pub enum Refusal {
 impl Refusal {
     /// Whether the same command may succeed a moment later, so that its repeats must be run again
     /// rather than answered from memory.
-    pub(crate) fn is_transient(&self) -> bool {
+    pub fn is_transient(&self) -> bool {
         matches!(
             self,
             Self::NoSession | Self::SessionOver | Self::NotAMember | Self::MeshState(_) | Self::Format { .. }

@@ -16,6 +16,7 @@ mod audit;
 mod claim;
 mod configuration;
 mod exams;
+mod glass;
 mod health;
 mod lifetime;
 mod partners;
@@ -94,6 +95,9 @@ enum Command {
     Policy(partners::PolicyCommand),
     /// How long reading takes: exact figures over any period
     Stats(stats::StatsArgs),
+    /// What was written while this site was cut off from the quorum
+    #[command(subcommand)]
+    Outbox(glass::OutboxCommand),
     /// The images
     #[command(subcommand)]
     Study(study::StudyCommand),
@@ -200,6 +204,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Hospital(command) => partners::hospital(&context, command).await?,
         Command::Policy(command) => partners::policy(&context, command).await?,
         Command::Stats(args) => stats::run(&context, args).await?,
+        Command::Outbox(command) => glass::outbox(&context, command).await?,
         Command::Study(command) => return study::run(&context, command).await,
         Command::Audit(command) => return audit::run(&context, command).await,
         Command::Events(args) => audit::events(&context, args).await?,

@@ -6,7 +6,7 @@
 //! identity      the secret key: 64 hexadecimal digits, mode 0600
 //! mesh.json     the mesh and its last known members; written last by init and join
 //! control.sock  where the command line reaches the running node
-//! packs/ state/ index/   what the store and the consensus own
+//! packs/ state/ index/ raft/ outbox/   what the store, the consensus and the outbox own
 //! ```
 //! Every refusal here is on purpose: opening a directory twice, or one of another version, or one
 //! whose key others could read, loses or exposes more than not starting.

@@ -212,7 +212,7 @@ async fn what_they_say(node: &Node, instances: &[Instance]) -> anyhow::Result<Op
 
 /// What images say of their examination. They do not say how urgent it is: until a request does, they
 /// count as urgent, since waiting is the worse error.
-fn request_of(attributes: &Attributes) -> Request {
+pub(crate) fn request_of(attributes: &Attributes) -> Request {
     let line = |text: &Option<Redacted<String>>| Line::fitted(said(text));
     let code = |text: &Option<Redacted<String>>| Text8::fitted(said(text));
     Request {

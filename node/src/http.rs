@@ -35,7 +35,7 @@ mod negotiate;
 mod page;
 mod problem;
 mod reading;
-mod rfc3339;
+pub(crate) mod rfc3339;
 mod server;
 mod signing;
 mod status;

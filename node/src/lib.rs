@@ -26,6 +26,7 @@ mod links;
 mod logging;
 mod metrics;
 mod node;
+mod outbox;
 mod output;
 mod presence;
 mod roster;

@@ -42,6 +42,7 @@ struct Shared {
     chunk_bytes_sent: Counter,
     chunk_bytes_received: Counter,
     fetch_faults: Family<ByReason, Counter>,
+    outbox_settled: Family<ByKind, Counter>,
     associations: Gauge,
     dicom_listening: AtomicBool,
     gauges: Gauges,
@@ -95,6 +96,7 @@ struct Gauges {
     audit_disagreements: Gauge,
     mesh_format: Gauge,
     exams: Family<ByState, Gauge>,
+    outbox_entries: Family<ByState, Gauge>,
     studies_below_two_sites: Gauge,
     studies_below_wanted_copies: Gauge,
     peers_connected: Gauge,
@@ -126,6 +128,8 @@ pub(crate) struct Scrape {
     pub(crate) mesh_format: u8,
     /// Exams by state.
     pub(crate) exams: Vec<(&'static str, u64)>,
+    /// Entries of the outbox by state.
+    pub(crate) outbox: Vec<(&'static str, usize)>,
     /// Studies with a part on fewer than two sites.
     pub(crate) studies_below_two: u64,
     /// Studies with a part on fewer sites than wanted.
@@ -161,6 +165,7 @@ impl Metrics {
                 "fetch_faults",
                 "Chunks that a holder refused, lacked or falsified",
             ),
+            outbox_settled: registered(&mut registry, "outbox_settled", "What the outbox sent, by how it ended"),
             associations: registered(&mut registry, "dicom_associations", "DICOM associations open now"),
             dicom_listening: AtomicBool::new(false),
             gauges: Gauges::registered(&mut registry),
@@ -213,6 +218,11 @@ impl Metrics {
     /// A holder refused, lacked or falsified a chunk.
     pub(crate) fn fetch_fault(&self, reason: &'static str) {
         self.0.fetch_faults.get_or_create(&ByReason { reason }).inc();
+    }
+
+    /// The mesh decided about an entry of the outbox.
+    pub(crate) fn outbox_settled(&self, kind: &'static str, outcome: &'static str) {
+        self.0.outbox_settled.get_or_create(&ByKind { kind, outcome }).inc();
     }
 
     /// A DICOM association was opened; it is counted until the answer is dropped.
@@ -291,6 +301,7 @@ impl Gauges {
             raft_committed_index: registered(registry, "raft_committed_index", "Last committed log index"),
             raft_applied_index: registered(registry, "raft_applied_index", "Last applied log index"),
             exams: registered(registry, "exams", "Exams by state"),
+            outbox_entries: registered(registry, "outbox_entries", "Entries of the outbox by state"),
             studies_below_two_sites: registered(registry, "studies_below_two_sites", "Studies on fewer than two sites"),
             studies_below_wanted_copies: registered(
                 registry,
@@ -325,6 +336,9 @@ impl Gauges {
         }
         for &(state, count) in &scrape.exams {
             self.exams.get_or_create(&ByState { state }).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        for &(state, count) in &scrape.outbox {
+            self.outbox_entries.get_or_create(&ByState { state }).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
         // Not a number while unknown: no bound holds for it, and no alert fires.
         let clock_ahead = scrape.clock_ahead_ms.map_or(f64::NAN, seconds);
@@ -364,6 +378,7 @@ mod tests {
         let scrape = Scrape {
             term: 7,
             exams: vec![("waiting", 3)],
+            outbox: vec![("waiting", 2)],
             clock_ahead_ms: Some(-1500),
             audit_disagreements: 2,
             ..Scrape::default()
@@ -381,6 +396,7 @@ mod tests {
             "maillage_dicom_associations 1",
             "maillage_raft_term 7",
             "maillage_exams{state=\"waiting\"} 3",
+            "maillage_outbox_entries{state=\"waiting\"} 2",
             "maillage_quorum_age_seconds inf",
             "maillage_chunk_bytes_sent_total 0",
             "maillage_clock_ahead_seconds -1.5",

@@ -22,6 +22,7 @@ use crate::data_dir::{MeshFile, MeshFileMember};
 use crate::images::Images;
 use crate::ingest::Ingest;
 use crate::metrics::{Metrics, outcome_label};
+use crate::outbox::Outbox;
 use crate::presence::{PeerState, Presence};
 use crate::roster::{Roster, key_of, peer_of};
 use crate::token::Token;
@@ -90,6 +91,7 @@ pub(crate) struct Parts {
     pub(crate) images: Images,
     pub(crate) ingest: Ingest,
     pub(crate) metrics: Metrics,
+    pub(crate) outbox: Outbox,
     pub(crate) state_clock: StateClock,
 }
 
@@ -141,6 +143,10 @@ impl Node {
 
     pub(crate) fn metrics(&self) -> &Metrics {
         &self.0.metrics
+    }
+
+    pub(crate) fn outbox(&self) -> &Outbox {
+        &self.0.outbox
     }
 
     /// This site's number.

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Config, Settings};
 use crate::data_dir::{DataDir, Locked};
 use crate::exit::{ExitCode, Failure};
-use crate::site::{Host, Member, Site, StartFailure};
+use crate::site::{Host, Member, OpenJournalError, Site, StartFailure};
 use crate::{http, scp};
 
 /// Memory for the blocks of the replicated state that are read again and again.
@@ -114,6 +114,9 @@ fn explain(failure: StartFailure) -> anyhow::Error {
         StartFailure::LogLost => Failure::new(ExitCode::Refused, failure.to_string())
             .with_hint("a wiped disk is a new site: empty the data directory and join under another name")
             .into(),
+        StartFailure::Outbox(OpenJournalError::Damaged { .. }) => {
+            Failure::new(ExitCode::Corrupt, failure.to_string()).into()
+        }
         StartFailure::Raft(_) => {
             Failure::new(if corrupt { ExitCode::Corrupt } else { ExitCode::Error }, failure.to_string()).into()
         }

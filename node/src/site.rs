@@ -34,6 +34,7 @@ use crate::ingest::{Arrival, Ingest};
 use crate::links::MeshLinks;
 use crate::metrics::Metrics;
 use crate::node::{Node, Parts};
+use crate::outbox::{self, Outbox, Owner};
 use crate::presence::Presence;
 use crate::roster::Roster;
 use crate::{audit, copies, duties, founding, gather, http, joining, links, scp};
@@ -41,6 +42,7 @@ use crate::{audit, copies, duties, founding, gather, http, joining, links, scp};
 pub use crate::config::{ConfigError, Settings};
 pub use crate::data_dir::{MeshFile, MeshFileMember};
 pub use crate::joining::{JoinError, Joining};
+pub use crate::outbox::OpenJournalError;
 
 /// Faults of holders that wait to be counted.
 const FAULTS_QUEUE: usize = 256;
@@ -131,6 +133,9 @@ pub enum StartFailure {
     /// had promised nothing.
     #[error("the Raft log of this site is gone, and the site must not vote as if it had promised nothing")]
     LogLost,
+    /// What the outbox holds cannot be read.
+    #[error(transparent)]
+    Outbox(#[from] OpenJournalError),
     /// What the data directory says of the mesh is no sense.
     #[error("mesh.json: {0}")]
     Mesh(String),
@@ -183,6 +188,9 @@ impl Site {
         for damage in &store.recovery().damage {
             tracing::error!(pack = %damage.pack, offset = damage.offset, bytes = damage.bytes, "damaged bytes in a pack; the chunks in it will be fetched again");
         }
+        // Before this site promises anything to others: a damaged outbox is somebody's to look at first.
+        let owner = Owner { site: mesh.site_id, mesh: mesh_id };
+        let outbox = Outbox::open(disk.clone(), owner, clock.clone()).await?;
         let raft = &config.raft;
         let group = Group::start(GroupConfig {
             node_id: mesh.site_id,
@@ -238,6 +246,7 @@ impl Site {
             images,
             ingest,
             metrics,
+            outbox,
             state_clock: StateClock::default(),
         };
         let inner = Inner {
@@ -264,6 +273,8 @@ impl Site {
         self.run(gather::run(node.clone(), arrivals, shutdown.clone()));
         self.run(copies::run(node.clone(), shutdown.clone()));
         self.run(copies::bring_claimed(node.clone(), shutdown.clone()));
+        self.run(node.outbox().clone().keep(shutdown.clone()));
+        self.run(outbox::send(node.clone(), shutdown.clone()));
         let (metrics, stopped) = (node.metrics().clone(), shutdown.clone());
         self.run(async move {
             while let Some(Some(fault)) = stopped.run_until_cancelled(faults.recv()).await {

@@ -136,6 +136,9 @@ impl Client {
                 self.world.history.attempt(id, self.site().name, "command line", &said);
                 let (_, said) = ran.ok().filter(|(code, _)| *code == 0)?;
                 let body: Value = serde_json::from_str(&said).ok()?;
+                if body["queued"] == json!(true) {
+                    return None;
+                }
                 let told = match act {
                     Act::Add { .. } => Told::Added { exam: body["id"].as_u64()? },
                     _ => Told::Done,
@@ -210,6 +213,8 @@ pub(crate) fn certain(act: &Act, answer: &Answer) -> Option<(Told, Value)> {
             _ => Told::Nothing,
         },
         (200, _) => Told::Done,
+        // Kept by that node's outbox, and not committed yet.
+        (202, _) => return None,
         (409, _) if code == "conflict" => Told::Held { user: body["holder"]["user"].as_str()?.to_owned() },
         (409, _) if code == "wrong-state" => Told::WrongState { state: body["state"].as_str()?.to_owned() },
         (409, _) if code == "stale-token" => Told::Stale { kept_as: body["kept_as"].as_u64() },

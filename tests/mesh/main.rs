@@ -13,6 +13,7 @@ mod commands;
 mod config;
 mod demo;
 mod directory;
+mod glass;
 mod health;
 mod hostile;
 mod hostile_dicom;

@@ -7,7 +7,7 @@ use hyper::Method;
 use serde_json::{Value, json};
 
 use super::exams::Specialty;
-use super::{Context, Repeatable, body, exams, prompt};
+use super::{Context, Repeatable, body, exams, glass, prompt};
 use crate::client::{ClientError, Problem};
 use crate::exit::{ExitCode, Failure};
 use crate::output::field;
@@ -71,8 +71,8 @@ pub(super) enum ClaimCommand {
         /// The exam's number
         id: u64,
         /// The token that the claim gave
-        #[arg(long, value_name = "NUMBER")]
-        token: u64,
+        #[arg(long, value_name = "TOKEN", value_parser = glass::token)]
+        token: Value,
         /// Why, for the record
         #[arg(long, value_name = "TEXT")]
         reason: Option<String>,
@@ -86,8 +86,8 @@ pub(super) enum ClaimCommand {
         /// The exam's number
         id: u64,
         /// The token that the claim gave
-        #[arg(long, value_name = "NUMBER")]
-        token: u64,
+        #[arg(long, value_name = "TOKEN", value_parser = glass::token)]
+        token: Value,
         /// A first word only: the claim goes on, and a final report is to follow
         #[arg(long)]
         preliminary: bool,
@@ -170,8 +170,7 @@ pub(super) async fn run(context: &Context, command: ClaimCommand) -> anyhow::Res
             }
             let done = client.command(Method::POST, &path, Some(&body), repeatable.id()).await;
             let done = done.map_err(|error| explain_stale(error, id))?;
-            let word = if preliminary { "reported, to be followed by a final report" } else { "reported" };
-            context.print(&done, |_| format!("exam {id}: {word}\n"))?;
+            context.print(&done, |done| glass::reported(done, id, preliminary))?;
         }
     }
     Ok(())

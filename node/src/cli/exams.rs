@@ -78,6 +78,8 @@ pub(super) enum ExamsCommand {
         #[command(flatten)]
         repeatable: Repeatable,
     },
+    /// Take an exam whose images are here, while no quorum can be reached
+    BreakGlass(super::glass::BreakGlass),
     /// Give the images of an unsolicited exam to the exam that they belong to
     Reconcile {
         /// The unsolicited exam's number
@@ -245,6 +247,7 @@ fn date(text: &str) -> Result<String, String> {
 pub(super) async fn run(context: &Context, command: ExamsCommand) -> anyhow::Result<()> {
     let client = context.client()?;
     match command {
+        ExamsCommand::BreakGlass(args) => super::glass::take(context, args).await?,
         ExamsCommand::List { state, hospital, modality, patient_id, accession, to_regulate, limit, fresh } => {
             let flag = |set: bool| set.then(|| "true".to_owned());
             let wanted = [

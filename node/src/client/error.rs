@@ -41,10 +41,10 @@ impl Problem {
     pub(crate) fn exit_code(&self) -> ExitCode {
         match self.code.as_str() {
             "no-quorum" | "unknown-outcome" => ExitCode::NoQuorum,
-            "conflict" | "stale-token" | "wrong-state" | "done-already" => ExitCode::Conflict,
-            "storage-full" | "other-patient" | "several-patients" | "no-contract" | "consent-refused" => {
-                ExitCode::Refused
-            }
+            "conflict" | "stale-token" | "wrong-state" | "done-already" | "quorum-reached" | "continues"
+            | "not-sent" => ExitCode::Conflict,
+            "storage-full" | "not-recorded" | "other-patient" | "several-patients" | "no-contract"
+            | "consent-refused" => ExitCode::Refused,
             "images-damaged" | "corrupt" => ExitCode::Corrupt,
             _ => ExitCode::Error,
         }

@@ -16,6 +16,7 @@ mod audit;
 pub(super) mod claims;
 mod events;
 mod exams;
+pub(super) mod glass;
 mod instances;
 mod life;
 mod mesh;
@@ -52,7 +53,7 @@ fn table() -> Table {
     let table = Table::new(BASE).get("/openapi.json", openapi, "This document");
     let table = of_the_mesh(table);
     let table = of_exams(table);
-    let table = of_claims(table);
+    let table = without_quorum(of_claims(table));
     let table = of_remarks(table);
     of_images(table)
 }
@@ -97,6 +98,15 @@ fn of_claims(table: Table) -> Table {
         .post("/exams/{id}/open", claims::open, "The reader has the exam before their eyes")
         .post("/exams/{id}/release", claims::release, "Give an exam back to the waiting room")
         .post("/exams/{id}/report", claims::report, "Write a preliminary or final report, signed by this site")
+}
+
+/// What a site does that is cut off from the quorum.
+fn without_quorum(table: Table) -> Table {
+    table
+        .post("/exams/{id}/break-glass", glass::take, "Take an exam without a quorum, with a reason")
+        .get("/break-glass", glass::list, "Exams taken by break glass here, and what became of them")
+        .get("/outbox", glass::outbox, "What waits here to be sent to the mesh, and how the rest ended")
+        .delete("/outbox/{id}", glass::acknowledge, "A person has taken note of how an entry ended")
 }
 
 fn of_remarks(table: Table) -> Table {

@@ -14,6 +14,7 @@ use super::reading::milliseconds;
 use super::status::{MeshStatus, Reach, is_cut_off};
 use crate::duties::{attest, clocks};
 use crate::metrics::{CONTENT_TYPE, Scrape};
+use crate::outbox::Outbox;
 
 /// How well a part does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,7 +62,7 @@ fn parts(app: &App, stats: Result<Stats, StoreError>) -> Vec<Part> {
         true => part("dicom", Condition::Ok, "listening".to_owned()),
         false => part("dicom", Condition::Degraded, "not listening".to_owned()),
     };
-    let mut parts = vec![raft, quorum, dicom];
+    let mut parts = vec![raft, quorum, dicom, outbox(app.node.outbox())];
     parts.extend(agreement(app));
     match stats {
         Err(error) => parts.push(part("store", Condition::Failed, error.to_string())),
@@ -107,6 +108,20 @@ fn agreement(app: &App) -> [Part; 2] {
     [audit, clock]
 }
 
+/// What waits in the outbox is as it should be; what nobody has acknowledged, or a journal that takes
+/// nothing, is not.
+fn outbox(outbox: &Outbox) -> Part {
+    let counts = outbox.book().counts();
+    let (condition, says) = match (outbox.failure(), counts.unacknowledged) {
+        (Some(why), _) => (Condition::Degraded, why),
+        (None, 0) => (Condition::Ok, format!("{} entries wait to be sent", counts.waiting)),
+        (None, failed) => {
+            (Condition::Degraded, format!("{} entries wait to be sent, {failed} await a person", counts.waiting))
+        }
+    };
+    Part { name: "outbox", condition, says }
+}
+
 fn report(parts: &[Part], verbose: bool) -> Response {
     let worst = parts.iter().map(|part| part.condition).max().unwrap_or(Condition::Ok);
     let word = |condition| match condition {
@@ -148,6 +163,9 @@ pub(super) async fn metrics(State(app): State<App>) -> Response {
         store_free_bytes: storage.free,
         ..Scrape::default()
     };
+    let outbox = app.node.outbox().book().counts();
+    scrape.outbox =
+        vec![("waiting", outbox.waiting), ("unacknowledged", outbox.unacknowledged), ("settled", outbox.settled)];
     if let Ok(status) = app.node.read(|view| MeshStatus::gather(&app.node, view, storage)) {
         let counts = &status.counts;
         scrape.exams = vec![

@@ -37,6 +37,7 @@ pub(super) fn routes() -> Router<App> {
         .route("/ui/reader", post(actions::set_reader))
         .route("/ui/next", post(actions::next))
         .route("/ui/exams/{id}/claim", post(actions::claim))
+        .route("/ui/exams/{id}/break-glass", post(actions::break_glass))
         .route("/ui/exams/{id}/release", post(actions::release))
         .route("/ui/exams/{id}/report", post(actions::report))
 }

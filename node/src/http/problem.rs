@@ -16,6 +16,7 @@ use super::rfc3339::rfc3339;
 use crate::images::ImagesError;
 use crate::ingest::IngestError;
 use crate::node::CommandError;
+use crate::outbox::Refused;
 
 /// Seconds after which a client may try again what no quorum could decide: about one election.
 const RETRY_AFTER_S: &str = "2";
@@ -84,6 +85,18 @@ impl Problem {
         incomplete: CONFLICT, "images-incomplete", "Not all of the images are here";
         /// What came after the client's cursor is not kept any more.
         cursor_forgotten: GONE, "cursor-forgotten", "What came after this cursor is not kept any more";
+        /// A quorum can be reached, so nothing needs to be done without one.
+        quorum_reached: CONFLICT, "quorum-reached", "A quorum can be reached: claim the exam normally";
+        /// The break-glass claim does not hold.
+        stale_glass: CONFLICT, "stale-token", "The break-glass claim does not hold";
+        /// The mesh has made an ordinary claim of a break-glass claim.
+        glass_continues: CONFLICT, "continues", "The claim goes on as an ordinary one";
+        /// The outbox has no such entry.
+        no_such_entry: NOT_FOUND, "no-such-entry", "The outbox has no such entry";
+        /// The entry is still to be sent.
+        not_sent: CONFLICT, "not-sent", "It is not sent yet";
+        /// Nothing can be taken down just now.
+        not_recorded: INSUFFICIENT_STORAGE, "not-recorded", "It cannot be recorded here, so nothing was done";
         /// Parts of one study name different patients.
         several_patients: CONFLICT, "several-patients", "The study names several patients";
     }
@@ -201,6 +214,26 @@ impl From<Refusal> for Problem {
             }
             Refusal::NotFinished(_) => refused(StatusCode::CONFLICT, "not-finished"),
             Refusal::TooMany(_) => refused(StatusCode::TOO_MANY_REQUESTS, "too-many"),
+        }
+    }
+}
+
+impl From<Refused> for Problem {
+    fn from(refused: Refused) -> Self {
+        let detail = refused.to_string();
+        match refused {
+            Refused::Taken { user, since } => {
+                let holder = json!({ "user": user, "since": rfc3339(since) });
+                Self::new(StatusCode::CONFLICT, "conflict", "The exam is taken here", detail).with("holder", holder)
+            }
+            Refused::NotHeld(_) => Self::stale_glass(detail),
+            Refused::Continues(token) => Self::glass_continues(detail).with("token", json!(token)),
+            Refused::OtherCommand => Refusal::OtherCommand.into(),
+            Refused::NoSuchEntry => Self::no_such_entry(detail),
+            Refused::NotSent => Self::not_sent(detail),
+            Refused::NotQueueable => Self::invalid(detail),
+            Refused::Full | Refused::NotDurable(_) => Self::not_recorded(detail),
+            Refused::Changed | Refused::Stopping => Self::busy(detail),
         }
     }
 }

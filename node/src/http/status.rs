@@ -17,6 +17,7 @@ use super::reading::milliseconds;
 use super::rfc3339::rfc3339;
 use crate::duties::{attest, clocks};
 use crate::node::Node;
+use crate::outbox;
 use crate::presence::PeerState;
 
 /// Without a word from a quorum for so long, a site counts as cut off: several elections' worth.
@@ -64,6 +65,7 @@ pub(crate) struct MeshStatus {
     format_max: u8,
     /// What the sites said of themselves, while this node leads.
     said: Option<BTreeMap<u64, Said>>,
+    outbox: outbox::Counts,
     overdue: Option<usize>,
     oldest_urgent_ms: Option<u64>,
 }
@@ -165,6 +167,7 @@ impl MeshStatus {
             group,
             storage,
             reserve_bytes: config.storage.reserve_mib.saturating_mul(1 << 20),
+            outbox: node.outbox().book().counts(),
             overdue: None,
             oldest_urgent_ms: None,
         })
@@ -262,6 +265,16 @@ impl MeshStatus {
         if self.storage.bad > 0 {
             warn(format!("{} damaged chunks await repair", self.storage.bad), "maillage chunks stats");
         }
+        if self.outbox.unacknowledged > 0 {
+            let failed = self.outbox.unacknowledged;
+            warn(
+                format!("{failed} texts written here while cut off are no reports of the mesh"),
+                "maillage outbox list",
+            );
+        }
+        if self.outbox.waiting > 0 {
+            warn(format!("{} entries of the outbox wait to be sent", self.outbox.waiting), "maillage outbox list");
+        }
         let below_two = self.counts.studies_below_two;
         if below_two > 0 && self.sites.len() > 1 {
             warn(format!("{below_two} studies are on fewer than two sites"), "maillage study list");
@@ -328,6 +341,12 @@ impl MeshStatus {
                 "unsolicited": counts.unsolicited,
                 "overdue": self.overdue,
                 "oldest_urgent_ms": self.oldest_urgent_ms,
+            },
+            "outbox": {
+                "waiting": self.outbox.waiting,
+                "held": self.outbox.held,
+                "unacknowledged": self.outbox.unacknowledged,
+                "settled": self.outbox.settled,
             },
             "storage": {
                 "bytes": self.storage.bytes,

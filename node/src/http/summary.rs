@@ -116,6 +116,7 @@ impl ExamSummary {
             workitem: exam.workitem,
             reports: exam.reports,
             claim: exam.claim.as_ref().map(|claim| ClaimLine::new(claim, self.claim_site.as_ref())),
+            break_glass: None,
             consent: spelled(&course.order.consent),
             specialty: spelled(&exam.specialty()),
             expertise: course.order.expertise.to_string(),
@@ -177,6 +178,8 @@ pub(crate) struct ExamLine {
     /// Reports kept, drafts included.
     reports: u32,
     pub(crate) claim: Option<ClaimLine>,
+    /// What was done to it here without a quorum, which the mesh may not know yet.
+    pub(crate) break_glass: Option<serde_json::Value>,
     #[schemars(schema_with = "super::words::consent")]
     consent: String,
     /// Who reads it.

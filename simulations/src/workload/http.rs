@@ -122,6 +122,10 @@ pub(super) fn outcome(command: &Command, answered: &Answered) -> Means {
     let said = answered.json();
     let code = said["code"].as_str().unwrap_or_default();
     let number = |value: &Value| value.as_u64().or_else(|| value.as_str()?.parse().ok()).unwrap_or_default();
+    if answered.status == 202 {
+        // Kept by that node's outbox, and not committed yet.
+        return Means::Unknown;
+    }
     if answered.status.is_success() {
         return match command {
             Command::AddExam(_) => Means::Outcome(Outcome::ExamAdded {

@@ -4,6 +4,7 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::response::{IntoResponse, Response};
 use maillage_consensus::Outcome;
 use maillage_consensus::command::{Command, LIST_MAX};
 use maillage_consensus::exam::{ReportKind, Text8};
@@ -14,6 +15,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::exams::{Done, decide, unexpected};
+use super::glass::{self, ClaimToken, Reported};
 use crate::http::app::App;
 use crate::http::body::JsonBody;
 use crate::http::extract::{Idempotency, UrlPath, field, parse_uid};
@@ -226,8 +228,7 @@ pub(super) async fn open(
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ReleaseBody {
-    #[schemars(with = "u64")]
-    token: FencingToken,
+    token: ClaimToken,
     /// For the next reader.
     #[serde(default)]
     reason: String,
@@ -241,10 +242,17 @@ pub(super) async fn release(
     UrlPath(exam): UrlPath<ExamId>,
     Idempotency(id): Idempotency,
     JsonBody(body): JsonBody<ReleaseBody>,
-) -> Result<Json<Done>, Problem> {
+) -> Result<Response, Problem> {
     let user = field("user", Name::new(body.user))?;
     let reason = field("reason", Line::new(body.reason))?;
-    decide(&app, &app.command(id, user, Command::Release { exam, token: body.token, reason }).await?, exam)
+    let token = match body.token {
+        ClaimToken::Fencing(token) => token,
+        ClaimToken::Glass(token) => {
+            return glass::give_back(&app, exam, token, user, reason).await.map(IntoResponse::into_response);
+        }
+    };
+    decide(&app, &app.command(id, user, Command::Release { exam, token, reason }).await?, exam)
+        .map(IntoResponse::into_response)
 }
 
 /// A report under a claim.
@@ -252,8 +260,7 @@ pub(super) async fn release(
 #[serde(deny_unknown_fields)]
 pub(super) struct ReportBody {
     user: String,
-    #[schemars(with = "u64")]
-    token: FencingToken,
+    token: ClaimToken,
     text: String,
     /// `final` by default, which ends the claim; a preliminary one does not.
     #[serde(default)]
@@ -261,18 +268,26 @@ pub(super) struct ReportBody {
     kind: ReportKind,
 }
 
-/// `POST /exams/{id}/report`: a final one ends the claim. Under a stale token 409, with the draft's number.
+/// `POST /exams/{id}/report`: a final one ends the claim. Under a stale token 409, with the draft's number;
+/// without a quorum 202, and it is sent as soon as there is one.
 pub(super) async fn report(
     State(app): State<App>,
     UrlPath(exam): UrlPath<ExamId>,
     Idempotency(id): Idempotency,
     JsonBody(body): JsonBody<ReportBody>,
-) -> Result<Json<Done>, Problem> {
+) -> Result<Response, Problem> {
     let user = field("user", Name::filled(body.user))?;
     let text = field("text", Prose::filled(body.text.replace("\r\n", "\n")))?;
     if !matches!(body.kind, ReportKind::Preliminary | ReportKind::Final) {
         return Err(Problem::invalid("kind: must be preliminary or final; an addendum has an address of its own"));
     }
-    let command = app.report_command(exam, body.token, &user, body.kind, text)?;
-    decide(&app, &app.command(id, user, command).await?, exam)
+    let token = match body.token {
+        ClaimToken::Fencing(token) => token,
+        ClaimToken::Glass(token) => match glass::report(&app, exam, token, id, &user, &text).await? {
+            Reported::Here(entry) => return Ok(glass::queued(&entry)),
+            Reported::Under(token) => token,
+        },
+    };
+    let command = app.report_command(exam, token, &user, body.kind, text)?;
+    glass::decide_or_queue(&app, id, user, command, exam).await
 }

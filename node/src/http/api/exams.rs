@@ -12,6 +12,7 @@ use maillage_consensus::{Outcome, View};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::glass;
 use super::sheet::ExamSheet;
 use crate::http::app::App;
 use crate::http::body::JsonBody;
@@ -126,7 +127,8 @@ pub(super) async fn list(
     app.read(fresh, |view| {
         let (exams, next) = wanted.find(view, now)?;
         let summaries = Summaries::new(view, site)?.of_all(exams)?;
-        let exams = summaries.iter().map(|summary| summary.line(now)).collect();
+        let book = app.node.outbox().book();
+        let exams = summaries.iter().map(|summary| glass::marked(&book, summary.line(now))).collect();
         Ok(ExamList { exams, next: next.map(|id| id.0) })
     })
     .await
@@ -141,7 +143,9 @@ pub(super) async fn show(
     let (site, now) = (app.node.site(), app.now());
     let read = app.read(query.fresh, |view| {
         let Some(exam) = view.exam(id)? else { return Ok(None) };
-        ExamSheet::gather(view, &Summaries::new(view, site)?, exam, now).map(Some)
+        let mut sheet = ExamSheet::gather(view, &Summaries::new(view, site)?, exam, now)?;
+        sheet.line = glass::marked(&app.node.outbox().book(), sheet.line);
+        Ok(Some(sheet))
     });
     read.await?.try_map(|shown| shown.ok_or_else(|| Problem::no_such_exam(format!("no exam has number {id}"))))
 }

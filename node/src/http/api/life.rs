@@ -3,6 +3,7 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::response::Response;
 use maillage_consensus::command::Command;
 use maillage_consensus::exam::{ReportKind, Verdict};
 use maillage_consensus::ids::{ExamId, Line, Name, Paragraph, Prose};
@@ -10,6 +11,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::exams::{Done, decide};
+use super::glass;
 use crate::http::app::App;
 use crate::http::body::JsonBody;
 use crate::http::extract::{Idempotency, UrlPath, field};
@@ -96,18 +98,18 @@ pub(super) fn lines(text: &str) -> String {
     text.replace("\r\n", "\n")
 }
 
-/// `POST /exams/{id}/addendum`: a word added to the final report, signed as it is.
+/// `POST /exams/{id}/addendum`: a word added to the final report, signed as it is; without a quorum 202.
 pub(super) async fn addend(
     State(app): State<App>,
     UrlPath(exam): UrlPath<ExamId>,
     Idempotency(id): Idempotency,
     JsonBody(body): JsonBody<TextBody>,
-) -> Result<Json<Done>, Problem> {
+) -> Result<Response, Problem> {
     app.need_format(2)?;
     let user = field("user", Name::filled(body.user))?;
     let text = field("text", Prose::filled(lines(&body.text)))?;
     let signature = app.sign(exam, &user, ReportKind::Addendum, &text).into();
-    decide(&app, &app.command(id, user, Command::Addend { exam, text, signature }).await?, exam)
+    glass::decide_or_queue(&app, id, user, Command::Addend { exam, text, signature }, exam).await
 }
 
 /// A delivery.

@@ -3,6 +3,7 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::response::Response;
 use maillage_consensus::command::{Command, UnixMillisField};
 use maillage_consensus::exam::{Priority, Text8};
 use maillage_consensus::ids::{CommandId, ExamId, Line, Name, Paragraph};
@@ -12,6 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::exams::{Done, decide};
+use super::glass;
 use super::life::{TextBody, lines};
 use super::sheet::RemarkLine;
 use crate::http::app::App;
@@ -24,16 +26,16 @@ use crate::http::summary::Summaries;
 /// Open critical results in one answer: more than a group could ever have.
 const CRITICALS_MAX: usize = 1000;
 
-/// `POST /exams/{id}/notes`: from centre to centre.
+/// `POST /exams/{id}/notes`: from centre to centre; without a quorum 202.
 pub(super) async fn note(
     State(app): State<App>,
     UrlPath(exam): UrlPath<ExamId>,
     Idempotency(id): Idempotency,
     JsonBody(body): JsonBody<TextBody>,
-) -> Result<Json<Done>, Problem> {
+) -> Result<Response, Problem> {
     app.need_format(2)?;
     let (user, text) = body.said()?;
-    decide(&app, &app.command(id, user, Command::Note { exam, text }).await?, exam)
+    glass::decide_or_queue(&app, id, user, Command::Note { exam, text }, exam).await
 }
 
 /// A second opinion that is asked for.

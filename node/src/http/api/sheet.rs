@@ -20,7 +20,7 @@ use crate::http::words::spelled;
 #[schemars(rename = "ExamSheet")]
 pub(super) struct ExamSheet {
     #[serde(flatten)]
-    line: ExamLine,
+    pub(super) line: ExamLine,
     /// What a regulator decided.
     regulation: Option<RegulationLine>,
     /// First to last.

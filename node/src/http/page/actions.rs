@@ -1,13 +1,14 @@
 //! The page's forms. Each is a command with the id that the form carries, so that a second press or a
 //! reload changes nothing; done, it redirects to the page, which then shows the committed state.
 
+use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
 use maillage_consensus::Outcome;
 use maillage_consensus::command::Command;
 use maillage_consensus::exam::ReportKind;
-use maillage_consensus::ids::{ExamId, FencingToken, Line, Name, Prose};
+use maillage_consensus::ids::{CommandId, ExamId, Line, Name, Prose};
 use maillage_consensus::order::Reader;
 use serde::Deserialize;
 
@@ -16,11 +17,13 @@ use super::room::Room;
 use super::texts::Language;
 use super::{html, view};
 use crate::http::api::claims::next_command;
+use crate::http::api::glass::{self, ClaimToken, Decided, Reported};
 use crate::http::app::App;
 use crate::http::body::FormBody;
 use crate::http::cookie;
 use crate::http::extract::{UrlPath, field, parse_command_id};
 use crate::http::problem::Problem;
+use crate::outbox::GlassToken;
 
 #[derive(Debug, Deserialize)]
 pub(super) struct ReaderForm {
@@ -48,8 +51,8 @@ pub(super) async fn next(
     headers: HeaderMap,
     FormBody(form): FormBody<ClaimForm>,
 ) -> Result<Response, Problem> {
-    let command = next_command(&app, Reader::default())?;
-    act(&app, &headers, Asked { action: "/ui/next".to_owned(), command, form: form.into() }).await
+    let deed = Deed::Command(Box::new(next_command(&app, Reader::default())?));
+    act(&app, &headers, Asked { action: "/ui/next".to_owned(), deed, form: form.into() }).await
 }
 
 /// `POST /ui/exams/{id}/claim`
@@ -60,14 +63,34 @@ pub(super) async fn claim(
     FormBody(form): FormBody<ClaimForm>,
 ) -> Result<Response, Problem> {
     let (action, command) = (format!("/ui/exams/{exam}/claim"), Command::ClaimTake { exam });
-    act(&app, &headers, Asked { action, command, form: form.into() }).await
+    act(&app, &headers, Asked { action, deed: Deed::Command(Box::new(command)), form: form.into() }).await
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct GlassForm {
+    key: String,
+    lang: Option<String>,
+    #[serde(default)]
+    reason: String,
+}
+
+/// `POST /ui/exams/{id}/break-glass`
+pub(super) async fn break_glass(
+    State(app): State<App>,
+    UrlPath(exam): UrlPath<ExamId>,
+    headers: HeaderMap,
+    FormBody(form): FormBody<GlassForm>,
+) -> Result<Response, Problem> {
+    let deed = Deed::BreakGlass { exam, reason: field("reason", Line::filled(form.reason.as_str()))? };
+    let form = Sent { key: form.key, lang: form.lang, fields: vec![("reason", form.reason)], text: None };
+    act(&app, &headers, Asked { action: format!("/ui/exams/{exam}/break-glass"), deed, form }).await
 }
 
 #[derive(Debug, Deserialize)]
 pub(super) struct ReleaseForm {
     key: String,
     lang: Option<String>,
-    token: FencingToken,
+    token: String,
     #[serde(default)]
     reason: String,
 }
@@ -80,17 +103,20 @@ pub(super) async fn release(
     FormBody(form): FormBody<ReleaseForm>,
 ) -> Result<Response, Problem> {
     let reason = field("reason", Line::new(form.reason.as_str()))?;
-    let command = Command::Release { exam, token: form.token, reason };
-    let fields = vec![("token", form.token.to_string()), ("reason", form.reason)];
+    let deed = match form.token.parse()? {
+        ClaimToken::Fencing(token) => Deed::Command(Box::new(Command::Release { exam, token, reason })),
+        ClaimToken::Glass(token) => Deed::GiveBack { exam, token, reason },
+    };
+    let fields = vec![("token", form.token), ("reason", form.reason)];
     let form = Sent { key: form.key, lang: form.lang, fields, text: None };
-    act(&app, &headers, Asked { action: format!("/ui/exams/{exam}/release"), command, form }).await
+    act(&app, &headers, Asked { action: format!("/ui/exams/{exam}/release"), deed, form }).await
 }
 
 #[derive(Deserialize)]
 pub(super) struct ReportForm {
     key: String,
     lang: Option<String>,
-    token: FencingToken,
+    token: String,
     text: String,
 }
 
@@ -103,18 +129,24 @@ pub(super) async fn report(
 ) -> Result<Response, Problem> {
     // Forms end their lines with CR LF (HTML section 4.10.21.4); texts hold LF only.
     let text = form.text.replace("\r\n", "\n");
-    let sent = Sent {
-        key: form.key,
-        lang: form.lang,
-        fields: vec![("token", form.token.to_string())],
-        text: Some(text.clone()),
-    };
+    let sent =
+        Sent { key: form.key, lang: form.lang, fields: vec![("token", form.token.clone())], text: Some(text.clone()) };
     let action = format!("/ui/exams/{exam}/report");
-    let reader = cookie::reader(&headers).unwrap_or_default();
-    let command = field("text", Prose::filled(text))
-        .and_then(|text| app.report_command(exam, form.token, &reader, ReportKind::Final, text));
-    match command {
-        Ok(command) => act(&app, &headers, Asked { action, command, form: sent }).await,
+    let given = field("text", Prose::filled(text)).and_then(|text| Ok((text, form.token.parse()?)));
+    match given {
+        Ok((text, ClaimToken::Fencing(token))) => {
+            let reader = cookie::reader(&headers).unwrap_or_default();
+            match app.report_command(exam, token, &reader, ReportKind::Final, text) {
+                Ok(command) => {
+                    let deed = Deed::Command(Box::new(command));
+                    act(&app, &headers, Asked { action, deed, form: sent }).await
+                }
+                Err(problem) => failed(&app, &headers, problem, action, sent).await,
+            }
+        }
+        Ok((report, ClaimToken::Glass(token))) => {
+            act(&app, &headers, Asked { action, deed: Deed::Report { exam, token, report }, form: sent }).await
+        }
         Err(problem) => failed(&app, &headers, problem, action, sent).await,
     }
 }
@@ -122,8 +154,52 @@ pub(super) async fn report(
 /// What a person asked for by a form.
 struct Asked {
     action: String,
-    command: Command,
+    deed: Deed,
     form: Sent,
+}
+
+/// What is to be done: by the mesh, or here without it.
+enum Deed {
+    Command(Box<Command>),
+    BreakGlass { exam: ExamId, reason: Line },
+    Report { exam: ExamId, token: GlassToken, report: Prose },
+    GiveBack { exam: ExamId, token: GlassToken, reason: Line },
+}
+
+impl Deed {
+    /// Does it. Returns the word for what was done, and to which exam.
+    async fn perform(self, app: &App, id: CommandId, reader: Name) -> Result<(&'static str, Option<ExamId>), Problem> {
+        let command = match self {
+            Self::Command(command) => *command,
+            Self::BreakGlass { exam, reason } => {
+                glass::take_exam(app, exam, id, reader, reason).await?;
+                return Ok(("glass", Some(exam)));
+            }
+            Self::Report { exam, token, report } => {
+                match glass::report(app, exam, token, id, &reader, &report).await? {
+                    Reported::Here(_) => return Ok(("queued", Some(exam))),
+                    Reported::Under(token) => app.report_command(exam, token, &reader, ReportKind::Final, report)?,
+                }
+            }
+            Self::GiveBack { exam, token, reason } => {
+                let Json(_) = glass::give_back(app, exam, token, reader, reason).await?;
+                return Ok(("released", Some(exam)));
+            }
+        };
+        let exam = command.exam();
+        let outcome = match app.command_or_queue(id, reader, command).await? {
+            Decided::Queued(entry) => return Ok(("queued", Some(entry.exam))),
+            Decided::Done(outcome) => outcome,
+        };
+        // So that the page that follows shows it.
+        app.catch_up().await;
+        Ok(match outcome {
+            Outcome::Claimed(grant) => ("claimed", Some(grant.exam)),
+            Outcome::NothingWaiting => ("nothing", None),
+            Outcome::Completed { .. } => ("reported", exam),
+            _ => ("released", exam),
+        })
+    }
 }
 
 /// A form as it came.
@@ -141,23 +217,16 @@ impl From<ClaimForm> for Sent {
 }
 
 async fn act(app: &App, headers: &HeaderMap, asked: Asked) -> Result<Response, Problem> {
-    let Asked { action, command, form } = asked;
-    let exam = command.exam();
+    let Asked { action, deed, form } = asked;
     let result = match (parse_command_id(&form.key), cookie::reader(headers)) {
-        (Ok(id), Some(reader)) => app.command(id, reader, command).await,
+        (Ok(id), Some(reader)) => deed.perform(app, id, reader).await,
         (Err(problem), _) => Err(problem),
         (Ok(_), None) => Err(Problem::invalid("no reader's name is set")),
     };
-    let (done, exam) = match result {
-        Ok(Outcome::Claimed(grant)) => ("claimed", Some(grant.exam)),
-        Ok(Outcome::NothingWaiting) => ("nothing", None),
-        Ok(Outcome::Completed { .. }) => ("reported", exam),
-        Ok(_) => ("released", exam),
-        Err(problem) => return failed(app, headers, problem, action, form).await,
-    };
-    // So that the page that follows shows it.
-    app.catch_up().await;
-    Ok(redirect(Language::choose(form.lang.as_deref(), headers), done, exam))
+    match result {
+        Ok((done, exam)) => Ok(redirect(Language::choose(form.lang.as_deref(), headers), done, exam)),
+        Err(problem) => failed(app, headers, problem, action, form).await,
+    }
 }
 
 fn redirect(language: Language, done: &str, exam: Option<ExamId>) -> Response {

@@ -42,6 +42,8 @@ impl Notice {
             "claimed" => Text::DoneClaimed,
             "released" => Text::DoneReleased,
             "reported" => Text::DoneReported,
+            "queued" => Text::DoneQueued,
+            "glass" => Text::DoneGlass,
             "nothing" => Text::DoneNothing,
             "reader" => Text::DoneReader,
             _ => return None,
@@ -87,6 +89,7 @@ fn failure(problem: &Problem, language: Language) -> String {
         },
         "no-quorum" | "no-session" => say(Text::FailedNoQuorum).to_owned(),
         "unknown-outcome" => say(Text::FailedUnknown).to_owned(),
+        "quorum-reached" => say(Text::FailedQuorum).to_owned(),
         "wrong-state" => say(Text::FailedState).to_owned(),
         _ => format!("{} {}", say(Text::FailedOther), problem.detail()),
     }

@@ -1,5 +1,6 @@
 //! What the page shows, gathered from one consistent view of the state.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use maillage_consensus::command::UnixMillisField;
@@ -9,6 +10,7 @@ use crate::http::app::App;
 use crate::http::problem::Problem;
 use crate::http::status::{MeshStatus, Quorum, Reach};
 use crate::http::summary::{ExamSummary, Summaries};
+use crate::outbox::{Book, Entry};
 
 /// Waiting exams shown. Nobody looks further down; the button takes the first.
 const WAITING_MAX: usize = 200;
@@ -36,6 +38,8 @@ pub(super) struct Room {
     pub(super) reading: Vec<ExamSummary>,
     /// The mesh.
     pub(super) mesh: MeshLines,
+    /// What was done here without the mesh.
+    pub(super) book: Arc<Book>,
 }
 
 /// The mesh in a few lines.
@@ -90,6 +94,7 @@ impl Room {
                 waiting_total: status.counts.waiting,
                 reading,
                 mesh: mesh_lines(&status),
+                book: node.outbox().book(),
                 reader,
             })
         })?;
@@ -101,9 +106,20 @@ impl Room {
         is_own(summary, self.reader.as_ref(), self.site)
     }
 
-    /// Whether the reader holds any exam here.
+    /// What was done here to this exam without the mesh.
+    pub(super) fn glass(&self, summary: &ExamSummary) -> Option<&Entry> {
+        self.book.glass_of(summary.exam.id).map(|(entry, _)| entry)
+    }
+
+    /// The reader's own break-glass claim of this exam.
+    pub(super) fn own_glass(&self, summary: &ExamSummary) -> Option<&Entry> {
+        self.glass(summary).filter(|entry| entry.is_held() && Some(&entry.user) == self.reader.as_ref())
+    }
+
+    /// Whether the reader holds any exam here, by whatever claim.
     pub(super) fn owns_any(&self) -> bool {
-        self.reading.iter().any(|summary| self.owns(summary))
+        let holds = |summary: &ExamSummary| self.owns(summary) || self.own_glass(summary).is_some();
+        self.reading.iter().chain(&self.waiting).any(holds)
     }
 }
 

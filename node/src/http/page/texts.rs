@@ -99,6 +99,20 @@ impl Language {
         }
     }
 
+    /// How far a break glass is.
+    pub(super) fn glass(self, state: &'static str) -> &'static str {
+        match state {
+            "held" => self.pick("en lecture", "being read"),
+            "queued" => self.pick("à envoyer", "to be sent"),
+            "accepted" => self.pick("compte rendu accepté", "report accepted"),
+            "second-read" => self.pick("lu ailleurs aussi", "read elsewhere too"),
+            "continues" => self.pick("prise ordinaire", "an ordinary claim now"),
+            "given-back" => self.pick("rendu", "given back"),
+            "failed" => self.pick("refusé : voir la boîte d’envoi", "refused: see the outbox"),
+            other => other,
+        }
+    }
+
     /// Why images stand apart from any request.
     pub(super) fn unsolicited(self, reason: Unsolicited) -> &'static str {
         let french = match reason {
@@ -212,14 +226,22 @@ texts! {
     BelowTwo: "études sur moins de deux sites", "studies on fewer than two sites";
     CutOffSince: "Coupé des autres sites depuis", "Cut off from the other sites since";
     CutOffNever: "Pas encore de contact avec les autres sites", "No contact with the other sites yet";
-    CutOffMeaning: "la lecture continue, les prises et comptes rendus attendent.",
-        "reading continues, claims and reports wait.";
+    CutOffMeaning: "la lecture continue, les prises attendent, les comptes rendus sont gardés ici et envoyés ensuite.",
+        "reading continues, claims wait, reports are kept here and sent afterwards.";
     LinkLost: "Le lien avec le nœud est perdu : ce qui est affiché peut être dépassé.",
         "The link with the node is lost: what is shown may be out of date.";
     AsOf: "état à", "as of";
     DoneClaimed: "Examen pris :", "Exam claimed:";
     DoneReleased: "Examen rendu :", "Exam released:";
     DoneReported: "Compte rendu enregistré pour l’examen", "Report recorded for exam";
+    DoneQueued: "Compte rendu gardé sur ce site et envoyé dès que le contact revient, examen",
+        "Report kept on this site and sent when contact is back, exam";
+    DoneGlass: "Pris par bris de glace ; les autres sites le sauront dès que le contact revient. Examen",
+        "Taken by break glass; the other sites will know when contact is back. Exam";
+    Glass: "bris de glace", "break glass";
+    GlassTake: "Bris de glace", "Break glass";
+    GlassReason: "Raison (un autre site lit peut-être cet examen)", "Reason (another site may be reading this exam)";
+    FailedQuorum: "Le contact est revenu : prenez l’examen normalement.", "Contact is back: claim the exam normally.";
     DoneNothing: "Aucun examen n’attend.", "No exam is waiting.";
     DoneReader: "Nom enregistré.", "Name set.";
     FailedHeld: "Déjà pris par", "Already claimed by";

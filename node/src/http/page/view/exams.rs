@@ -2,6 +2,7 @@
 
 use maillage_consensus::command::UnixMillisField;
 use maillage_consensus::exam::{Patient, Priority};
+use maillage_consensus::ids::ExamId;
 use maillage_dicom::Redacted;
 use maud::{Markup, html};
 
@@ -11,6 +12,7 @@ use super::super::texts::{Language, Text};
 use super::hidden;
 use crate::http::rfc3339::{date_time, rfc3339};
 use crate::http::summary::ExamSummary;
+use crate::outbox::Entry;
 
 const MINUTE_MS: u64 = 60_000;
 /// The share of the target, in percent, from which time left is shown as short.
@@ -73,7 +75,10 @@ fn row(room: &Room, language: Language, summary: &ExamSummary, actions: Markup) 
         tr #{ "exam-" (exam.id) } .own[room.owns(summary)] {
             td { (priority(request.priority, language)) }
             td { (time_left(summary, room.now, language)) }
-            td { (language.state(exam.state)) }
+            td {
+                (language.state(exam.state))
+                @if let Some(entry) = room.glass(summary) { (glass_mark(entry, language)) }
+            }
             th scope="row" { (patient(&request.patient, room.now, language)) }
             td { (shown(request.modality.as_str())) }
             td {
@@ -108,7 +113,7 @@ fn row(room: &Room, language: Language, summary: &ExamSummary, actions: Markup) 
             td { @if let Some(ready) = exam.ready_at { time datetime=(rfc3339(ready)) { (clock_time(ready)) } } @else { "–" } }
             td { (images(summary, language)) }
             td { (holder(summary, language)) }
-            td.actions { (actions) }
+            td.actions { (actions) (glass_forms(room, summary, language)) }
         }
     }
 }
@@ -219,13 +224,16 @@ fn claim_form(room: &Room, summary: &ExamSummary, language: Language) -> Markup 
 /// Release and report, for the reader's own claim only.
 fn own_forms(room: &Room, summary: &ExamSummary, language: Language) -> Markup {
     let Some(claim) = summary.exam.claim.as_ref().filter(|_| room.owns(summary)) else { return html! {} };
-    let id = summary.exam.id;
+    ending_forms(summary.exam.id, &claim.token.to_string(), language)
+}
+
+fn ending_forms(id: ExamId, token: &str, language: Language) -> Markup {
     html! {
         details #{ "report-" (id) } open {
             summary #{ "report-open-" (id) } { (language.say(Text::Report)) }
             form method="post" action={ "/ui/exams/" (id) "/report" } {
                 (hidden(language))
-                input type="hidden" name="token" value=(claim.token);
+                input type="hidden" name="token" value=(token);
                 label for={ "text-" (id) } { (language.say(Text::Report)) " – " (id) }
                 textarea #{ "text-" (id) } name="text" rows="6" required maxlength="60000" {}
                 button #{ "send-" (id) } .primary type="submit" { (language.say(Text::ReportSend)) }
@@ -233,10 +241,43 @@ fn own_forms(room: &Room, summary: &ExamSummary, language: Language) -> Markup {
         }
         form.release method="post" action={ "/ui/exams/" (id) "/release" } {
             (hidden(language))
-            input type="hidden" name="token" value=(claim.token);
+            input type="hidden" name="token" value=(token);
             label for={ "reason-" (id) } { (language.say(Text::ReleaseReason)) }
             input #{ "reason-" (id) } name="reason" maxlength="200";
             button #{ "release-" (id) } type="submit" { (language.say(Text::Release)) }
+        }
+    }
+}
+
+/// Who has or had the exam by break glass here, and how far that is.
+fn glass_mark(entry: &Entry, language: Language) -> Markup {
+    html! {
+        br;
+        span.mark {
+            span aria-hidden="true" { "⚑ " } (language.say(Text::Glass)) " : " (shown(entry.user.as_str())) ", "
+            time datetime=(rfc3339(entry.at)) { (clock_time(entry.at)) } " – " (language.glass(entry.state()))
+        }
+    }
+}
+
+/// Taking an exam without the mesh, and ending what was taken so.
+fn glass_forms(room: &Room, summary: &ExamSummary, language: Language) -> Markup {
+    let id = summary.exam.id;
+    if let Some(entry) = room.own_glass(summary) {
+        let token = entry.token().map(|token| token.to_string()).unwrap_or_default();
+        return ending_forms(id, &token, language);
+    }
+    let taken = room.glass(summary).is_some_and(|entry| entry.end.is_none());
+    let open = !summary.exam.state.is_reported() && !summary.exam.state.is_off();
+    let offered = room.mesh.cut_off && room.reader.is_some() && summary.here && open && !taken && !room.owns(summary);
+    html! {
+        @if offered {
+            form method="post" action={ "/ui/exams/" (id) "/break-glass" } {
+                (hidden(language))
+                label for={ "glass-reason-" (id) } { (language.say(Text::GlassReason)) }
+                input #{ "glass-reason-" (id) } name="reason" required maxlength="200";
+                button #{ "glass-" (id) } type="submit" aria-describedby={ "exam-" (id) } { (language.say(Text::GlassTake)) }
+            }
         }
     }
 }

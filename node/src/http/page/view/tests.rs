@@ -13,6 +13,7 @@ use super::*;
 use crate::http::problem::Problem;
 use crate::http::status::{Quorum, Reach};
 use crate::http::summary::ExamSummary;
+use crate::outbox::{Book, Record};
 
 const NOW: UnixMillisField = UnixMillisField(1_767_323_045_000);
 const MINUTE: u64 = 60_000;
@@ -93,6 +94,7 @@ fn room(reader: Option<&str>, waiting: Vec<ExamSummary>, reading: Vec<ExamSummar
                 rtt: None,
             }],
         },
+        book: std::sync::Arc::default(),
     }
 }
 
@@ -258,4 +260,26 @@ fn the_notice_of_a_redirect_repeats_nothing_of_the_address() {
     let notice = Notice::done("claimed", Some(7)).expect("a notice");
     let text = page(&room(None, Vec::new(), Vec::new()), Language::English, Some(&notice)).into_string();
     assert!(text.contains("<a href=\"#exam-7\">Exam claimed: 7</a>"));
+}
+
+#[test]
+fn glass_is_offered_when_cut_off_where_the_images_are_and_shows_who_broke_it() {
+    let form = "/ui/exams/7/break-glass";
+    let mut room = room(Some("dr.a"), vec![summary(7, Priority::Vital, 1000)], Vec::new());
+    assert!(!text(&room).contains(form), "with a quorum nobody breaks glass");
+    room.mesh.cut_off = true;
+    assert!(text(&room).contains(form));
+    room.waiting[0].here = false;
+    assert!(!text(&room).contains(form), "the images are elsewhere");
+    room.waiting[0].here = true;
+    let id = CommandId(uuid::Uuid::from_u128(1));
+    let (user, reason) = (Name::fitted("dr.a"), Line::fitted("stroke"));
+    let taken = Book::of(vec![Record::Taken { id, exam: ExamId(7), user, reason, at: NOW }]).expect("a book");
+    room.book = std::sync::Arc::new(taken);
+    let own = text(&room);
+    assert!(!own.contains(form) && own.contains("bris de glace"));
+    assert!(own.contains("action=\"/ui/exams/7/report\"") && own.contains("value=\"glass-00000000"));
+    room.reader = Some(Name::fitted("dr.b"));
+    let other = text(&room);
+    assert!(other.contains("dr.a") && !other.contains("glass-"), "only its reader is offered to report");
 }
