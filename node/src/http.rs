@@ -40,6 +40,7 @@ mod server;
 mod status;
 mod stow;
 mod summary;
+mod ups;
 
 pub(crate) use media::MediaType;
 pub(crate) use multipart::{PartReader, Piece};
@@ -98,6 +99,7 @@ fn routes() -> Router<App> {
     Router::new()
         .nest("/api/v1", api::routes())
         .merge(page::routes())
+        .merge(ups::routes())
         .route("/dicom-web/studies", post(stow::store))
         .route("/dicom-web/studies/{study}", get(dicomweb::study))
         .route("/dicom-web/studies/{study}/series/{series}", get(dicomweb::series))
@@ -142,6 +144,7 @@ fn method_label(method: &Method) -> &'static str {
         Method::HEAD => "HEAD",
         Method::POST => "POST",
         Method::DELETE => "DELETE",
+        Method::PUT => "PUT",
         _ => "other",
     }
 }

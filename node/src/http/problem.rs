@@ -84,6 +84,8 @@ impl Problem {
         incomplete: CONFLICT, "images-incomplete", "Not all of the images are here";
         /// Parts of one study name different patients.
         several_patients: CONFLICT, "several-patients", "The study names several patients";
+        /// What was asked for is no longer kept.
+        gone: GONE, "gone", "What was asked for is no longer kept";
     }
 
     fn new(status: StatusCode, code: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
