@@ -28,6 +28,7 @@ mod queue;
 mod quorum;
 mod repair;
 mod sessions;
+mod ups;
 
 /// The program under test.
 fn binary() -> &'static Path {
