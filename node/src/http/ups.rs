@@ -8,7 +8,7 @@
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Query as PairsQuery, RawQuery, State};
+use axum::extract::{RawQuery, State};
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -21,8 +21,10 @@ use serde_json::Value;
 
 use super::app::App;
 use super::body::collect;
+use super::extract::{UrlPath, UrlQuery};
 use super::media::MediaType;
 use super::problem::Problem;
+use super::reading::aged;
 
 mod answer;
 mod change;
@@ -36,6 +38,8 @@ mod search;
 mod socket;
 mod subscription;
 mod tags;
+#[cfg(test)]
+mod tests;
 mod uids;
 
 use answer::{Refused, warned, warnings};
@@ -70,19 +74,20 @@ pub(super) fn routes() -> Router<App> {
         .route("/dicom-web/subscribers/{aet}", get(socket::open))
 }
 
-type Pairs = PairsQuery<Vec<(String, String)>>;
+/// The query as it was written: names may come more than once.
+type Pairs = Vec<(String, String)>;
 
 /// `GET /workitems/{uid}` (section 11.5).
 async fn retrieve(
     State(app): State<App>,
-    axum::extract::Path(uid): axum::extract::Path<String>,
+    UrlPath(uid): UrlPath<String>,
     headers: HeaderMap,
 ) -> Result<Response, Refused> {
     accepts_json(&headers)?;
     let scene = scene(&app, &headers)?;
     let (exam, workitem) = find(&app, &scene, &uid).await?;
     let dataset = app.node.read(|view| scene.describe(view, &exam, &workitem))?;
-    let mut response = dicom_json(StatusCode::OK, &Value::Array(vec![dataset.into_json()]));
+    let mut response = aged(dicom_json(StatusCode::OK, &Value::Array(vec![dataset.into_json()])), &app);
     locate(&mut response, header::CONTENT_LOCATION, &format!("{}/workitems/{uid}", scene.service));
     Ok(response)
 }
@@ -90,12 +95,11 @@ async fn retrieve(
 /// `GET /workitems` (section 11.9).
 async fn find_all(
     State(app): State<App>,
-    pairs: Result<Pairs, axum::extract::rejection::QueryRejection>,
+    UrlQuery(pairs): UrlQuery<Pairs>,
     headers: HeaderMap,
 ) -> Result<Response, Refused> {
     accepts_json(&headers)?;
-    let pairs = pairs.map_err(|error| Problem::invalid(format!("query: {error}")))?;
-    let query = Query::parse(&pairs.0).map_err(Problem::invalid)?;
+    let query = Query::parse(&pairs).map_err(Problem::invalid)?;
     let scene = scene(&app, &headers)?;
     if headers.get(header::CACHE_CONTROL).is_some_and(|value| value == "no-cache") {
         // A client that wants the present state rather than a recent one waits for it.
@@ -107,11 +111,12 @@ async fn find_all(
         node.read(|view| search::search(view, &scene, &query, now, newest)).map_err(Into::into)
     });
     let found = found.await.map_err(|error| Problem::internal(error.to_string()))?;
-    let mut response = match (found.results.is_empty(), found.more) {
+    let response = match (found.results.is_empty(), found.more) {
         (true, false) => StatusCode::NO_CONTENT.into_response(),
         (_, false) => dicom_json(StatusCode::OK, &Value::Array(found.results)),
         (_, true) => dicom_json(StatusCode::PARTIAL_CONTENT, &Value::Array(found.results)),
     };
+    let mut response = aged(response, &app);
     if found.more {
         response = warned(response, &service, warnings::MORE_RESULTS);
     }
@@ -210,7 +215,7 @@ fn unexpected(outcome: &Outcome) -> Refused {
 }
 
 #[cfg(test)]
-mod tests {
+mod requests {
     use super::*;
 
     #[test]

@@ -33,13 +33,14 @@ pub(super) mod warnings {
 #[derive(Debug)]
 pub(super) struct Refused {
     problem: Problem,
-    warning: Option<HeaderValue>,
+    // Not yet a header, which is several times as large.
+    warning: Option<Box<str>>,
 }
 
 impl Refused {
     /// A problem with a text of [`warnings`].
     pub(super) fn with(problem: Problem, service: &str, text: &str) -> Self {
-        Self { problem, warning: Some(warning(service, text)) }
+        Self { problem, warning: Some(text_of(service, text).into()) }
     }
 }
 
@@ -71,19 +72,25 @@ impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let mut response = self.problem.into_response();
         if let Some(warning) = self.warning {
-            response.headers_mut().append(header::WARNING, warning);
+            append(&mut response, &warning);
         }
         response
     }
 }
 
 /// A `Warning` as the standard writes it: `299 <service>: <text>`, the service by its base URL.
-pub(super) fn warning(service: &str, text: &str) -> HeaderValue {
-    HeaderValue::from_str(&format!("299 {service}: {text}")).unwrap_or(HeaderValue::from_static("299 maillage"))
+fn text_of(service: &str, text: &str) -> String {
+    format!("299 {service}: {text}")
+}
+
+/// The service is a host of the client's own header, so it can stand in one.
+fn append(response: &mut Response, warning: &str) {
+    let warning = HeaderValue::from_str(warning).unwrap_or(HeaderValue::from_static("299 maillage"));
+    response.headers_mut().append(header::WARNING, warning);
 }
 
 /// Adds a warning to an answer.
 pub(super) fn warned(mut response: Response, service: &str, text: &str) -> Response {
-    response.headers_mut().append(header::WARNING, warning(service, text));
+    append(&mut response, &text_of(service, text));
     response
 }

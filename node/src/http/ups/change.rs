@@ -2,7 +2,7 @@
 //! of PS3.4 table CC.1.1-2).
 
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use maillage_consensus::Outcome;
@@ -17,13 +17,13 @@ use super::dataset::Dataset;
 use super::describe::{Scene, is_ended};
 use super::{NAMELESS, dataset_of, find, locate, requester, scene, tags, unexpected};
 use crate::http::app::App;
-use crate::http::extract::Idempotency;
+use crate::http::extract::{Idempotency, UrlPath};
 use crate::http::problem::Problem;
 
 /// `PUT /workitems/{uid}/state`
 pub(super) async fn state(
     State(app): State<App>,
-    Path(uid): Path<String>,
+    UrlPath(uid): UrlPath<String>,
     headers: HeaderMap,
     Idempotency(id): Idempotency,
     body: Body,
@@ -34,7 +34,7 @@ pub(super) async fn state(
 /// `PUT /workitems/{uid}/state/{aet}`
 pub(super) async fn state_by(
     State(app): State<App>,
-    Path((uid, aet)): Path<(String, String)>,
+    UrlPath((uid, aet)): UrlPath<(String, String)>,
     headers: HeaderMap,
     Idempotency(id): Idempotency,
     body: Body,
@@ -134,7 +134,7 @@ fn inconsistent(refusal: Refusal, service: &str) -> Refused {
 /// `POST /workitems/{uid}/cancelrequest`
 pub(super) async fn cancel(
     State(app): State<App>,
-    Path(uid): Path<String>,
+    UrlPath(uid): UrlPath<String>,
     headers: HeaderMap,
     Idempotency(id): Idempotency,
     body: Body,
@@ -145,7 +145,7 @@ pub(super) async fn cancel(
 /// `POST /workitems/{uid}/cancelrequest/{aet}`
 pub(super) async fn cancel_by(
     State(app): State<App>,
-    Path((uid, aet)): Path<(String, String)>,
+    UrlPath((uid, aet)): UrlPath<(String, String)>,
     headers: HeaderMap,
     Idempotency(id): Idempotency,
     body: Body,
@@ -214,7 +214,10 @@ mod tests {
                 "00741000": { "vr": "CS", "Value": [state] },
                 "00081195": { "vr": "UI", "Value": [transaction] },
             });
-            asked(&dataset(&json), "x").map_err(|refused| refused.into_response())
+            asked(&dataset(&json), "x").map_err(|refused| {
+                let response = refused.into_response();
+                (response.status(), response.headers()["warning"].to_str().expect("text").to_owned())
+            })
         };
         assert_eq!(check("COMPLETED", "1.2").expect("asked").1, WorkitemState::Completed);
         for (state, transaction, warning) in [
@@ -223,9 +226,8 @@ mod tests {
             ("IN PROGRESS", "", warnings::TRANSACTION_MISSING),
             ("IN PROGRESS", "no-uid", warnings::TRANSACTION_INCORRECT),
         ] {
-            let response = check(state, transaction).expect_err("refused");
-            assert_eq!(response.status(), StatusCode::BAD_REQUEST);
-            assert_eq!(response.headers()["warning"].to_str().expect("text"), format!("299 x: {warning}"));
+            let (status, given) = check(state, transaction).expect_err("refused");
+            assert_eq!((status, given), (StatusCode::BAD_REQUEST, format!("299 x: {warning}")));
         }
     }
 

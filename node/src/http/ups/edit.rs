@@ -1,7 +1,7 @@
 //! *Create Workitem* and *Update Workitem* (PS3.18 sections 11.4 and 11.6).
 
 use axum::body::Body;
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use maillage_consensus::Outcome;
@@ -19,7 +19,7 @@ use super::describe::{Scene, is_ended};
 use super::request::{self, Update};
 use super::{NAMELESS, dataset_of, find, locate, scene, tags, uid_in_query, unexpected};
 use crate::http::app::App;
-use crate::http::extract::{Idempotency, parse_uid};
+use crate::http::extract::{Idempotency, UrlPath, parse_uid};
 use crate::http::problem::Problem;
 
 /// `POST /workitems`, the UID in the query or in the data set.
@@ -86,7 +86,7 @@ fn refuse_own(app: &App, scene: &Scene, uid: &Uid) -> Result<(), Refused> {
 /// data set.
 pub(super) async fn update(
     State(app): State<App>,
-    Path(uid): Path<String>,
+    UrlPath(uid): UrlPath<String>,
     query: RawQuery,
     headers: HeaderMap,
     Idempotency(id): Idempotency,

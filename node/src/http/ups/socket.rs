@@ -9,10 +9,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use axum::extract::rejection::QueryRejection;
+use axum::extract::State;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
-use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, header};
 use axum::response::Response;
 use bytes::Bytes;
@@ -30,6 +29,7 @@ use super::dataset::Dataset;
 use super::describe::Scene;
 use super::{host, report, scene, subscription, tags};
 use crate::http::app::{App, try_place};
+use crate::http::extract::{UrlPath, UrlQuery};
 use crate::http::problem::Problem;
 use crate::node::Node;
 
@@ -53,18 +53,17 @@ pub(super) struct Resume {
 /// `GET /subscribers/{aet}`
 pub(super) async fn open(
     State(app): State<App>,
-    Path(aet): Path<String>,
-    resume: Result<Query<Resume>, QueryRejection>,
+    UrlPath(aet): UrlPath<String>,
+    UrlQuery(resume): UrlQuery<Resume>,
     headers: HeaderMap,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Refused> {
-    let resume = resume.map_err(|error| Problem::invalid(format!("query: {error}")))?;
     let upgrade = upgrade.map_err(|error| Problem::invalid(format!("a WebSocket is opened here: {error}")))?;
     let aet = subscription::subscriber(&aet)?;
     check_origin(&headers)?;
     let place = try_place(&app.limits.event_streams, "event streams")?;
     let scene = scene(&app, &headers)?;
-    let after = match resume.0.after.as_deref() {
+    let after = match resume.after.as_deref() {
         None => None,
         Some(text) => {
             Some(scene.uids.cursor(text).ok_or_else(|| Problem::invalid("after: no UID of an event of this mesh"))?)

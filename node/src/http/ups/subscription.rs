@@ -3,8 +3,7 @@
 //! Subscriptions are replicated: they hold at every node, whichever the client connects to. An AE title
 //! has one for the whole worklist, filtered or not, and one for each workitem that it names.
 
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use maillage_consensus::Outcome;
@@ -21,7 +20,7 @@ use super::dataset::Dataset;
 use super::query::{Query, flag, key};
 use super::{Pairs, SERVICE, find, host, locate, scene, tags, unexpected};
 use crate::http::app::App;
-use crate::http::extract::Idempotency;
+use crate::http::extract::{Idempotency, UrlPath, UrlQuery};
 use crate::http::problem::Problem;
 
 /// The whole worklist (PS3.4 section CC.2.3.1).
@@ -128,13 +127,12 @@ fn split_filter(filter: &str) -> Vec<String> {
 /// `POST /workitems/{uid}/subscribers/{aet}`
 pub(super) async fn subscribe(
     State(app): State<App>,
-    Path((uid, aet)): Path<(String, String)>,
-    pairs: Result<Pairs, QueryRejection>,
+    UrlPath((uid, aet)): UrlPath<(String, String)>,
+    UrlQuery(pairs): UrlQuery<Pairs>,
     headers: HeaderMap,
     Idempotency(id): Idempotency,
 ) -> Result<Response, Refused> {
-    let pairs = pairs.map_err(|error| Problem::invalid(format!("query: {error}")))?;
-    let asked = asked(&pairs.0).map_err(Problem::invalid)?;
+    let asked = asked(&pairs).map_err(Problem::invalid)?;
     let aet = subscriber(&aet)?;
     let scene = scene(&app, &headers)?;
     let workitem = subscribed(&app, &headers, &uid).await?;
@@ -165,7 +163,7 @@ pub(super) async fn subscribe(
 /// `DELETE /workitems/{uid}/subscribers/{aet}`
 pub(super) async fn unsubscribe(
     State(app): State<App>,
-    Path((uid, aet)): Path<(String, String)>,
+    UrlPath((uid, aet)): UrlPath<(String, String)>,
     headers: HeaderMap,
     Idempotency(id): Idempotency,
 ) -> Result<StatusCode, Refused> {
@@ -178,7 +176,7 @@ pub(super) async fn unsubscribe(
 /// `POST /workitems/{uid}/subscribers/{aet}/suspend`
 pub(super) async fn suspend(
     State(app): State<App>,
-    Path((uid, aet)): Path<(String, String)>,
+    UrlPath((uid, aet)): UrlPath<(String, String)>,
     Idempotency(id): Idempotency,
 ) -> Result<StatusCode, Refused> {
     let aet = subscriber(&aet)?;
