@@ -185,6 +185,23 @@ impl<'a> View<'a> {
         failure.map_or(Ok((exams, next)), Err)
     }
 
+    /// Up to `limit` exams with a number below `before`, the newest first.
+    pub fn exams_back(&self, before: ExamId, limit: usize) -> Result<Vec<Exam>, ApplyError> {
+        // Exams are some of the log's entries: a window several times as wide holds enough, or is widened.
+        let mut width = limit as u64 * 8 + 16;
+        loop {
+            let from = before.0.saturating_sub(width);
+            let mut exams: Vec<Exam> =
+                self.page(&keys::exam(ExamId(from.saturating_sub(1))), &keys::exam(before), usize::MAX)?;
+            if exams.len() >= limit || from <= 1 {
+                exams.reverse();
+                exams.truncate(limit);
+                return Ok(exams);
+            }
+            width = width.saturating_mul(4);
+        }
+    }
+
     /// Exams with an accession number.
     pub fn exams_with_accession(&self, accession: &str) -> Result<Vec<Exam>, ApplyError> {
         self.indexed(&keys::accessions_of(accession), usize::MAX)

@@ -41,6 +41,7 @@ mod signing;
 mod status;
 mod stow;
 mod summary;
+mod ups;
 mod words;
 
 pub(crate) use media::MediaType;
@@ -107,6 +108,7 @@ fn routes() -> Router<App> {
     Router::new()
         .nest("/api/v1", api::routes())
         .merge(page::routes())
+        .merge(ups::routes())
         .route("/dicom-web/studies", post(stow::store))
         .route("/dicom-web/studies/{study}", get(dicomweb::study))
         .route("/dicom-web/studies/{study}/series/{series}", get(dicomweb::series))

@@ -46,7 +46,7 @@ fn dcmtk(tool: &str) -> Option<PathBuf> {
 }
 
 /// A Python that has these modules.
-async fn python(modules: &str) -> Option<PathBuf> {
+pub(crate) async fn python(modules: &str) -> Option<PathBuf> {
     let python = PathBuf::from(std::env::var_os("MAILLAGE_PYTHON").unwrap_or_else(|| "python3".into()));
     let mut command = Command::new(&python);
     command.args(["-c", &format!("import {modules}")]);
@@ -54,7 +54,7 @@ async fn python(modules: &str) -> Option<PathBuf> {
     present(&format!("{} with {modules}", python.display()), found).then_some(python)
 }
 
-fn script(name: &str) -> PathBuf {
+pub(crate) fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/interop").join(name)
 }
 

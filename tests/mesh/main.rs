@@ -31,6 +31,7 @@ mod quorum;
 mod repair;
 mod sessions;
 mod trail;
+mod ups;
 
 /// The program under test.
 fn binary() -> &'static Path {

@@ -99,6 +99,8 @@ impl Problem {
         not_recorded: INSUFFICIENT_STORAGE, "not-recorded", "It cannot be recorded here, so nothing was done";
         /// Parts of one study name different patients.
         several_patients: CONFLICT, "several-patients", "The study names several patients";
+        /// What was asked for is no longer kept.
+        gone: GONE, "gone", "What was asked for is no longer kept";
     }
 
     fn new(status: StatusCode, code: &'static str, title: &'static str, detail: impl Into<String>) -> Self {

@@ -75,6 +75,13 @@ impl<T: Serialize> IntoResponse for Read<T> {
     }
 }
 
+/// Adds the age of what this node reads to an answer whose body has no place for it.
+pub(crate) fn aged(mut response: Response, app: &App) -> Response {
+    let age = app.node.age().map_or(HeaderValue::from_static("never"), |age| milliseconds(age).into());
+    response.headers_mut().insert(AGE_HEADER, age);
+    response
+}
+
 /// A duration in whole milliseconds.
 pub(crate) fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
