@@ -106,7 +106,8 @@ impl Course {
         for done in told.iter().filter(|done| done.index <= applied) {
             let remarks = view.remarks(ExamId(done.exam)).unwrap_or_default();
             let remark = remarks.iter().find(|remark| remark.number == done.number);
-            let is_told = remark.is_some_and(|remark| matches!(&remark.what, What::Critical(what) if what.told.is_some()));
+            let is_told =
+                remark.is_some_and(|remark| matches!(&remark.what, What::Critical(what) if what.told.is_some()));
             if !is_told {
                 let detail = format!("{:?}: exam {} critical {} is not told", running.owner, done.exam, done.number);
                 self.world.violation("care", detail);
@@ -146,9 +147,11 @@ impl Course {
         let stands = match exam.state {
             ExamState::Delivered | ExamState::FollowedUp | ExamState::Purged => true,
             // A later addendum is to be delivered, too.
-            ExamState::Reported => view.reports(id).unwrap_or_default().iter().any(|report| {
-                report.number > done.number && report.signed.kind == ReportKind::Addendum
-            }),
+            ExamState::Reported => view
+                .reports(id)
+                .unwrap_or_default()
+                .iter()
+                .any(|report| report.number > done.number && report.signed.kind == ReportKind::Addendum),
             _ => false,
         };
         if !stands {

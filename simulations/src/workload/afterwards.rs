@@ -75,11 +75,8 @@ impl Afterwards<'_> {
     /// The number of the addendum, if it is known to be kept.
     async fn addend(&mut self) -> Option<u32> {
         let (exam, text) = (self.exam, format!("addendum {} of {}", self.sender.rng.next(), self.sender.user));
-        let command = Command::Addend {
-            exam,
-            text: Prose::new(text.clone()).unwrap_or_default(),
-            signature: Default::default(),
-        };
+        let command =
+            Command::Addend { exam, text: Prose::new(text.clone()).unwrap_or_default(), signature: Default::default() };
         let Some((index, Outcome::Completed { report: number })) = self.say(command).await else { return None };
         self.sender.cluster.watch.course.kept(Kept { exam: exam.0, number, text, stale: false, index });
         Some(number)

@@ -76,14 +76,17 @@ impl Desk {
         sight.to_regulate.extend(view.to_regulate(SEEN).ok()?.iter().map(|exam| exam.id));
         let waiting = view.waiting(now, 8 * SEEN).ok()?;
         sight.confined.extend(waiting.iter().filter(|exam| exam.is_confined()).map(|exam| exam.id));
-        sight.criticals.extend(view.criticals(SEEN).ok()?.into_iter().map(|(exam, remark, due)| (exam, remark, due <= now)));
+        sight
+            .criticals
+            .extend(view.criticals(SEEN).ok()?.into_iter().map(|(exam, remark, due)| (exam, remark, due <= now)));
         let exams = cluster.history.exams();
         let newest = &exams[exams.len().saturating_sub(2 * SEEN)..];
         if let Some(exam) = self.sender.rng.pick(newest).map(|exam| ExamId(*exam))
             && view.exam(exam).ok()?.is_some_and(|exam| exam.course.opinions_open > 0)
         {
             let remarks = view.remarks(exam).ok()?;
-            let open = remarks.iter().find(|remark| matches!(&remark.what, What::Opinion(asked) if asked.answer.is_none()));
+            let open =
+                remarks.iter().find(|remark| matches!(&remark.what, What::Opinion(asked) if asked.answer.is_none()));
             sight.opinion = open.map(|remark| (exam, remark.number));
         }
         Some(sight)
@@ -139,7 +142,7 @@ impl Desk {
     }
 }
 
-/// Whether an exam is still to be regulated, as the node of `slot` shows it; `None` while that is down or has not come so far.
+/// Where an exam stands, as the node of `slot` shows it; `None` while that is down or has not come so far.
 pub(super) fn state_at(cluster: &Cluster, slot: u32, exam: ExamId) -> Option<ExamState> {
     let running = cluster.running(slot)?;
     let engine = running.group.reader();
