@@ -104,7 +104,7 @@ impl Mutant {
             Self::ConsentForgotten => (&["consent"], 10),
             Self::EventLost => (&["events"], 3),
             Self::AuditSkipsRefused => (&["audit"], 2),
-            Self::DeliveryForgotten => (&["I4", "events", "panic"], 5),
+            Self::DeliveryForgotten => (&["I4"], 5),
         }
     }
 
@@ -209,6 +209,7 @@ impl Mutated {
 }
 
 /// Tags of keys, as persisted.
+const COUNTS: u8 = 0x03;
 const EXAM: u8 = 0x20;
 const WORKITEM: u8 = 0x24;
 const REPORT: u8 = 0x25;
@@ -224,6 +225,7 @@ struct Before {
     workitems: Vec<(Vec<u8>, Vec<u8>)>,
     chain: Option<Vec<u8>>,
     exam: Option<Vec<u8>>,
+    counts: Option<Vec<u8>>,
 }
 
 fn key_of(tag: u8, exam: ExamId, number: Option<u32>) -> Vec<u8> {
@@ -244,7 +246,7 @@ impl Before {
             }
         }
         let (chain, exam) = (transaction.get(&[CHAIN])?, transaction.get(&key_of(EXAM, exam, None))?);
-        Ok(Self { workitems, chain, exam })
+        Ok(Self { workitems, chain, exam, counts: transaction.get(&[COUNTS])? })
     }
 }
 
@@ -299,9 +301,12 @@ impl Mutated {
                 transaction.remove(key_of(REPORT, exam, Some(*number)));
             }
             (Mutant::DeliveryForgotten, Command::Deliver { exam, .. }, Outcome::Done) => {
-                if let Some(value) = before.exam {
-                    transaction.put(key_of(EXAM, *exam, None), value);
+                before.workitems.into_iter().for_each(|(key, value)| transaction.put(key, value));
+                let rest = [(key_of(EXAM, *exam, None), before.exam), (vec![COUNTS], before.counts)];
+                for (key, value) in rest.into_iter().filter_map(|(key, value)| Some((key, value?))) {
+                    transaction.put(key, value);
                 }
+                event_keys(index).into_iter().for_each(|key| transaction.remove(key));
             }
             (Mutant::EventLost, ..) if index.is_multiple_of(16) => {
                 transaction.remove([&[EVENT], index.to_be_bytes().as_slice(), &[0, 0]].concat());

@@ -142,7 +142,7 @@ impl Desk {
     }
 }
 
-/// Whether an exam is still to be regulated, as the node of `slot` shows it; `None` while that is down or has not come so far.
+/// Where an exam stands, as the node of `slot` shows it; `None` while that is down or has not come so far.
 pub(super) fn state_at(cluster: &Cluster, slot: u32, exam: ExamId) -> Option<ExamState> {
     let running = cluster.running(slot)?;
     let engine = running.group.reader();

@@ -240,7 +240,7 @@ impl Reader {
         };
         let began = self.stage.cluster.world.now();
         let id = self.sender.new_id();
-        // That it is being read shows on the others' worklists; the reader does not wait for it twice.
+        // That it is being read shows on the others' worklists.
         let open = Command::Open { exam: held.exam, token: held.token };
         self.sender.send(id, open, Some(PATIENCE)).await;
         if let Some(end) = self.open(held, exam).await {
