@@ -315,8 +315,11 @@ async fn a_leader_whose_clock_is_wrong_hands_over_and_says_so() {
     assert!(ready.contains("clock degraded"), "{ready}");
     let leader = mesh.leader().await;
     assert_ne!(leader, 0);
-    let peers = mesh.sites[leader].http().json("/api/v1/peers").await;
-    assert!(peers["peers"][0]["clock_ahead_ms"].as_i64() > Some(80_000), "the leader shows whose clock it is: {peers}");
+    until("the leader is told, and shows, whose clock it is", async || {
+        let peers = mesh.sites[leader].http().json("/api/v1/peers").await;
+        (peers["peers"][0]["clock_ahead_ms"].as_i64() > Some(80_000)).then_some(())
+    })
+    .await;
     mesh.sites[0].set_clock(0);
     until("a clock that was set right is believed", async || {
         (clock.json("/api/v1/status").await["clock"]["off"] == json!(false)).then_some(())
