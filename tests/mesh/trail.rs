@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use maillage_tests::exams::ready;
+use maillage_tests::http::Events;
 use maillage_tests::wait::until;
-use maillage_tests::{Events, Http, Mesh, Settings};
+use maillage_tests::{Http, Mesh, Settings};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -274,4 +275,54 @@ async fn a_mesh_of_mixed_versions_runs_at_the_lowest_and_rises_when_the_last_is_
     }
     let first = &sites[1].json("/api/v1/audit?after=0&limit=1").await["entries"][0];
     assert_eq!(first["kind"], json!("raise-format"), "the trail begins where the format rose");
+}
+
+#[tokio::test]
+async fn a_leader_whose_clock_is_wrong_hands_over_and_says_so() {
+    let mut mesh = mesh(3).await;
+    mesh.sites[0].terminate().await;
+    if !mesh.sites[0].with_own_clock() {
+        eprintln!("not tested: Debian's faketime is not installed");
+        return;
+    }
+    mesh.sites[0].start();
+    mesh.sites[0].ready().await;
+    mesh.settled().await;
+    let clock = mesh.sites[0].http();
+    // It may lead as long as its clock is right.
+    for _ in 0..5 {
+        match mesh.leader().await {
+            0 => break,
+            other => {
+                mesh.sites[other].terminate().await;
+                mesh.leader().await;
+                mesh.sites[other].start();
+                mesh.sites[other].ready().await;
+                mesh.settled().await;
+            }
+        }
+    }
+    let led = mesh.leader().await == 0;
+    mesh.sites[0].set_clock(90);
+    until("another leads, and the one that is wrong knows it", async || {
+        let status = clock.json("/api/v1/status").await;
+        let ahead = status["clock"]["ahead_ms"].as_i64().unwrap_or_default();
+        (status["role"] != json!("leader") && status["clock"]["off"] == json!(true) && ahead > 80_000).then_some(())
+    })
+    .await;
+    assert!(!led || mesh.sites[0].log().contains("it must not lead, and hands over"), "it led, and gave way");
+    let ready = clock.get("/readyz?verbose").await.expect(200).text();
+    assert!(ready.contains("clock degraded"), "{ready}");
+    let leader = mesh.leader().await;
+    assert_ne!(leader, 0);
+    until("the leader is told, and shows, whose clock it is", async || {
+        let peers = mesh.sites[leader].http().json("/api/v1/peers").await;
+        (peers["peers"][0]["clock_ahead_ms"].as_i64() > Some(80_000)).then_some(())
+    })
+    .await;
+    mesh.sites[0].set_clock(0);
+    until("a clock that was set right is believed", async || {
+        (clock.json("/api/v1/status").await["clock"]["off"] == json!(false)).then_some(())
+    })
+    .await;
 }

@@ -35,6 +35,8 @@ pub struct Site {
     data_dir: PathBuf,
     log: PathBuf,
     addresses: Addresses,
+    /// What its process finds in its environment.
+    environment: Vec<(&'static str, PathBuf)>,
     child: Option<Child>,
 }
 
@@ -51,6 +53,7 @@ impl Site {
             data_dir: root.join(name),
             log: root.join(format!("{name}.log")),
             addresses: Addresses { http: port::free(), dicom: port::free(), mesh: port::free() },
+            environment: Vec::new(),
             child: None,
         };
         site.configure(settings);
@@ -73,6 +76,41 @@ impl Site {
     pub fn listen_at(&mut self, mesh: SocketAddr, settings: &Settings) {
         self.addresses.mesh = mesh;
         self.configure(settings);
+    }
+
+    /// Lets its process, from its next start on, have a wall clock that [`Site::set_clock`] sets; its
+    /// monotonic clock stays true. Whether there is what that takes: Debian's package `faketime`.
+    ///
+    /// # Panics
+    /// When the clock cannot be written.
+    pub fn with_own_clock(&mut self) -> bool {
+        let library = PathBuf::from("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1");
+        let there = library.exists();
+        if there {
+            self.set_clock(0);
+            self.environment = vec![
+                ("LD_PRELOAD", library),
+                ("FAKETIME_TIMESTAMP_FILE", self.clock()),
+                ("FAKETIME_DONT_FAKE_MONOTONIC", "1".into()),
+                ("NO_FAKE_STAT", "1".into()),
+                ("FAKETIME_CACHE_DURATION", "1".into()),
+            ];
+        }
+        there
+    }
+
+    /// Sets its own clock so many seconds from the true time.
+    ///
+    /// # Panics
+    /// When the clock cannot be written.
+    pub fn set_clock(&self, offset_s: i64) {
+        let new = self.clock().with_extension("new");
+        fs::write(&new, format!("{offset_s:+}s\n")).expect("write the clock");
+        fs::rename(new, self.clock()).expect("set the clock");
+    }
+
+    fn clock(&self) -> PathBuf {
+        self.config.with_extension("clock")
     }
 
     /// Its name.
@@ -146,6 +184,7 @@ impl Site {
         let log = OpenOptions::new().create(true).append(true).open(&self.log).expect("open the log");
         let mut command = StdCommand::new(&self.binary);
         command.arg("-c").arg(&self.config).arg("serve").stdin(Stdio::null());
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.stdout(log.try_clone().expect("a second handle")).stderr(log);
         self.child = Some(command.spawn().expect("start a site"));
     }
