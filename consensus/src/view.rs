@@ -15,7 +15,7 @@ use crate::exam::{Exam, ExamState, Report, Workitem};
 use crate::ids::{ExamId, PeerKey, SiteId};
 use crate::keys;
 use crate::machine::ApplyError;
-use crate::mesh::{Counts, JoinToken, Mesh, Site, Study};
+use crate::mesh::{Counts, HeldPart, JoinToken, Mesh, Site, Study};
 use crate::order::{Hospital, Policy, Situation};
 use crate::record::Record;
 use crate::remark::Remark;
@@ -340,6 +340,12 @@ impl<'a> View<'a> {
     /// One study.
     pub fn study(&self, uid: &str) -> Result<Option<Study>, ApplyError> {
         self.read(&keys::study(uid))
+    }
+
+    /// Whether a site may have a part's images: those of a patient who refuses their transfer stay where they
+    /// were received.
+    pub fn may_have(&self, held: &HeldPart, site: SiteId) -> Result<bool, ApplyError> {
+        Ok(held.origin == site || !self.exam(held.exam)?.is_some_and(|exam| exam.is_confined()))
     }
 
     /// Up to `limit` studies in UID order after `after`.

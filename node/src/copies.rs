@@ -12,7 +12,7 @@ use maillage_consensus::View;
 use maillage_consensus::command::Command;
 use maillage_consensus::ids::{CommandId, Name, SiteId};
 use maillage_consensus::machine::ApplyError;
-use maillage_consensus::mesh::{Counts, HeldPart, Site};
+use maillage_consensus::mesh::{Counts, HeldPart, Site, Study};
 use maillage_store::StoreEvent;
 use maillage_transport::chunk::Class;
 use maillage_transport::placement::{self, SiteWeight};
@@ -189,23 +189,22 @@ impl Sweep {
         let mut whole = true;
         let mut after: Option<String> = None;
         loop {
-            let page = node.read(|view| {
-                if all {
-                    return view.studies(after.as_deref(), STUDIES_PER_ROUND);
-                }
-                let uids = view.studies_below_wanted(after.as_deref(), STUDIES_PER_ROUND)?;
-                Ok(uids
-                    .iter()
-                    .map(|uid| view.study(uid))
-                    .collect::<Result<Vec<_>, _>>()?
-                    .into_iter()
-                    .flatten()
-                    .collect())
+            let (page, confined) = node.read(|view| {
+                let page = if all {
+                    view.studies(after.as_deref(), STUDIES_PER_ROUND)?
+                } else {
+                    let uids = view.studies_below_wanted(after.as_deref(), STUDIES_PER_ROUND)?;
+                    let studies = uids.iter().map(|uid| view.study(uid)).collect::<Result<Vec<_>, _>>()?;
+                    studies.into_iter().flatten().collect()
+                };
+                let confined = confined(view, &page, node.site())?;
+                Ok((page, confined))
             })?;
             let lacking: Vec<HeldPart> = page
                 .iter()
                 .flat_map(|study| &study.parts)
                 .filter(|held| !held.holders.contains(&node.site()))
+                .filter(|held| !confined.contains(&held.part.manifest))
                 .filter(|held| belongs(held.part.study.as_str(), &held.holders, &sites, copies).contains(&node.site()))
                 .cloned()
                 .collect();
@@ -241,6 +240,17 @@ impl Sweep {
             }
         }
     }
+}
+
+/// The parts that must not come to `site`: their patients refuse the transfer.
+fn confined(view: &View<'_>, studies: &[Study], site: SiteId) -> Result<BTreeSet<[u8; 32]>, ApplyError> {
+    let mut confined = BTreeSet::new();
+    for held in studies.iter().flat_map(|study| &study.parts) {
+        if !view.may_have(held, site)? {
+            confined.insert(held.part.manifest);
+        }
+    }
+    Ok(confined)
 }
 
 fn copies_of(counts: &Counts) -> [u64; 4] {

@@ -124,9 +124,19 @@ impl Images {
         Self(Arc::new(Shared { site, store, group, roster, fetcher, presence, metrics }))
     }
 
+    /// A study with the parts that may be here; none of another site's that must not leave it.
     fn known_study(&self, uid: &str) -> Result<Option<Study>, ImagesError> {
         let frozen = self.0.group.reader().view();
-        Ok(View::new(&*frozen).study(uid)?)
+        let view = View::new(&*frozen);
+        let Some(mut study) = view.study(uid)? else { return Ok(None) };
+        let mut parts = Vec::with_capacity(study.parts.len());
+        for held in study.parts {
+            if view.may_have(&held, self.0.site)? {
+                parts.push(held);
+            }
+        }
+        study.parts = parts;
+        Ok((!study.parts.is_empty()).then_some(study))
     }
 
     /// The nodes of `sites` to ask, those that are connected if any is: a node that was just killed is

@@ -154,13 +154,11 @@ async fn an_exam_lives_from_its_order_to_its_follow_up() {
     for open in ["critical_open", "discrepancies_open", "opinions_open"] {
         assert_eq!(shown[open], json!(0), "{open}");
     }
-    let reports: Vec<_> = list(&shown, "report_list").iter().map(|said| (&said["kind"], &said["signature"])).collect();
-    let kinds = ["preliminary", "final", "addendum"].map(|kind| json!(kind));
-    assert_eq!(
-        reports,
-        kinds.each_ref().map(|kind| (kind, &json!("valid"))),
-        "each signed by the site it was written at"
-    );
+    let reports: Vec<_> = list(&shown, "report_list").iter().filter_map(|said| said["kind"].as_str()).collect();
+    assert_eq!(reports, ["preliminary", "final", "addendum"]);
+    for report in list(&shown, "report_list") {
+        assert_eq!(report["signature"], json!("valid"), "signed by the site it was written at: {report}");
+    }
     assert_eq!(shown["standing_report"], json!(3));
     let remarks: Vec<_> = list(&shown, "remarks").iter().filter_map(|said| said["kind"].as_str()).collect();
     assert_eq!(remarks, ["opinion", "finding", "critical", "follow-up", "discrepancy", "note"]);
@@ -207,21 +205,20 @@ async fn an_emergency_waits_for_nobody_and_the_record_says_what_was_left_out() {
     mesh.sites[0].run_json(&["exam", "regulate", &id, "--refuse", "no indication", "--user", "reg"]).await;
     let shown = exam(http, &id).await;
     assert_eq!((&shown["state"], &shown["regulation"]["reason"]), (&json!("refused"), &json!("no indication")));
-    let again = http.post(
-        &format!("/api/v1/exams/{id}/regulation"),
-        &json!({ "verdict": "validated", "protocol": "p", "user": "r" }),
-    );
-    refused(&again.await, 409, "wrong-state");
+    let validated = json!({ "verdict": "validated", "protocol": "p", "user": "r" });
+    let again = http.post(&format!("/api/v1/exams/{id}/regulation"), &validated).await;
+    refused(&again, 409, "wrong-state");
 }
 
 #[tokio::test]
-async fn images_of_a_patient_who_refuses_their_transfer_are_read_where_they_are() {
+async fn images_of_a_patient_who_refuses_their_transfer_stay_and_are_read_where_they_are() {
     let mesh = mesh(3).await;
     let [paris, lyon, _] = &mesh.sites[..] else { panic!("three sites") };
     let mut order = requested("A1", "P1");
     order["consent"] = json!("refused");
     let id = add(lyon.http(), &order).await;
-    Slices::new("A1", "P1", 3).send(lyon.dicom()).await;
+    let refusing = Slices::new("A1", "P1", 3);
+    refusing.send(lyon.dicom()).await;
     until("the exam waits", async || (exam(lyon.http(), &id).await["state"] == json!("waiting")).then_some(())).await;
     let next = done(paris.http(), "/api/v1/claims/next", json!({ "user": "dr-a" })).await;
     assert_eq!(next["granted"], json!(false), "not given to another site");
@@ -230,6 +227,24 @@ async fn images_of_a_patient_who_refuses_their_transfer_are_read_where_they_are(
     paris.run(&["claim", "take", &id, "--user", "dr-a"]).await.ended(5);
     let next = done(lyon.http(), "/api/v1/claims/next", json!({ "user": "dr-b" })).await;
     assert_eq!(next["exam"]["id"].to_string(), id);
+
+    // No image has left the site, though another study that came later has all its copies.
+    let consenting = Slices::new("A2", "P2", 3);
+    consenting.send(lyon.dicom()).await;
+    until("the other study has its copies", async || {
+        let answer = paris.http().get(&format!("/api/v1/studies/{}", consenting.study)).await;
+        (answer.status == 200 && answer.json()["copies"] == json!(3)).then_some(())
+    })
+    .await;
+    let shown = paris.http().json(&format!("/api/v1/studies/{}?fresh=true", refusing.study)).await;
+    assert_eq!(shown["copies"], json!(1));
+    assert_eq!(shown["part_list"][0]["holders"][0]["site_name"], json!("lyon"));
+    let retrieve = format!("/dicom-web/studies/{}", refusing.study);
+    paris.http().get(&retrieve).await.expect(404);
+    lyon.http().get(&retrieve).await.expect(200);
+    let fetch = format!("/api/v1/studies/{}/fetch", refusing.study);
+    let fetched = paris.http().post(&fetch, &json!({})).await.expect(200).text();
+    assert!(fetched.contains("no-such-study"), "{fetched}");
 }
 
 #[tokio::test]
@@ -286,8 +301,9 @@ async fn a_take_over_tells_whoever_had_the_exam_and_keeps_what_they_wrote() {
     assert_eq!((&draft["stale"], &draft["signature"]), (&json!(true), &json!("valid")));
     assert!(lyon.run(&["exam", "show", &id]).await.stdout.contains("canceled     read of dr-a: taken over by dr-b"));
     let none = add(paris.http(), &ready("A2")).await;
-    let nobody = nantes.http().post(&format!("/api/v1/exams/{none}/take-over"), &json!({ "user": "b", "reason": "r" }));
-    refused(&nobody.await, 409, "wrong-state");
+    let take_over = format!("/api/v1/exams/{none}/take-over");
+    let nobody = nantes.http().post(&take_over, &json!({ "user": "b", "reason": "r" })).await;
+    refused(&nobody, 409, "wrong-state");
 }
 
 #[tokio::test]
@@ -501,7 +517,7 @@ async fn every_route_of_the_document_is_served_and_answers_as_it_says() {
     let document = http.json("/api/v1/openapi.json").await;
     assert_eq!(document["openapi"], json!("3.1.0"));
     let paths = document["paths"].as_object().expect("paths");
-    assert!(paths.len() > 40, "{}", paths.len());
+    assert!(paths.len() > 30, "{}", paths.len());
     for (path, item) in paths {
         let there = path.replace("{id}", &id).replace("{remark}", "1").replace("{name}", "X").replace("{uid}", "1.2");
         for method in item.as_object().expect("methods").keys() {

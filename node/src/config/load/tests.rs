@@ -278,8 +278,12 @@ fn where_a_site_is_comes_from_the_file_and_from_the_environment() {
         ("ght-nord", "", "hauts-de-france")
     );
     let long = "x".repeat(65);
-    check_problems(&format!("[site]\nterritory = \" ght-nord\"\ndepartment = \"{long}\"\n"), &[], &expect![[r#"
+    check_problems(
+        &format!("[site]\nterritory = \" ght-nord\"\ndepartment = \"{long}\"\n"),
+        &[],
+        &expect![[r#"
         maillage.toml:2: site.territory: starts or ends with a space: another word than the hospitals' one
         maillage.toml:3: site.department: longer than 64 bytes
-    "#]]);
+    "#]],
+    );
 }
