@@ -17,6 +17,7 @@ mod events;
 mod exams;
 mod instances;
 mod life;
+mod listing;
 mod mesh;
 mod partners;
 mod remarks;
@@ -71,7 +72,7 @@ fn of_the_mesh(table: Table) -> Table {
 
 fn of_exams(table: Table) -> Table {
     table
-        .get("/exams", exams::list, "Exams, filtered, a page at a time")
+        .get("/exams", listing::list, "Exams, filtered, a page at a time")
         .post("/exams", exams::add, "Request an examination")
         .get("/exams/{id}", exams::show, "One exam whole")
         .post("/exams/{id}/cancel", exams::cancel, "Take an exam out of the queue")
