@@ -7,6 +7,7 @@ use std::path::Path;
 
 use maillage_tests::{Mesh, Settings};
 
+mod api;
 mod catching_up;
 mod cli;
 mod commands;

@@ -19,6 +19,7 @@ mod exams;
 pub(super) mod glass;
 mod instances;
 mod life;
+mod listing;
 mod mesh;
 mod partners;
 mod remarks;
@@ -77,7 +78,7 @@ fn of_the_mesh(table: Table) -> Table {
 
 fn of_exams(table: Table) -> Table {
     table
-        .get("/exams", exams::list, "Exams, filtered, a page at a time")
+        .get("/exams", listing::list, "Exams, filtered, a page at a time")
         .post("/exams", exams::add, "Request an examination")
         .get("/exams/{id}", exams::show, "One exam whole")
         .post("/exams/{id}/cancel", exams::cancel, "Take an exam out of the queue")

@@ -29,6 +29,7 @@ pub(crate) struct FreshQuery {
 
 /// What was read, and how old it may be.
 #[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Read{T}")]
 pub(crate) struct Read<T> {
     /// Milliseconds since a quorum last confirmed this node's state; `None` if never since its start.
     age_ms: Option<u64>,

@@ -280,7 +280,7 @@ fn a_signed_report_repeated_at_another_site_is_the_same_command() {
     let report = |text: &str, signature: u8| Command::Report {
         exam,
         token,
-        kind: crate::exam::ReportKind::Final,
+        kind: ReportKind::Final,
         text: Prose::fitted(text),
         signature: vec![signature; 64].into(),
     };

@@ -116,7 +116,7 @@ impl Table {
         // A type that is both taken and given has one schema; the test of the document holds it to that.
         schemas.extend(self.given.take_definitions(true));
         schemas.insert("Problem".to_owned(), says::problem_schema());
-        json!({
+        let mut document = json!({
             "openapi": "3.1.0",
             "info": {
                 "title": "Maillage",
@@ -128,7 +128,9 @@ impl Table {
             "jsonSchemaDialect": "https://json-schema.org/draft/2020-12/schema",
             "paths": self.paths,
             "components": { "schemas": schemas },
-        })
+        });
+        drop_null_defaults(&mut document);
+        document
     }
 
     /// The names of types that are taken in one form and given in another: two schemas under one name.
@@ -137,5 +139,17 @@ impl Table {
         let (taken, given) = (self.taken.definitions(), self.given.definitions());
         let differs = |name: &&String| given.get(*name).is_some_and(|schema| Some(schema) != taken.get(*name));
         taken.keys().filter(differs).cloned().collect()
+    }
+}
+
+/// An optional member's default is its absence. The generator says null, which a text is not.
+fn drop_null_defaults(value: &mut Value) {
+    match value {
+        Value::Object(members) => {
+            members.retain(|name, member| name != "default" || !member.is_null());
+            members.values_mut().for_each(drop_null_defaults);
+        }
+        Value::Array(items) => items.iter_mut().for_each(drop_null_defaults),
+        _ => {}
     }
 }

@@ -62,6 +62,9 @@ fn faults(document: &Value) -> Vec<String> {
             check(method != "get" || operation.get("requestBody").is_none(), format!("{name}: a body"));
         }
     }
+    let mut defaults = Vec::new();
+    with_key(document, "default", &mut defaults);
+    check(!defaults.iter().any(|default| default.is_null()), "a default is null".to_owned());
     let mut references = Vec::new();
     with_key(document, "$ref", &mut references);
     check(!references.is_empty(), "no schema is referred to".to_owned());
@@ -79,7 +82,9 @@ fn the_document_is_sound() {
 
 #[test]
 fn a_document_with_a_fault_is_not_sound() {
-    let broken: [(&str, fn(&mut Value)); 6] = [
+    type Harm = fn(&mut Value);
+    let broken: [(&str, Harm); 7] = [
+        ("default is null", |document| document["components"]["schemas"]["NewExam"]["default"] = Value::Null),
         ("openapi", |document| document["openapi"] = "3.0".into()),
         ("leads nowhere", |document| {
             drop(document["components"]["schemas"].as_object_mut().map(|all| all.remove("Exam")))
@@ -92,7 +97,8 @@ fn a_document_with_a_fault_is_not_sound() {
     for (what, break_it) in broken {
         let mut document = table().document();
         break_it(&mut document);
-        assert!(faults(&document).iter().any(|fault| fault.contains(what)), "{what}");
+        let found = faults(&document);
+        assert!(found.iter().any(|fault| fault.contains(what)), "{what}: {found:?}");
     }
 }
 

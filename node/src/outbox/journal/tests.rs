@@ -79,6 +79,17 @@ async fn what_was_appended_is_found_again_and_nothing_makes_no_file() {
 }
 
 #[tokio::test]
+async fn what_a_killed_process_left_is_durable_before_more_is_added() {
+    let disk = written(&[taken(0)]).await;
+    disk.forget_that_names_are_durable();
+    let (mut journal, found) = open(&disk).await.expect("opens");
+    journal.rewrite(found).await.expect("written anew");
+    journal.append(&taken(1)).await.expect("durable");
+    disk.cut_power(7);
+    assert_eq!(open(&disk).await.expect("opens").1, [taken(0), taken(1)]);
+}
+
+#[tokio::test]
 async fn a_torn_tail_is_cut_wherever_it_was_torn() {
     let disk = written(&[taken(0), taken(1)]).await;
     let whole = bytes_of(&disk).await;
