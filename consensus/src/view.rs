@@ -289,7 +289,8 @@ impl<'a> View<'a> {
         bytes.try_into().map_err(|_| ApplyError::Corrupt("audit chain".into()))
     }
 
-    /// Up to `limit` entries of the audit trail, the newest first, with an index before `before`.
+    /// Up to `limit` entries of the audit trail, the newest first, with an index before `before`, which is
+    /// best at most one past the newest: what lies between is looked through.
     pub fn audit_back(&self, before: u64, limit: usize) -> Result<Vec<Link>, ApplyError> {
         // Indexes are dense but for Raft's own entries: a window twice as wide holds enough, or is widened.
         let mut width = limit as u64 * 2 + 16;

@@ -79,8 +79,10 @@ async fn entry(http: Http, exam: u64, state: &str) -> Value {
     .await
 }
 
+/// The texts of an exam's reports, each of which its site has signed.
 fn texts(exam: &Value) -> Vec<&str> {
     let reports = exam["report_list"].as_array().expect("reports");
+    assert!(reports.iter().all(|report| report["signature"] == json!("valid")), "{reports:?}");
     reports.iter().map(|report| report["text"].as_str().expect("a text")).collect()
 }
 

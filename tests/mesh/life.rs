@@ -238,11 +238,11 @@ async fn images_of_a_patient_who_refuses_their_transfer_stay_and_are_read_where_
     assert_eq!(shown["copies"], json!(1));
     assert_eq!(shown["part_list"][0]["holders"][0]["site_name"], json!("lyon"));
     let retrieve = format!("/dicom-web/studies/{}", refusing.study);
-    paris.http().get(&retrieve).await.expect(404);
+    refused(&paris.http().get(&retrieve).await, 403, "consent-refused");
     lyon.http().get(&retrieve).await.expect(200);
     let fetch = format!("/api/v1/studies/{}/fetch", refusing.study);
     let fetched = paris.http().post(&fetch, &json!({})).await.expect(200).text();
-    assert!(fetched.contains("no-such-study"), "{fetched}");
+    assert!(fetched.contains("consent-refused"), "{fetched}");
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ pub(crate) enum Ask {
     /// An exam is taken by break glass.
     Take { id: CommandId, exam: ExamId, user: Name, reason: Line },
     /// It is reported.
-    Report { token: GlassToken, exam: ExamId, user: Name, key: CommandId, text: Prose },
+    Report { token: GlassToken, exam: ExamId, user: Name, key: CommandId, text: Prose, signature: Vec<u8> },
     /// It is given back.
     GiveBack { token: GlassToken, exam: ExamId, user: Name, reason: Line },
     /// A command is to be sent when a quorum is back.
@@ -99,7 +99,9 @@ impl Decision {
 pub(crate) fn decide(book: &Book, ask: Ask, at: UnixMillisField) -> Result<Decision, Refused> {
     match ask {
         Ask::Take { id, exam, user, reason } => take(book, id, exam, user, reason, at),
-        Ask::Report { token, exam, user, key, text } => report(book, token, exam, &user, key, text, at),
+        Ask::Report { token, exam, user, key, text, signature } => {
+            report(book, token, exam, &user, GlassReport { key, text, signature, at })
+        }
         Ask::GiveBack { token, exam, user, reason } => {
             let entry = held(book, token, exam, &user)?;
             let Some(glass) = entry.glass() else { return Err(Refused::NoSuchEntry) };
@@ -174,14 +176,13 @@ fn report(
     token: GlassToken,
     exam: ExamId,
     user: &Name,
-    key: CommandId,
-    text: Prose,
-    at: UnixMillisField,
+    written: GlassReport,
 ) -> Result<Decision, Refused> {
     let entry = held(book, token, exam, user)?;
+    let GlassReport { key, text, signature, at } = written;
     let Some(glass) = entry.glass() else { return Err(Refused::NoSuchEntry) };
     match &glass.report {
-        Some(GlassReport { text: written, .. }) if *written == text => return Ok(Decision::nothing(entry.id)),
+        Some(GlassReport { text: known, .. }) if *known == text => return Ok(Decision::nothing(entry.id)),
         Some(GlassReport { key: used, .. }) if *used == key => return Err(Refused::OtherCommand),
         Some(_) => return Err(Refused::NotHeld("the exam was reported under this claim: more is an addendum")),
         None => {}
@@ -190,7 +191,7 @@ fn report(
         return Err(Refused::Continues(*token));
     }
     // Given back and then reported all the same: a text is never thrown away.
-    let record = Record::Reported { id: entry.id, key, text, signature: Vec::new(), at };
+    let record = Record::Reported { id: entry.id, key, text, signature, at };
     Ok(Decision::write(entry.id, record))
 }
 

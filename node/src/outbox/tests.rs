@@ -45,7 +45,8 @@ fn take(n: u128, user: &str) -> Ask {
 }
 
 fn report(n: u128, user: &str, key: u128, text: &str) -> Ask {
-    Ask::Report { token: GlassToken(id(n)), exam: EXAM, user: name(user), key: id(key), text: Prose::fitted(text) }
+    let (text, signature) = (Prose::fitted(text), Vec::new());
+    Ask::Report { token: GlassToken(id(n)), exam: EXAM, user: name(user), key: id(key), text, signature }
 }
 
 fn settle(entry: &Entry, end: End) -> Ask {
@@ -174,7 +175,8 @@ async fn a_claim_that_the_mesh_took_over_goes_on_under_its_own_token_and_a_secon
     let taken = outbox.ask(other).await.expect("taken");
     outbox.ask(settle(&taken, End::SecondRead { report: None })).await.expect("settled");
     let text = Prose::fitted("x");
-    let report = Ask::Report { token: GlassToken(id(2)), exam: ExamId(41), user: name("dr-a"), key: id(8), text };
+    let (user, signature) = (name("dr-a"), Vec::new());
+    let report = Ask::Report { token: GlassToken(id(2)), exam: ExamId(41), user, key: id(8), text, signature };
     assert_eq!(outbox.ask(report).await.expect("durable").state(), "queued", "it is written and sent all the same");
 }
 

@@ -12,7 +12,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use maillage_consensus::command::Command;
-use maillage_consensus::exam::Exam;
+use maillage_consensus::exam::{Exam, ReportKind};
 use maillage_consensus::ids::{CommandId, ExamId, FencingToken, Line, Name, Prose};
 use maillage_consensus::{Outcome, Refusal};
 use schemars::JsonSchema;
@@ -172,7 +172,9 @@ pub(crate) async fn report(
     user: &Name,
     text: &Prose,
 ) -> Result<Reported, Problem> {
-    let ask = Ask::Report { token, exam, user: user.clone(), key, text: text.clone() };
+    // Whether somebody else reads the exam too is not known yet: it is signed as what its author means.
+    let signature = app.sign(exam, user, ReportKind::Final, text);
+    let ask = Ask::Report { token, exam, user: user.clone(), key, text: text.clone(), signature };
     match app.node.outbox().ask(ask).await {
         Ok(entry) => Ok(Reported::Here(Box::new(entry))),
         Err(Refused::Continues(token)) => Ok(Reported::Under(token)),

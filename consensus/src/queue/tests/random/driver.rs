@@ -1,7 +1,7 @@
 //! How a random act becomes a command, and how its outcome and the state are compared with the reference.
 
-use proptest::test_runner::TestCaseError;
 use proptest::prop_assert_eq;
+use proptest::test_runner::TestCaseError;
 
 use super::super::*;
 use super::{Act, Expected, Known, Life};
