@@ -6,6 +6,7 @@
 mod care;
 mod claims;
 mod exams;
+mod glass;
 mod regulation;
 mod reports;
 mod settings;
@@ -304,8 +305,8 @@ fn run_2(state: &mut State<'_, '_>, envelope: &Envelope) -> Applied {
         Command::Addend { exam, text, signature } => reports::addend(state, envelope, *exam, text, signature),
         Command::Deliver { exam, report, to } => reports::deliver(state, envelope, *exam, *report, to),
         Command::BreakGlass { exam, taken_at, reason, report, signature } => {
-            let taken = claims::Glass { taken_at: *taken_at, reason, report: report.as_ref(), signature };
-            claims::mend_glass(state, envelope, *exam, &taken)
+            let taken = glass::Glass { taken_at: *taken_at, reason, report: report.as_ref(), signature };
+            glass::mend(state, envelope, *exam, &taken)
         }
         Command::FollowUp { exam, text } => care::follow_up(state, envelope, *exam, text),
         Command::Note { exam, text } => care::note(state, envelope, *exam, text),

@@ -29,6 +29,7 @@ mod matching;
 mod page;
 mod queue;
 mod quorum;
+mod races;
 mod repair;
 mod sessions;
 mod trail;
