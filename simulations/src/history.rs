@@ -173,11 +173,15 @@ impl History {
         }
         for history in exams.values_mut() {
             let Involved { users, commands, mut sites } = involved(history);
+            let take_overs = history.iter().filter(|operation| matches!(operation.act, Act::TakeOver { .. }));
+            let taken_by = take_overs.map(|operation| operation.answer.unwrap_or(u64::MAX)).max();
             let anywhere = all.iter().filter(|(exam, _)| exam.is_none()).map(|(_, operation)| operation);
             for operation in anywhere.clone() {
-                // Where a claim of an unknown exam went shows by its user, or by what ended it.
+                // Where a claim of an unknown exam went shows by its user, or by what ended it. Whoever takes
+                // over is not told from whom: it may have been any of them.
+                let taken = taken_by.is_some_and(|answer| operation.call < answer);
                 if let Act::Claim { by, .. } = operation.act
-                    && (users.contains(&by.user) || commands.contains(&by.command))
+                    && (taken || users.contains(&by.user) || commands.contains(&by.command))
                 {
                     sites.insert(by.site);
                     history.push(operation.clone());
