@@ -47,6 +47,6 @@ async fn a_thousand_races_for_one_exam_have_one_winner_each() {
         (greatest, wins[winner]) = (token, wins[winner] + 1);
     }
     let status = here.http().json("/api/v1/status?fresh=true").await;
-    assert_eq!(status["exams"]["claimed"], json!(RACES), "{status}");
+    assert_eq!(status["queue"]["claimed"], json!(RACES), "{status}");
     println!("{} and {} of {RACES} races won", wins[0], wins[1]);
 }

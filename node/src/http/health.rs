@@ -6,6 +6,7 @@
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use maillage_consensus::exam::ExamState;
 use maillage_consensus::raft::Role;
 use maillage_store::{Stats, StoreError};
 
@@ -167,14 +168,8 @@ pub(super) async fn metrics(State(app): State<App>) -> Response {
     scrape.outbox =
         vec![("waiting", outbox.waiting), ("unacknowledged", outbox.unacknowledged), ("settled", outbox.settled)];
     if let Ok(status) = app.node.read(|view| MeshStatus::gather(&app.node, view, storage)) {
-        let counts = &status.counts;
-        scrape.exams = vec![
-            ("requested", counts.requested),
-            ("waiting", counts.waiting),
-            ("claimed", counts.claimed),
-            ("reported", counts.reported),
-            ("cancelled", counts.cancelled),
-        ];
+        let mut counts = status.counts;
+        scrape.exams = ExamState::ALL.map(|state| (state.as_str(), *counts.of(state))).into();
         scrape.studies_below_two = counts.studies_below_two;
         scrape.studies_below_wanted = counts.studies_below_wanted;
         scrape.mesh_format = status.format();
