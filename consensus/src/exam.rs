@@ -391,6 +391,24 @@ impl Exam {
         self.course.order.consent == Consent::Refused
     }
 
+    /// The exam with the number of its standing report, also when format 1, which did not count them, signed
+    /// it: its first final report under a claim that held. `report` reads one of its reports.
+    pub(crate) fn with_standing_report<E>(
+        mut self,
+        mut report: impl FnMut(u32) -> Result<Option<Report>, E>,
+    ) -> Result<Self, E> {
+        if self.course.report.is_none() && self.state.is_reported() {
+            for number in 1..=self.reports {
+                let stands = |kept: Report| !kept.stale && kept.signed.kind == ReportKind::Final;
+                if report(number)?.is_some_and(stands) {
+                    self.course.report = Some(number);
+                    break;
+                }
+            }
+        }
+        Ok(self)
+    }
+
     /// Whether it is still to be read: in the room, or with a reader.
     pub fn is_open(&self) -> bool {
         self.state == ExamState::Waiting || self.state.is_held()

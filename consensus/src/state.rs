@@ -125,7 +125,10 @@ impl<'s, 'a> State<'s, 'a> {
     }
 
     pub(crate) fn exam(&self, id: ExamId) -> Result<Option<Exam>, ApplyError> {
-        self.read(&keys::exam(id))
+        match self.read::<Exam>(&keys::exam(id))? {
+            Some(exam) if self.format >= 2 => exam.with_standing_report(|number| self.report(id, number)).map(Some),
+            exam => Ok(exam),
+        }
     }
 
     /// Replaces `before` (none for a new exam) by `after`, with every index.

@@ -82,7 +82,12 @@ impl<'a> View<'a> {
 
     /// One exam.
     pub fn exam(&self, id: ExamId) -> Result<Option<Exam>, ApplyError> {
-        self.read(&keys::exam(id))
+        self.read::<Exam>(&keys::exam(id))?.map(|exam| self.whole(exam)).transpose()
+    }
+
+    fn whole(&self, exam: Exam) -> Result<Exam, ApplyError> {
+        let id = exam.id;
+        exam.with_standing_report(|number| self.read(&keys::report(id, number)))
     }
 
     /// Up to `limit` exams of the waiting room, in the order in which they are to be read at `now`.
@@ -147,7 +152,8 @@ impl<'a> View<'a> {
             }
             exams.len() < limit
         })?;
-        failure.map_or(Ok(exams), Err)
+        failure.map_or(Ok(()), Err)?;
+        exams.into_iter().map(|exam| self.whole(exam)).collect()
     }
 
     /// Up to `limit` exams that `keep` wants, in ascending order from `after` on (exclusive), of at most
@@ -182,7 +188,9 @@ impl<'a> View<'a> {
             }
             goes_on
         })?;
-        failure.map_or(Ok((exams, next)), Err)
+        failure.map_or(Ok(()), Err)?;
+        let exams = exams.into_iter().map(|exam| self.whole(exam)).collect::<Result<_, _>>()?;
+        Ok((exams, next))
     }
 
     /// Up to `limit` exams with a number below `before`, the newest first.
@@ -196,7 +204,7 @@ impl<'a> View<'a> {
             if exams.len() >= limit || from <= 1 {
                 exams.reverse();
                 exams.truncate(limit);
-                return Ok(exams);
+                return exams.into_iter().map(|exam| self.whole(exam)).collect();
             }
             width = width.saturating_mul(4);
         }

@@ -8,6 +8,7 @@ use crate::ids::{ExamId, FencingToken, Line, Name, SiteId, UidText};
 use crate::keys;
 use crate::life::Step;
 use crate::machine::ApplyError;
+use crate::mesh::HeldPart;
 use crate::order::{self, Policy, Reader};
 use crate::outcome::{Grant, Holder, Outcome, Refusal};
 use crate::room::{self, Places as _};
@@ -119,7 +120,9 @@ pub(super) fn forbidden(state: &State<'_, '_>, site: SiteId, exam: &Exam) -> Res
     if exam.is_confined() {
         let mut here = false;
         for uid in &exam.studies {
-            here |= state.study(uid.as_str())?.is_some_and(|study| study.parts.iter().any(|held| held.origin == site));
+            // A study's parts may belong to several exams: one that was cancelled keeps nothing that comes after.
+            let of_this = |held: &HeldPart| held.exam == exam.id && held.origin == site;
+            here |= state.study(uid.as_str())?.is_some_and(|study| study.parts.iter().any(of_this));
         }
         if !here {
             return Ok(Some(Refusal::ConsentRefused));

@@ -209,7 +209,7 @@ impl Known {
             return Expected::Draft(self.reports);
         }
         self.reports += 1;
-        if format >= 2 {
+        if format >= 2 || is_final {
             self.standing = Some(self.reports);
         }
         if is_final {
