@@ -14,6 +14,7 @@ use bytes::{Bytes, BytesMut};
 use maillage_host::Disk;
 use maillage_host::disk::{DiskBackend, FileBackend, IoFuture, Space};
 
+mod pages;
 mod volume;
 
 pub(crate) use volume::Ending;

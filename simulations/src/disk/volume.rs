@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::pages::Pages;
 use crate::rng::Rng;
 
 /// What a disk writes whole or not at all, bytes.
@@ -50,8 +51,8 @@ struct Pending {
 
 #[derive(Default)]
 struct Content {
-    seen: Vec<u8>,
-    durable: Vec<u8>,
+    seen: Pages,
+    durable: Pages,
     pending: Vec<Pending>,
     /// Whether an fsync failed: what is seen will be what is durable when the node starts again.
     failed: bool,
@@ -111,12 +112,11 @@ impl Volume {
         let inodes = self.names.iter().filter(|(path, _)| path.contains(directory)).map(|(_, inode)| *inode);
         for inode in inodes.collect::<Vec<_>>() {
             let Some(content) = self.contents.get_mut(&inode) else { continue };
-            let at = content.durable.windows(what.len()).position(|window| window == what);
+            let durable = content.durable.read(0, usize::MAX);
+            let at = durable.windows(what.len()).position(|window| window == what);
             let Some(at) = at.map(|at| at + bit / 8) else { continue };
             for bytes in [&mut content.durable, &mut content.seen] {
-                if let Some(byte) = bytes.get_mut(at) {
-                    *byte ^= 1 << (bit % 8);
-                }
+                bytes.flip(at, 1 << (bit % 8));
             }
             return true;
         }
@@ -213,9 +213,7 @@ impl Volume {
     // ---- contents
 
     pub(super) fn read(&self, inode: u64, at: usize, len: usize) -> Bytes {
-        let Some(content) = self.contents.get(&inode) else { return Bytes::new() };
-        let end = at.saturating_add(len).min(content.seen.len());
-        Bytes::copy_from_slice(content.seen.get(at..end).unwrap_or_default())
+        self.contents.get(&inode).map_or_else(Bytes::new, |content| content.seen.read(at, len))
     }
 
     pub(super) fn len(&self, inode: u64) -> u64 {
@@ -315,16 +313,10 @@ impl Volume {
     }
 }
 
-fn apply(to: &mut Vec<u8>, change: &Change) {
+fn apply(to: &mut Pages, change: &Change) {
     match change {
-        Change::Length(len) => to.resize(*len, 0),
-        Change::Write { at, bytes } => {
-            let end = at + bytes.len();
-            if to.len() < end {
-                to.resize(end, 0);
-            }
-            to[*at..end].copy_from_slice(bytes);
-        }
+        Change::Length(len) => to.resize(*len),
+        Change::Write { at, bytes } => to.write(*at, bytes),
     }
 }
 
@@ -351,7 +343,7 @@ fn draw(content: &mut Content, rng: &mut Rng, told: &mut Told) {
 }
 
 /// Each sector of a change reaches the platter or not.
-fn lottery(durable: &mut Vec<u8>, change: &Change, rng: &mut Rng, told: &mut Told) {
+fn lottery(durable: &mut Pages, change: &Change, rng: &mut Rng, told: &mut Told) {
     let Change::Write { at, bytes } = change else {
         if rng.chance(0.5) {
             apply(durable, change);
