@@ -28,7 +28,7 @@ impl Pages {
         self.pages.resize(len.div_ceil(PAGE), None);
         // What is cut away is read as zeroes when the file grows again.
         if len < self.len
-            && len % PAGE != 0
+            && !len.is_multiple_of(PAGE)
             && let Some(Some(page)) = self.pages.last_mut()
         {
             Arc::make_mut(page)[len % PAGE..].fill(0);
