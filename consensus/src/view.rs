@@ -413,6 +413,25 @@ impl<'a> View<'a> {
         Ok(uids)
     }
 
+    /// Up to `limit` studies, after `after`, of which images are at sites where they must not be; each with
+    /// the manifests that the site which received them has verified since.
+    pub fn strayed(&self, after: Option<&str>, limit: usize) -> Result<Vec<(Study, Vec<Address>)>, ApplyError> {
+        let from = after.map_or_else(|| keys::STRAYED.to_vec(), keys::strayed);
+        let (end, mut found) = ([keys::STRAYED[0] + 1], Vec::new());
+        if limit > 0 {
+            self.0.scan(Bound::Excluded(from.as_slice()), Bound::Excluded(&end), &mut |key, vouched| {
+                found.push((String::from_utf8_lossy(&key[1..]).into_owned(), vouched.to_vec()));
+                found.len() < limit
+            })?;
+        }
+        let mut strayed = Vec::with_capacity(found.len());
+        for (uid, vouched) in found {
+            let study = self.study(&uid)?.ok_or_else(|| ApplyError::Corrupt("list of strayed studies".into()))?;
+            strayed.push((study, vouched.as_chunks().0.to_vec()));
+        }
+        Ok(strayed)
+    }
+
     /// How many exams and studies are in which state.
     pub fn counts(&self) -> Result<Counts, ApplyError> {
         Ok(self.read(&keys::COUNTS)?.unwrap_or_default())
