@@ -437,3 +437,6 @@ async fn hand_over(node: &Node) {
         tracing::debug!("leadership not handed over in time: the others will elect");
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -210,7 +210,11 @@ async fn a_lost_claim_comes_before_the_change_of_the_queue_and_again_to_who_was_
         let said: Value = serde_json::from_str(said).expect("JSON");
         let details = &said["details"];
         assert_eq!((said["exam"].to_string(), &said["user"]), (id.clone(), &json!("dr-b")), "{said}");
-        assert_eq!((&details["user"], &details["reason"]), (&json!("dr-a"), &json!("dr-a is away")), "{said}");
+        assert_eq!(
+            (&details["user"], &details["reason"]),
+            (&json!("dr-a"), &json!("taken over by dr-b: dr-a is away")),
+            "{said}"
+        );
         assert!(events.next(Duration::from_secs(10)).await.contains("event: queue"), "and then the queue's change");
     }
     // Who saw the present is told nothing of the past.
