@@ -157,7 +157,12 @@ async fn the_proofs_of_a_claim_are_shown_to_whom_it_was_granted_and_to_nobody_el
             assert!(!text.contains(UID) && !text.contains("token"), "{path}: {text}");
         }
         let accept = [("accept", "application/dicom+json")];
-        for path in ["/dicom-web/workitems", "/api/v1/audit?limit=1000", "/api/v1/audit/export"] {
+        for path in [
+            "/dicom-web/workitems",
+            "/api/v1/audit?limit=1000",
+            "/api/v1/audit/export?format=fhir",
+            "/api/v1/audit/export?format=dicom",
+        ] {
             let answer = site.http().send(&hyper::Method::GET, path, &accept, "").await.expect("an answer").expect(200);
             assert!(!answer.text().contains(UID) && !answer.text().contains("00081195"), "{path}: {}", answer.text());
         }
