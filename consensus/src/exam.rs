@@ -9,7 +9,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::command::UnixMillisField;
-use crate::ids::{ExamId, FencingToken, Line, Name, Prose, SiteId, UidText};
+use crate::ids::{CommandId, ExamId, FencingToken, Line, Name, Prose, SiteId, UidText};
 use crate::life::{self, Step};
 use crate::order::{Consent, Order, Specialty};
 use crate::record::{self, Record};
@@ -577,6 +577,9 @@ pub struct Signed {
     pub kind: ReportKind,
     /// The site's ed25519 signature over what [`crate::command::signed_bytes`] gives; empty for none.
     pub signature: serde_bytes::ByteBuf,
+    /// The command that brought it: a repeat that comes after that command's outcome is forgotten is known
+    /// by it. All zeros in a mesh of format 1.
+    pub command: CommandId,
 }
 
 /// What a report is.

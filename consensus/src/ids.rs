@@ -44,7 +44,7 @@ macro_rules! numbered {
 numbered!(SiteId, ExamId, FencingToken);
 
 /// A client's name for one command. A repeat returns the first answer.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct CommandId(pub uuid::Uuid);
 

@@ -29,6 +29,9 @@ pub(crate) const REGULATION: [u8; 1] = [0x2d];
 pub(crate) const PERFORMED: [u8; 1] = [0x2e];
 pub(crate) const STUDIES: [u8; 1] = [0x30];
 pub(crate) const BELOW_WANTED: [u8; 1] = [0x31];
+/// Studies of which another site than the one that received them holds images that must not leave it. The
+/// value: the manifests, one after the other, that the receiving site has verified since.
+pub(crate) const STRAYED: [u8; 1] = [0x32];
 pub(crate) const OUTCOME_ENDS: [u8; 1] = [0x41];
 /// The audit trail, by log index.
 pub(crate) const AUDIT: [u8; 1] = [0x50];
@@ -55,6 +58,11 @@ fn join(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
 
 pub(crate) fn site(id: SiteId) -> Vec<u8> {
     join(SITES[0], &[&id.0.to_be_bytes()])
+}
+
+/// A study of which images are where they must not be.
+pub(crate) fn strayed(study: &str) -> Vec<u8> {
+    join(STRAYED[0], &[study.as_bytes()])
 }
 
 /// From a peer's identity to its site's number.

@@ -119,6 +119,14 @@ pub struct EarlierPart {
     pub holders: Vec<SiteId>,
 }
 
+impl HeldPart {
+    /// Whether another site than the one that received it holds any of it.
+    pub fn is_elsewhere(&self) -> bool {
+        let earlier = self.previous.iter().flat_map(|earlier| &earlier.holders);
+        self.holders.iter().chain(earlier).any(|site| *site != self.origin)
+    }
+}
+
 impl Study {
     /// The fewest copies that any part has.
     pub fn copies(&self) -> usize {

@@ -215,6 +215,12 @@ impl Refusal {
     }
 }
 
+impl From<Refusal> for Outcome {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
 impl Record for Outcome {
     const VERSION: u8 = 1;
     const WHAT: &'static str = "outcome";

@@ -8,6 +8,7 @@ mod claims;
 mod exams;
 mod glass;
 mod regulation;
+mod repeats;
 mod reports;
 mod settings;
 mod sites;
@@ -168,6 +169,11 @@ fn write_trail(
         exam: envelope.command.exam().or_else(|| outcome.exam()),
         why: envelope.command.reason(),
         outcome: match outcome {
+            // Without the token: who reads the trail holds no claim by it.
+            Outcome::Refused(Refusal::StaleToken { kept_as, .. }) => Line::fitted(match kept_as {
+                Some(_) => "the claim no longer holds; the text is kept as a draft",
+                None => "the claim no longer holds",
+            }),
             Outcome::Refused(refusal) => Line::fitted(&refusal.to_string()),
             Outcome::NothingWaiting => Line::fitted("nothing waiting"),
             _ => Line::fitted("done"),
@@ -248,6 +254,11 @@ fn run(state: &mut State<'_, '_>, envelope: &Envelope) -> Applied {
         if state.site(envelope.site)?.is_none() {
             return Ok(Refusal::NotAMember.into());
         }
+    }
+    if state.format >= 2
+        && let Some(outcome) = repeats::first_outcome(state, envelope)?
+    {
+        return Ok(Effect { outcome, keep: false });
     }
     match &envelope.command {
         Command::Found { mesh, name, copies, founder } => sites::found(state, mesh, name, *copies, founder, 1),

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::UnixMillisField;
 use crate::exam::{Priority, Text8};
-use crate::ids::{ExamId, Line, Name, Paragraph, SiteId};
+use crate::ids::{CommandId, ExamId, Line, Name, Paragraph, SiteId};
 use crate::record::Record;
 
 /// Something said of an exam.
@@ -23,6 +23,9 @@ pub struct Remark {
     pub at: UnixMillisField,
     /// What.
     pub what: What,
+    /// The command that it was said by: a repeat that comes after that command's outcome is forgotten is
+    /// known by it.
+    pub command: CommandId,
 }
 
 impl Record for Remark {

@@ -7,7 +7,7 @@ use crate::audit::Attestation;
 use crate::command::{Envelope, Subscription, UnixMillisField};
 use crate::event::{Cursor, EVENTS_KEPT_MS, Event, Happened};
 use crate::exam::{Exam, ExamState, Priority, Report, Workitem, WorkitemKind, WorkitemState};
-use crate::ids::{ExamId, Name, PeerKey, SiteId, UidText};
+use crate::ids::{Address, ExamId, Name, PeerKey, SiteId, UidText};
 use crate::keys;
 use crate::life;
 use crate::machine::ApplyError;
@@ -415,6 +415,38 @@ impl<'s, 'a> State<'s, 'a> {
         }
         self.write(keys::COUNTS.to_vec(), &counts);
         self.write(keys::study(uid), after);
+        self.note_strayed(after)
+    }
+
+    /// Keeps the list of studies of which images are where they must not be.
+    pub(crate) fn note_strayed(&mut self, study: &Study) -> Result<(), ApplyError> {
+        if self.format < 2 {
+            return Ok(());
+        }
+        let key = keys::strayed(study.uid.as_str());
+        let mut strayed = false;
+        for held in study.parts.iter().filter(|held| held.is_elsewhere()) {
+            strayed |= self.read::<Exam>(&keys::exam(held.exam))?.is_some_and(|exam| exam.is_confined());
+        }
+        match (strayed, self.transaction.get(&key)?) {
+            (true, None) => self.transaction.put(key, []),
+            (false, Some(_)) => self.transaction.remove(key),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Keeps whether the receiving site has verified what it holds of a study that strayed: without that,
+    /// nobody gives up a copy.
+    pub(crate) fn vouch(&mut self, study: &str, manifest: &Address, holds: bool) -> Result<(), ApplyError> {
+        let key = keys::strayed(study);
+        let Some(vouched) = self.transaction.get(&key)? else { return Ok(()) };
+        let others = vouched.chunks(manifest.len()).filter(|other| other != manifest);
+        let mut kept: Vec<u8> = others.flatten().copied().collect();
+        if holds {
+            kept.extend_from_slice(manifest);
+        }
+        self.transaction.put(key, kept);
         Ok(())
     }
 

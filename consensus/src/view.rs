@@ -195,19 +195,11 @@ impl<'a> View<'a> {
 
     /// Up to `limit` exams with a number below `before`, the newest first.
     pub fn exams_back(&self, before: ExamId, limit: usize) -> Result<Vec<Exam>, ApplyError> {
-        // Exams are some of the log's entries: a window several times as wide holds enough, or is widened.
-        let mut width = limit as u64 * 8 + 16;
-        loop {
-            let from = before.0.saturating_sub(width);
-            let mut exams: Vec<Exam> =
-                self.page(&keys::exam(ExamId(from.saturating_sub(1))), &keys::exam(before), usize::MAX)?;
-            if exams.len() >= limit || from <= 1 {
-                exams.reverse();
-                exams.truncate(limit);
-                return exams.into_iter().map(|exam| self.whole(exam)).collect();
-            }
-            width = width.saturating_mul(4);
-        }
+        // Exams are some of the log's entries: a window several times as wide holds enough, mostly.
+        let exams = back(before.0, limit, limit as u64 * 8 + 16, |from| {
+            self.page(&keys::exam(ExamId(from.saturating_sub(1))), &keys::exam(before), usize::MAX)
+        })?;
+        exams.into_iter().map(|exam: Exam| self.whole(exam)).collect()
     }
 
     /// Exams with an accession number.
@@ -300,19 +292,10 @@ impl<'a> View<'a> {
     /// Up to `limit` entries of the audit trail, the newest first, with an index before `before`, which is
     /// best at most one past the newest: what lies between is looked through.
     pub fn audit_back(&self, before: u64, limit: usize) -> Result<Vec<Link>, ApplyError> {
-        // Indexes are dense but for Raft's own entries: a window twice as wide holds enough, or is widened.
-        let mut width = limit as u64 * 2 + 16;
-        loop {
-            let from = before.saturating_sub(width);
-            let mut links = self.audit(from.saturating_sub(1), usize::try_from(width).unwrap_or(usize::MAX))?;
-            links.retain(|link| link.entry.index < before);
-            if links.len() >= limit || from == 0 {
-                links.reverse();
-                links.truncate(limit);
-                return Ok(links);
-            }
-            width = width.saturating_mul(4);
-        }
+        // Indexes are dense but for Raft's own entries: a window twice as wide holds enough, mostly.
+        back(before, limit, limit as u64 * 2 + 16, |from| {
+            self.page(&keys::audit(from.saturating_sub(1)), &keys::audit(before), usize::MAX)
+        })
     }
 
     /// What the sites said of their audit chains, as this replica compared them with its own.
@@ -413,9 +396,49 @@ impl<'a> View<'a> {
         Ok(uids)
     }
 
+    /// Up to `limit` studies, after `after`, of which images are at sites where they must not be; each with
+    /// the manifests that the site which received them has verified since.
+    pub fn strayed(&self, after: Option<&str>, limit: usize) -> Result<Vec<(Study, Vec<Address>)>, ApplyError> {
+        let from = after.map_or_else(|| keys::STRAYED.to_vec(), keys::strayed);
+        let (end, mut found) = ([keys::STRAYED[0] + 1], Vec::new());
+        if limit > 0 {
+            self.0.scan(Bound::Excluded(from.as_slice()), Bound::Excluded(&end), &mut |key, vouched| {
+                found.push((String::from_utf8_lossy(&key[1..]).into_owned(), vouched.to_vec()));
+                found.len() < limit
+            })?;
+        }
+        let mut strayed = Vec::with_capacity(found.len());
+        for (uid, vouched) in found {
+            let study = self.study(&uid)?.ok_or_else(|| ApplyError::Corrupt("list of strayed studies".into()))?;
+            strayed.push((study, vouched.as_chunks().0.to_vec()));
+        }
+        Ok(strayed)
+    }
+
     /// How many exams and studies are in which state.
     pub fn counts(&self) -> Result<Counts, ApplyError> {
         Ok(self.read(&keys::COUNTS)?.unwrap_or_default())
+    }
+}
+
+/// The last `limit` records before the number `before`, the last first. `window` reads those from a number
+/// on, in ascending order; it is asked for a span of `width`, and for wider ones until there are enough.
+fn back<R>(
+    before: u64,
+    limit: usize,
+    mut width: u64,
+    window: impl Fn(u64) -> Result<Vec<R>, ApplyError>,
+) -> Result<Vec<R>, ApplyError> {
+    loop {
+        let from = before.saturating_sub(width);
+        let mut records = window(from)?;
+        // Nothing has the number 0.
+        if records.len() >= limit || from <= 1 {
+            records.reverse();
+            records.truncate(limit);
+            return Ok(records);
+        }
+        width = width.saturating_mul(4);
     }
 }
 

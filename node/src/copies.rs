@@ -20,6 +20,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::node::Node;
 
+pub(crate) mod confined;
+
 /// Changes are let settle for so long: a burst of them is one round.
 const SETTLE: Duration = Duration::from_millis(200);
 /// A round is done at least this often, for what failed before.

@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::arriving::First;
 use crate::ingest::{Arrival, decode_attributes};
 use crate::node::Node;
 
@@ -35,7 +36,13 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 const PAGE: usize = 256;
 
 /// Publishes studies that have become quiet, until `shutdown`.
-pub(crate) async fn run(node: Node, mut received: mpsc::UnboundedReceiver<Arrival>, shutdown: CancellationToken) {
+/// `first` is told of each that begins.
+pub(crate) async fn run(
+    node: Node,
+    mut received: mpsc::UnboundedReceiver<Arrival>,
+    first: First,
+    shutdown: CancellationToken,
+) {
     let quiet = Duration::from_secs(node.config().dicom.quiet_seconds);
     let mut due: BTreeMap<String, Due> = BTreeMap::new();
     match unpublished(&node).await {
@@ -47,7 +54,13 @@ pub(crate) async fn run(node: Node, mut received: mpsc::UnboundedReceiver<Arriva
         tokio::select! {
             () = shutdown.cancelled() => return,
             arrival = received.recv() => match arrival {
-                Some(Arrival::Instance { study }) => due.entry(study).or_insert_with(Due::now).arrived(quiet),
+                Some(Arrival::Instance { study }) => {
+                    if !due.contains_key(&study) {
+                        // When too many begin at once, this one is shown when it is complete.
+                        let _ = first.try_send(study.clone());
+                    }
+                    due.entry(study).or_insert_with(Due::now).arrived(quiet);
+                }
                 Some(Arrival::SenderDone { study }) => if let Some(due) = due.get_mut(&study) {
                     due.at = due.at.min(Instant::now() + quiet.min(AFTER_SENDER));
                 },
@@ -201,7 +214,8 @@ fn publication_id(node: &Node, manifest: Hash) -> CommandId {
     CommandId(uuid::Builder::from_random_bytes(id).into_uuid())
 }
 
-async fn what_they_say(node: &Node, instances: &[Instance]) -> anyhow::Result<Option<Request>> {
+/// What the first of a study's instances says of its examination; none without instances.
+pub(crate) async fn what_they_say(node: &Node, instances: &[Instance]) -> anyhow::Result<Option<Request>> {
     let Some(first) = instances.first() else { return Ok(None) };
     let manifest = node.store().instance_manifest(first.entry.manifest).await?;
     let Some(attributes) = manifest.and_then(|manifest| decode_attributes(&manifest.attributes)) else {

@@ -78,7 +78,7 @@ pub(crate) fn local_router(node: Node) -> Router {
 /// What is served on the unix socket: the same, and administration.
 pub(crate) fn control_router(node: Node) -> Router {
     let metrics = node.metrics().clone();
-    let app = App::new(node, limits());
+    let app = App::control(node, limits());
     finish(routes().nest("/admin/v1", api::admin()), app, metrics).layer(middleware::from_fn(secure))
 }
 

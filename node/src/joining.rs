@@ -40,6 +40,16 @@ struct JoinRequest {
     signature: Vec<u8>,
 }
 
+/// What a side says of its software, behind its request or its admission. Format 1's software says nothing
+/// there and reads nothing there, and what a later one may put behind these fields is skipped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Software {
+    /// Of a joiner: the highest format that it understands. Of a member: the format at which the mesh runs.
+    format: u8,
+    /// Its version, for people.
+    version: String,
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 enum JoinReply {
     Joined { site: u64, mesh_name: String, epoch: u64, members: Vec<ReplyMember> },
@@ -90,6 +100,7 @@ pub struct Joining {
     token: Token,
     site_name: String,
     request: Vec<u8>,
+    format_max: u8,
 }
 
 impl std::fmt::Debug for Joining {
@@ -109,8 +120,9 @@ impl Joining {
         let joiner = describe(settings.config(), identity).map_err(malformed)?;
         let signed = signed_bytes(&token.identity().peer_id(), &joiner).map_err(malformed)?;
         let request = JoinRequest { mesh: token.mesh, joiner, signature: identity.sign(&signed) };
-        let request = postcard::to_stdvec(&request).map_err(|error| malformed(error.into()))?;
-        Ok(Self { token, site_name: settings.config().node.name.clone(), request })
+        let format_max = settings.config().raft.format_max;
+        let request = with_software(&request, &Software::of_format(format_max)).map_err(malformed)?;
+        Ok(Self { token, site_name: settings.config().node.name.clone(), request, format_max })
     }
 
     /// The key by which the joiner shows that it holds the token.
@@ -144,8 +156,13 @@ impl Joining {
     /// # Errors
     /// See [`JoinError`].
     pub fn admitted(&self, reply: &[u8]) -> Result<MeshFile, JoinError> {
-        let reply = postcard::from_bytes(reply).map_err(|error| JoinError::Malformed(error.to_string()))?;
+        let (reply, mesh) = split_software(reply).map_err(|error| JoinError::Malformed(error.to_string()))?;
         match reply {
+            // A member that does not look, or a mesh that was raised meanwhile: the site would stop at the
+            // first command that it does not know.
+            JoinReply::Joined { .. } if mesh.format > self.format_max => {
+                Err(JoinError::Refused(too_old(&mesh, &Software::of_format(self.format_max))))
+            }
             JoinReply::Joined { site, mesh_name, epoch, members } => Ok(MeshFile {
                 format: MESH_FILE_FORMAT,
                 mesh_id: data_encoding::HEXLOWER.encode(&self.token.mesh),
@@ -160,6 +177,36 @@ impl Joining {
             JoinReply::Unavailable { why } => Err(JoinError::Unavailable(why)),
         }
     }
+}
+
+impl Software {
+    /// This software, at a format.
+    fn of_format(format: u8) -> Self {
+        Self { format, version: env!("CARGO_PKG_VERSION").to_owned() }
+    }
+}
+
+/// Why a site's software cannot follow a mesh.
+fn too_old(mesh: &Software, joiner: &Software) -> String {
+    format!(
+        "the mesh runs at format {} (its member runs maillage {}), and the joining site's software, maillage {}, \
+         understands no more than format {}: install a version there that understands format {}, then join again",
+        mesh.format, mesh.version, joiner.version, joiner.format, mesh.format
+    )
+}
+
+fn with_software(said: &impl Serialize, software: &Software) -> anyhow::Result<Vec<u8>> {
+    Ok(postcard::to_extend(software, postcard::to_stdvec(said)?)?)
+}
+
+/// What a side says, and what of its software.
+fn split_software<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> postcard::Result<(T, Software)> {
+    let (said, rest) = postcard::take_from_bytes(bytes)?;
+    let software = match rest {
+        [] => Software { format: 1, version: "of the first format".to_owned() },
+        rest => postcard::from_bytes(rest)?,
+    };
+    Ok((said, software))
 }
 
 /// Joins the mesh that `token` is for, and leaves a data directory ready for `serve`.
@@ -334,11 +381,19 @@ async fn answer(node: &Node, guest: Incoming) -> anyhow::Result<()> {
 /// # Errors
 /// When the request is malformed.
 pub(crate) async fn admit(node: &Node, token: &PeerId, seen_at: IpAddr, request: &[u8]) -> anyhow::Result<Vec<u8>> {
-    let request: JoinRequest = postcard::from_bytes(request)?;
-    Ok(postcard::to_stdvec(&decide(node, token, seen_at, request).await?)?)
+    let (request, joiner) = split_software(request)?;
+    let reply = decide(node, token, seen_at, request, &joiner).await?;
+    // Read after the decision: nobody is told of an older format than the one that it was admitted at.
+    with_software(&reply, &Software::of_format(node.read(|view| view.format())?))
 }
 
-async fn decide(node: &Node, token: &PeerId, seen_at: IpAddr, request: JoinRequest) -> anyhow::Result<JoinReply> {
+async fn decide(
+    node: &Node,
+    token: &PeerId,
+    seen_at: IpAddr,
+    request: JoinRequest,
+    software: &Software,
+) -> anyhow::Result<JoinReply> {
     let refused = |why: &str| Ok(JoinReply::Refused { why: why.to_owned() });
     if request.mesh != node.mesh_id() {
         node.metrics().rejected("join", "other-mesh");
@@ -349,6 +404,14 @@ async fn decide(node: &Node, token: &PeerId, seen_at: IpAddr, request: JoinReque
     if Identity::verify(&joiner_peer, &signed, &request.signature).is_err() {
         node.metrics().rejected("join", "signature");
         return refused("the request is not signed by the key that wants to join");
+    }
+    if let Err(error) = node.linearize().await {
+        return Ok(JoinReply::Unavailable { why: error.to_string() });
+    }
+    let mesh = Software::of_format(node.read(|view| view.format())?);
+    if mesh.format > software.format {
+        node.metrics().rejected("join", "format");
+        return refused(&too_old(&mesh, software));
     }
     let mut joiner = request.joiner;
     // Behind a translated address a site does not know how others reach it: we see it now.
@@ -394,4 +457,38 @@ fn members(node: &Node) -> anyhow::Result<Vec<ReplyMember>> {
         addresses: site.description.addresses,
     });
     Ok(members.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn software_of_the_first_format_says_nothing_and_reads_nothing_of_formats() {
+        let refusal = JoinReply::Refused { why: "no".to_owned() };
+        let first = postcard::to_stdvec(&refusal).unwrap();
+        let (_, said): (JoinReply, _) = split_software(&first).unwrap();
+        assert_eq!(said.format, 1);
+        let now = with_software(&refusal, &Software::of_format(7)).unwrap();
+        let read_by_the_first: JoinReply = postcard::from_bytes(&now).unwrap();
+        assert!(matches!(read_by_the_first, JoinReply::Refused { why } if why == "no"));
+        let later = [now, b"what a later version adds".to_vec()].concat();
+        assert_eq!(split_software::<JoinReply>(&later).unwrap().1, Software::of_format(7));
+        assert!(split_software::<JoinReply>(&[first, vec![7]].concat()).is_err(), "half of it is malformed");
+    }
+
+    #[test]
+    fn a_site_does_not_enter_a_mesh_whose_format_it_does_not_understand_whoever_lets_it_in() {
+        let joining = |format_max| Joining {
+            token: Token::new([1; 32], &Identity::generate(), &[]),
+            site_name: "lyon".to_owned(),
+            request: Vec::new(),
+            format_max,
+        };
+        let joined = JoinReply::Joined { site: 9, mesh_name: "test".to_owned(), epoch: 1, members: Vec::new() };
+        let reply = with_software(&joined, &Software::of_format(2)).unwrap();
+        assert_eq!(joining(2).admitted(&reply).unwrap().site_id, 9);
+        let error = joining(1).admitted(&reply).unwrap_err().to_string();
+        assert!(error.contains("runs at format 2") && error.contains("no more than format 1"), "{error}");
+    }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::Parser as _;
 
+mod arriving;
 mod audit;
 mod cli;
 mod client;

@@ -37,7 +37,7 @@ use crate::node::{Node, Parts};
 use crate::outbox::{self, Outbox, Owner};
 use crate::presence::Presence;
 use crate::roster::Roster;
-use crate::{audit, copies, duties, founding, gather, http, joining, links, scp};
+use crate::{arriving, audit, copies, duties, founding, gather, http, joining, links, scp};
 
 pub use crate::config::{ConfigError, Settings};
 pub use crate::data_dir::{MeshFile, MeshFileMember};
@@ -270,9 +270,12 @@ impl Site {
         if let Ok(target) = node.config().audit.syslog.parse() {
             self.run(audit::forward(node.clone(), self.0.disk.clone(), target, shutdown.clone()));
         }
-        self.run(gather::run(node.clone(), arrivals, shutdown.clone()));
+        let (first, arriving) = arriving::channel();
+        self.run(gather::run(node.clone(), arrivals, first, shutdown.clone()));
+        self.run(arriving::run(node.clone(), arriving, shutdown.clone()));
         self.run(copies::run(node.clone(), shutdown.clone()));
         self.run(copies::bring_claimed(node.clone(), shutdown.clone()));
+        self.run(copies::confined::run(node.clone(), shutdown.clone()));
         self.run(node.outbox().clone().keep(shutdown.clone()));
         self.run(outbox::send(node.clone(), shutdown.clone()));
         let (metrics, stopped) = (node.metrics().clone(), shutdown.clone());
@@ -434,3 +437,6 @@ async fn hand_over(node: &Node) {
         tracing::debug!("leadership not handed over in time: the others will elect");
     }
 }
+
+#[cfg(test)]
+mod tests;

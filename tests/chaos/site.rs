@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use maillage_tests::http::{Answer, NoAnswer};
+use maillage_tests::http::{Answer, NoAnswer, control};
 use maillage_tests::wan::{Namespace, address};
 use maillage_tests::{Http, settings::Addresses, settings::Settings};
 use rustix::process::{Pid, Signal, kill_process};
@@ -185,9 +185,10 @@ impl Site {
         self.inside(work).await.unwrap_or_else(|error| Err(NoAnswer(error.to_string())))
     }
 
-    /// GET of JSON; `None` without it.
+    /// GET of JSON, on the unix socket, where claims are shown with their tokens; `None` without it.
     pub(crate) async fn get(&self, limit: Duration, path: &str) -> Option<serde_json::Value> {
-        let answer = self.http(limit, hyper::Method::GET, path.to_owned(), Vec::new(), String::new()).await.ok()?;
+        let socket = self.data_dir().join("control.sock");
+        let answer = timeout(limit, control(&socket, path)).await.ok()?.ok()?;
         if answer.status == 200 { serde_json::from_slice(&answer.body).ok() } else { None }
     }
 

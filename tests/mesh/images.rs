@@ -87,6 +87,45 @@ async fn reads_everything(http: Http, study: &Slices) {
 }
 
 #[tokio::test]
+async fn copies_are_given_up_when_consent_is_withdrawn_once_the_receiver_has_verified_its_own() {
+    let mut mesh = Mesh::start(binary(), 3, |_| Settings::default()).await;
+    let mut order = requested("A1", "P1");
+    order["consent"] = json!("declared");
+    mesh.sites[1].http().post("/api/v1/exams", &order).await.expect(201);
+    let study = Slices::new("A1", "P1", 8);
+    study.send(mesh.sites[1].dicom()).await;
+    holders(mesh.sites[0].http(), &study, 3).await;
+    study.is_whole_at(mesh.sites[2].http()).await;
+
+    // The site that received them cannot be asked: its copies are all that is left.
+    mesh.sites[1].kill();
+    order["consent"] = json!("refused");
+    let withdrawn = mesh.sites[0].http().post("/api/v1/exams", &order).await.expect(200).json();
+    assert_eq!(withdrawn["existed"], json!(true));
+    let exam = format!("/api/v1/exams/{}?fresh=true", withdrawn["id"]);
+    assert_eq!(mesh.sites[2].http().json(&exam).await["consent"], json!("refused"));
+    for site in [0, 2] {
+        let refused = retrieve(mesh.sites[site].http(), &study.path()).await.expect(403);
+        assert!(refused.text().contains("consent-refused"), "it is shown nowhere else, at once");
+    }
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    assert_eq!(holders(mesh.sites[0].http(), &study, 3).await.len(), 3, "nobody vouched for the first copy");
+
+    mesh.sites[1].start();
+    mesh.sites[1].ready().await;
+    assert_eq!(holders(mesh.sites[0].http(), &study, 1).await, ["lyon"]);
+    study.is_whole_at(mesh.sites[1].http()).await;
+    // Nor does a restart bring a copy back to the list, or a sweep bring it back to the disk.
+    mesh.sites[2].kill();
+    mesh.sites[2].start();
+    mesh.sites[2].ready().await;
+    mesh.settled().await;
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    assert_eq!(holders(mesh.sites[2].http(), &study, 1).await, ["lyon"]);
+    retrieve(mesh.sites[2].http(), &study.path()).await.expect(403);
+}
+
+#[tokio::test]
 async fn a_site_that_was_down_gets_its_copy_when_it_returns() {
     let mut mesh = mesh(3).await;
     let leader = mesh.leader().await;

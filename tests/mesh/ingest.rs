@@ -72,6 +72,34 @@ async fn kill_9_in_the_midst_of_sending_loses_no_confirmed_instance() {
 }
 
 #[tokio::test]
+async fn an_exam_is_receiving_everywhere_while_its_study_is_being_sent() {
+    // Nothing is published before the sender is done.
+    let settings = Settings { quiet_seconds: 60, ..Settings::default() };
+    let mesh = Mesh::start(binary(), 3, |_| settings.clone()).await;
+    let (receiver, other) = (&mesh.sites[1], &mesh.sites[2]);
+    let add = async |body: Value| receiver.http().post("/api/v1/exams", &body).await.expect(201).json()["id"].clone();
+    let (exam, its_double) = (add(requested("A1", "P1")).await, add(requested("A1", "P2")).await);
+    let study = Slices::new("A1", "P1", 4);
+    let mut association = associate(receiver.dicom(), CALLING, CALLED).await.expect("an association");
+    let state = async |id: &Value| other.http().json(&format!("/api/v1/exams/{id}?fresh=true")).await["state"].clone();
+    for (n, (uid, dataset)) in study.instances.iter().enumerate() {
+        let status = maillage_tests::study::store(&mut association, uid, dataset.clone()).await.expect("an answer");
+        assert!(status.is_stored());
+        if n == 0 {
+            until("the exam is receiving", async || (state(&exam).await == json!("receiving")).then_some(())).await;
+        }
+        assert_eq!(state(&exam).await, json!("receiving"));
+    }
+    assert_eq!(state(&its_double).await, json!("requested"), "another patient's images are no news of this exam");
+    let told = other.http().json("/api/v1/audit?limit=100&fresh=true").await;
+    let told = told["entries"].as_array().expect("entries").iter().filter(|entry| entry["kind"] == json!("arrive"));
+    assert_eq!(told.count(), 1, "once, not once an instance");
+    association.release().await.expect("released");
+    until("the exam waits", async || (state(&exam).await == json!("waiting")).then_some(())).await;
+    study.is_whole_at(receiver.http()).await;
+}
+
+#[tokio::test]
 async fn only_known_callers_that_call_us_by_our_name_are_let_in() {
     let caller = |ae_title: &str, address: Option<&str>| Caller {
         ae_title: ae_title.to_owned(),

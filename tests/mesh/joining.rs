@@ -96,6 +96,24 @@ async fn a_name_is_taken_once() {
 }
 
 #[tokio::test]
+async fn a_site_on_software_that_does_not_know_the_format_of_the_mesh_is_refused_with_both_named() {
+    let mut mesh = mesh(1).await;
+    let status = mesh.sites[0].http().json("/api/v1/status").await;
+    assert_eq!(status["format"]["mesh"], json!(2), "{status}");
+    let token = mesh.token("10m").await;
+    let old = mesh.prepare("lyon", &Settings { format_max: Some(1), ..Settings::default() });
+    let says = ["the mesh runs at format 2", "understands no more than format 1", env!("CARGO_PKG_VERSION")];
+    old.run(&["join", &token]).await.ended(5).complains_of(&says);
+    assert!(!old.data_dir().join("identity").exists(), "the refused site starts over cleanly");
+    assert_eq!(members(&mesh).await, ["paris"]);
+    let status = mesh.sites[0].http().json("/api/v1/status").await;
+    assert_eq!(status["role"], json!("leader"), "{status}");
+    // The refusal costs the token nothing: the upgraded site joins by it.
+    mesh.prepare("nantes", &Settings::default()).run(&["join", &token]).await.ended(0);
+    mesh.sites[0].terminate().await;
+}
+
+#[tokio::test]
 async fn a_token_of_one_mesh_is_nothing_to_another_mesh_at_the_same_address() {
     let mut one = mesh(1).await;
     let mut two = mesh(1).await;

@@ -4,11 +4,15 @@ use std::time::Duration;
 
 use hyper::Method;
 use maillage_tests::exams::ready;
-use maillage_tests::{Answer, Http};
+use maillage_tests::{Answer, Http, Ran};
 use serde_json::{Value, json};
+use tokio::process::Command;
 
+use crate::interop::{python, script};
 use crate::mesh;
 
+/// For a browser that starts on a busy machine.
+const BROWSER_DEADLINE: Duration = Duration::from_secs(150);
 const READER: (&str, &str) = ("cookie", "reader=dr-page");
 const FORM: (&str, &str) = ("content-type", "application/x-www-form-urlencoded");
 
@@ -158,4 +162,63 @@ async fn a_change_through_another_site_reaches_the_page_as_an_event() {
     }
     let room = watching.get("/fragments/room").await.expect(200).text();
     assert!(room.starts_with("<main"), "{room}");
+}
+
+#[tokio::test]
+async fn a_reader_whose_exam_is_taken_over_is_told_by_the_page_until_they_have_seen_it() {
+    let Some(python) = python("subprocess").await else { return };
+    if !std::path::Path::new("/usr/bin/chromium").exists() {
+        assert!(std::env::var("MAILLAGE_REQUIRE_INTEROP").is_err(), "chromium is missing");
+        eprintln!("skipped: chromium is missing");
+        return;
+    }
+    let mesh = mesh(3).await;
+    let urls = [1, 2].map(|site| format!("http://{}", mesh.sites[site].http().0));
+    for accession in ["B1", "B2"] {
+        mesh.sites[0].http().post("/api/v1/exams", &ready(accession)).await.expect(201);
+    }
+    let mut command = Command::new(&python);
+    command.arg(script("page.py")).args(&urls);
+    let ran = Ran::to_end_within(BROWSER_DEADLINE, &mut command).await.ended(0);
+    eprint!("{}", ran.stdout);
+    assert_eq!(ran.stdout.lines().filter(|line| line.starts_with("ok ")).count(), 6, "every check was made");
+}
+
+#[tokio::test]
+async fn a_lost_claim_comes_before_the_change_of_the_queue_and_again_to_who_was_cut_off() {
+    let mesh = mesh(3).await;
+    let (watching, acting) = (mesh.sites[1].http(), mesh.sites[2].http());
+    let id = acting.post("/api/v1/exams", &ready("L1")).await.expect(201).json()["id"].to_string();
+    watching.post(&format!("/api/v1/exams/{id}/claim"), &json!({ "user": "dr-a" })).await.expect(200);
+    let seen = watching.json("/api/v1/status").await["applied"].as_u64().expect("an index");
+    let body = json!({ "user": "dr-b", "reason": "dr-a is away" });
+    acting.post(&format!("/api/v1/exams/{id}/take-over"), &body).await.expect(200);
+    let path = format!("/api/v1/events?seen={seen}");
+    let resumed = [("last-event-id", seen.to_string())];
+    let resumed: Vec<(&str, &str)> = resumed.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    for mut events in [watching.events(&path).await, watching.events_with("/api/v1/events", &resumed).await] {
+        let mut told = None;
+        for _ in 0..5 {
+            let event = events.next(Duration::from_secs(10)).await;
+            if event.contains("event: claim-lost") {
+                told = Some(event);
+                break;
+            }
+        }
+        let told = told.expect("a lost claim");
+        let said = told.lines().find_map(|line| line.strip_prefix("data: ")).expect("data");
+        let said: Value = serde_json::from_str(said).expect("JSON");
+        let details = &said["details"];
+        assert_eq!((said["exam"].to_string(), &said["user"]), (id.clone(), &json!("dr-b")), "{said}");
+        assert_eq!(
+            (&details["user"], &details["reason"]),
+            (&json!("dr-a"), &json!("taken over by dr-b: dr-a is away")),
+            "{said}"
+        );
+        assert!(events.next(Duration::from_secs(10)).await.contains("event: queue"), "and then the queue's change");
+    }
+    // Who saw the present is told nothing of the past.
+    let mut events = watching.events("/api/v1/events").await;
+    let first = events.next(Duration::from_secs(5)).await;
+    assert!(first.contains("event: queue"), "{first}");
 }

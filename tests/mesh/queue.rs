@@ -1,6 +1,7 @@
 //! The queue: added anywhere, claimed once, released, reported.
 
 use maillage_tests::exams::{ready, requested};
+use maillage_tests::until;
 use serde_json::json;
 
 use crate::mesh;
@@ -128,4 +129,63 @@ async fn a_report_under_a_stale_token_is_refused_and_kept_as_a_draft() {
     let invented = json!({ "user": "dr-x", "token": 999_999, "text": "Never held it." });
     let problem = site.http().post(&format!("/api/v1/exams/{id}/report"), &invented).await.expect(409).json();
     assert_eq!(problem["kept_as"], json!(null), "a token that was never granted earns no place");
+}
+
+#[tokio::test]
+async fn the_proofs_of_a_claim_are_shown_to_whom_it_was_granted_and_to_nobody_else() {
+    const UID: &str = "1.2.826.0.1.99.4711";
+    let mesh = mesh(3).await;
+    let [paris, lyon, nantes] = &mesh.sites[..] else { panic!("three sites") };
+    let id = lyon.http().post("/api/v1/exams", &ready("A1")).await.expect(201).json()["id"].to_string();
+    let claim = json!({ "user": "dr-a", "transaction_uid": UID });
+    let granted = lyon.http().post(&format!("/api/v1/exams/{id}/claim"), &claim).await.expect(200).json();
+    assert_eq!(granted["claim"]["transaction_uid"], json!(UID));
+    assert_eq!(
+        (&granted["claim"]["token"], &granted["exam"]["claim"]["token"]),
+        (&granted["token"], &granted["token"])
+    );
+    let preliminary = json!({ "user": "dr-a", "token": granted["token"], "text": "So far.", "kind": "preliminary" });
+    lyon.http().post(&format!("/api/v1/exams/{id}/report"), &preliminary).await.expect(200);
+    let sheet = format!("/api/v1/exams/{id}?fresh=true");
+    for site in [paris, lyon, nantes] {
+        let shown = site.http().json(&sheet).await;
+        assert_eq!(shown["claim"]["user"], json!("dr-a"), "{shown}");
+        assert_eq!(shown["workitems"][0]["performer"]["user"], json!("dr-a"), "{shown}");
+        for path in [sheet.as_str(), "/api/v1/exams?fresh=true", "/api/v1/exams?state=reading", "/fragments/room", "/"]
+        {
+            let text = site.http().get(path).await.expect(200).text();
+            assert!(!text.contains(UID) && !text.contains("token"), "{path}: {text}");
+        }
+        let accept = [("accept", "application/dicom+json")];
+        for path in [
+            "/dicom-web/workitems",
+            "/api/v1/audit?limit=1000",
+            "/api/v1/audit/export?format=fhir",
+            "/api/v1/audit/export?format=dicom",
+        ] {
+            let answer = site.http().send(&hyper::Method::GET, path, &accept, "").await.expect("an answer").expect(200);
+            assert!(!answer.text().contains(UID) && !answer.text().contains("00081195"), "{path}: {}", answer.text());
+        }
+        let mut events = site.http().events("/api/v1/events?after=1").await;
+        until("the claim's events are told", async || {
+            let event = events.next(std::time::Duration::from_secs(5)).await;
+            assert!(!event.contains(UID), "{event}");
+            event.contains("\"reading\"").then_some(())
+        })
+        .await;
+    }
+    // At its own site the command line finds it; another user, or another site, has to know it.
+    nantes
+        .run(&["claim", "release", &id, "--user", "dr-a"])
+        .await
+        .ended(6)
+        .complains_of(&["dr-a has no claim", "--token"]);
+    lyon.run(&["claim", "release", &id, "--user", "dr-b"]).await.ended(6);
+    lyon.run_json(&["claim", "open", &id, "--user", "dr-a"]).await;
+    lyon.run_json(&["claim", "release", &id, "--user", "dr-a"]).await;
+    assert_eq!(paris.http().json(&sheet).await["state"], json!("waiting"));
+    let again = lyon.run_json(&["claim", "take", &id, "--user", "dr-a"]).await;
+    assert_ne!(again["token"], granted["token"]);
+    lyon.run_json(&["claim", "complete", &id, "--user", "dr-a", "--text", "Normal."]).await;
+    assert_eq!(paris.http().json(&sheet).await["state"], json!("reported"));
 }

@@ -1,6 +1,7 @@
 //! A small HTTP/1.1 client: a connection for each request, so that no test rests on keep-alive.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,7 +11,8 @@ use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{HeaderMap, Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 /// Longer than any time limit inside the node: the node must answer, be it with a refusal.
@@ -34,6 +36,34 @@ pub struct NoAnswer(
     /// Why.
     pub String,
 );
+
+/// GET on a site's unix socket, as whoever administers it asks.
+///
+/// # Errors
+/// Without a whole answer.
+///
+/// # Panics
+/// When the path is none.
+pub async fn control(socket: &Path, path: &str) -> Result<Answer, NoAnswer> {
+    let broken = |error: &dyn std::error::Error| NoAnswer(format!("GET {path}: {error}"));
+    let stream = UnixStream::connect(socket).await.map_err(|error| broken(&error))?;
+    let request = Request::get(path).header(HOST, "localhost").body(Full::new(Bytes::new())).expect("a path");
+    let response = ask(stream, request).await?;
+    let (parts, body) = response.into_parts();
+    let body = body.collect().await.map_err(|error| broken(&error))?.to_bytes();
+    Ok(Answer { status: parts.status.as_u16(), headers: parts.headers, body, what: format!("GET {path}") })
+}
+
+/// One request over a connection of its own.
+async fn ask<S>(stream: S, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, NoAnswer>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let broken = |error: hyper::Error| NoAnswer(error.to_string());
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    drop(maillage_host::spawn(connection));
+    sender.send_request(request).await.map_err(broken)
+}
 
 /// The HTTP side of a site.
 #[derive(Debug, Clone, Copy)]
@@ -78,9 +108,6 @@ impl Http {
     ) -> Result<Response<Incoming>, NoAnswer> {
         let broken = |error: &dyn std::error::Error| NoAnswer(error.to_string());
         let stream = TcpStream::connect(self.0).await.map_err(|error| broken(&error))?;
-        let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
-        let (mut sender, connection) = handshake.map_err(|error| broken(&error))?;
-        drop(maillage_host::spawn(connection));
         let mut request = Request::builder().method(method).uri(path);
         if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
             request = request.header(HOST, self.0.to_string());
@@ -88,8 +115,7 @@ impl Http {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request = request.body(Full::new(body)).expect("tests make valid requests");
-        sender.send_request(request).await.map_err(|error| broken(&error))
+        ask(stream, request.body(Full::new(body)).expect("tests make valid requests")).await
     }
 
     /// GET.

@@ -32,7 +32,8 @@ fn spoken(
 fn keep(state: &mut State<'_, '_>, envelope: &Envelope, exam: &mut Exam, what: What) -> u32 {
     exam.course.remarks += 1;
     let (user, site, at) = (envelope.user.clone(), envelope.site, state.now);
-    let remark = Remark { exam: exam.id, number: exam.course.remarks, user, site, at, what };
+    let (number, command) = (exam.course.remarks, envelope.id);
+    let remark = Remark { exam: exam.id, number, user, site, at, what, command };
     state.put_remark(None, &remark);
     exam.course.remarks
 }

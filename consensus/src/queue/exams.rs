@@ -21,6 +21,9 @@ pub(super) fn add(state: &mut State<'_, '_>, request: &Request, order: Option<&O
         same.retain(|exam| exam.request.patient.same_as(&request.patient));
         cancelled = same.extract_if(.., |exam| exam.state.is_off()).collect();
         if let Some(exam) = same.iter().find(|exam| exam.unsolicited.is_none()) {
+            if order.consent == Consent::Refused && !exam.is_confined() {
+                withdraw_consent(state, exam)?;
+            }
             return Ok(Outcome::ExamAdded { exam: exam.id, existed: true }.into());
         }
         // The images came before the request. Exactly one such exam, of this patient and accession
@@ -40,6 +43,25 @@ pub(super) fn add(state: &mut State<'_, '_>, request: &Request, order: Option<&O
         state.put_exam(Some(&exam), &after)?;
     }
     Ok(Outcome::ExamAdded { exam: exam.id, existed: false }.into())
+}
+
+/// The patient withdraws what was declared: from now on the images stay where they were received, and the
+/// sites that have copies give them up.
+fn withdraw_consent(state: &mut State<'_, '_>, exam: &Exam) -> Result<(), ApplyError> {
+    let mut after = exam.clone();
+    after.course.order.consent = Consent::Refused;
+    state.put_exam(Some(exam), &after)?;
+    note_strayed(state, &after)
+}
+
+/// An exam's images must not leave where they were received: notes which have.
+fn note_strayed(state: &mut State<'_, '_>, exam: &Exam) -> Result<(), ApplyError> {
+    for uid in &exam.studies {
+        if let Some(study) = state.study(uid.as_str())? {
+            state.note_strayed(&study)?;
+        }
+    }
+    Ok(())
 }
 
 /// An order with what the hospital's contract adds to it.
@@ -86,7 +108,8 @@ fn adopt(state: &mut State<'_, '_>, exam: &Exam, request: &Request, order: Order
         after.course.order = order;
     }
     set_due(&mut after);
-    state.put_exam(Some(exam), &after)
+    state.put_exam(Some(exam), &after)?;
+    note_strayed(state, &after)
 }
 
 /// A new exam with its first workitem. One that waits for nothing is in the waiting room at once.

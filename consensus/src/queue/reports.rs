@@ -5,7 +5,7 @@ use serde_bytes::ByteBuf;
 use super::{Applied, Effect, claims, exams};
 use crate::command::Envelope;
 use crate::exam::{Claim, Exam, Procedure, Report, ReportKind, Signed, WorkitemKind, WorkitemState};
-use crate::ids::{ExamId, FencingToken, Line, Name, Prose};
+use crate::ids::{CommandId, ExamId, FencingToken, Line, Name, Prose};
 use crate::life::Step;
 use crate::machine::ApplyError;
 use crate::outcome::{Outcome, Refusal};
@@ -137,6 +137,7 @@ pub(super) fn put(
         exam.course.report = Some(exam.reports);
         exam.course.delivered_at = None;
     }
+    let command = if state.format < 2 { CommandId::default() } else { envelope.id };
     state.put_report(&Report {
         exam: exam.id,
         number: exam.reports,
@@ -146,7 +147,7 @@ pub(super) fn put(
         at: state.now,
         token,
         stale,
-        signed: Signed { kind: text.kind, signature: ByteBuf::from(text.signature) },
+        signed: Signed { kind: text.kind, signature: ByteBuf::from(text.signature), command },
     });
     exam.reports
 }

@@ -116,18 +116,30 @@ pub(super) fn record_holding(
         Some(earlier) if earlier.part.manifest == *manifest => &mut earlier.holders,
         _ => &mut held.holders,
     };
-    match (holders.binary_search(&site), holds) {
-        (Err(at), true) => holders.insert(at, site),
+    let changes = match (holders.binary_search(&site), holds) {
+        (Err(at), true) => {
+            holders.insert(at, site);
+            true
+        }
         (Ok(at), false) => {
             holders.remove(at);
+            true
         }
-        _ => return Ok(Outcome::Done.into()),
+        _ => false,
+    };
+    if site == held.origin {
+        // It says so again when it has read every byte.
+        state.vouch(uid.as_str(), manifest, holds)?;
     }
+    if !changes {
+        return Ok(Outcome::Done.into());
+    }
+    let given_up = site != held.origin && state.exam(held.exam)?.is_some_and(|exam| exam.is_confined());
     if held.previous.as_ref().is_some_and(|earlier| held.holders.len() >= earlier.holders.len().min(wanted)) {
         held.previous = None;
     }
     state.put_study(Some(&before), &study)?;
-    if !holds {
+    if !holds && !given_up {
         state.count_lost_copy()?;
     }
     Ok(Outcome::Done.into())

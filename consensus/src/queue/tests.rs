@@ -12,6 +12,7 @@ mod mesh;
 mod next;
 mod random;
 mod reference;
+mod repeats;
 mod replica;
 mod trail;
 mod workitems;

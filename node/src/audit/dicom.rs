@@ -154,6 +154,9 @@ fn escape(text: &str) -> String {
 }
 
 #[cfg(test)]
+mod schema;
+
+#[cfg(test)]
 mod tests {
     use expect_test::expect;
 

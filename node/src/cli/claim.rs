@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::exams::Specialty;
 use super::{Context, Repeatable, body, exams, glass, prompt};
-use crate::client::{ClientError, Problem};
+use crate::client::{Client, ClientError, Problem};
 use crate::exit::{ExitCode, Failure};
 use crate::output::field;
 
@@ -58,9 +58,9 @@ pub(super) enum ClaimCommand {
     Open {
         /// The exam's number
         id: u64,
-        /// The token that the claim gave
+        /// The token that the claim gave; your claim at this site by default
         #[arg(long, value_name = "NUMBER")]
-        token: u64,
+        token: Option<u64>,
         #[command(flatten)]
         reader: Reader,
         #[command(flatten)]
@@ -70,9 +70,9 @@ pub(super) enum ClaimCommand {
     Release {
         /// The exam's number
         id: u64,
-        /// The token that the claim gave
+        /// The token that the claim gave; your claim at this site by default
         #[arg(long, value_name = "TOKEN", value_parser = glass::token)]
-        token: Value,
+        token: Option<Value>,
         /// Why, for the record
         #[arg(long, value_name = "TEXT")]
         reason: Option<String>,
@@ -85,9 +85,9 @@ pub(super) enum ClaimCommand {
     Complete {
         /// The exam's number
         id: u64,
-        /// The token that the claim gave
+        /// The token that the claim gave; your claim at this site by default
         #[arg(long, value_name = "TOKEN", value_parser = glass::token)]
-        token: Value,
+        token: Option<Value>,
         /// A first word only: the claim goes on, and a final report is to follow
         #[arg(long)]
         preliminary: bool,
@@ -148,11 +148,13 @@ pub(super) async fn run(context: &Context, command: ClaimCommand) -> anyhow::Res
             context.print(&granted, grant)?;
         }
         ClaimCommand::Open { id, token, reader, repeatable } => {
+            let token = proof(&client, id, &reader.user, token.map(Value::from)).await?;
             let (path, body) = (format!("/api/v1/exams/{id}/open"), json!({ "user": reader.user, "token": token }));
             let done = client.command(Method::POST, &path, Some(&body), repeatable.id()).await?;
             context.print(&done, |_| format!("exam {id}: opened\n"))?;
         }
         ClaimCommand::Release { id, token, reason, reader, repeatable } => {
+            let token = proof(&client, id, &reader.user, token).await?;
             let path = format!("/api/v1/exams/{id}/release");
             let fields = [
                 ("token", Some(json!(token))),
@@ -163,6 +165,7 @@ pub(super) async fn run(context: &Context, command: ClaimCommand) -> anyhow::Res
             context.print(&done, |_| format!("exam {id}: released\n"))?;
         }
         ClaimCommand::Complete { id, token, preliminary, report, reader, repeatable } => {
+            let token = proof(&client, id, &reader.user, token).await?;
             let path = format!("/api/v1/exams/{id}/report");
             let mut body = json!({ "user": reader.user, "token": token, "text": report.read().await? });
             if preliminary {
@@ -174,6 +177,30 @@ pub(super) async fn run(context: &Context, command: ClaimCommand) -> anyhow::Res
         }
     }
     Ok(())
+}
+
+/// The proof of a claim: as it was given, or of the claim that `user` has at this site, which the node shows
+/// on its own socket.
+///
+/// # Errors
+/// They have none here.
+async fn proof(client: &Client, id: u64, user: &str, given: Option<Value>) -> anyhow::Result<Value> {
+    if let Some(token) = given {
+        return Ok(token);
+    }
+    let site = client.get("/api/v1/status").await?["site"]["id"].clone();
+    let exam = client.get(&format!("/api/v1/exams/{id}")).await?;
+    own_proof(&exam, &site, user).ok_or_else(|| {
+        let failure = Failure::new(ExitCode::Conflict, format!("{user} has no claim of exam {id} at this site"));
+        failure.with_hint("give the token that the claim gave by --token").into()
+    })
+}
+
+fn own_proof(exam: &Value, site: &Value, user: &str) -> Option<Value> {
+    let (claim, glass) = (&exam["claim"], &exam["break_glass"]);
+    let claimed = claim["user"] == *user && claim["site"] == *site;
+    let token = if claimed { &claim["token"] } else { glass.get("token").filter(|_| glass["user"] == *user)? };
+    (!token.is_null()).then(|| token.clone())
 }
 
 impl ReportArgs {
@@ -234,6 +261,17 @@ mod tests {
             let text = grant(&granted);
             assert!(text.contains("`maillage claim complete 7 --token 99 --report FILE`"), "{text}");
         }
+    }
+
+    #[test]
+    fn a_claim_is_ones_own_by_user_and_site_and_what_was_taken_by_break_glass_by_user() {
+        let claimed = json!({ "claim": { "user": "ann", "site": 3, "token": 99 }, "break_glass": null });
+        assert_eq!(own_proof(&claimed, &json!(3), "ann"), Some(json!(99)));
+        assert_eq!(own_proof(&claimed, &json!(4), "ann"), None);
+        assert_eq!(own_proof(&claimed, &json!(3), "bob"), None);
+        let taken = json!({ "claim": null, "break_glass": { "user": "bob", "token": "glass-1" } });
+        assert_eq!(own_proof(&taken, &json!(3), "bob"), Some(json!("glass-1")));
+        assert_eq!(own_proof(&taken, &json!(3), "ann"), None);
     }
 
     #[test]

@@ -23,12 +23,19 @@ pub(crate) struct App {
     pub(crate) node: Node,
     /// How much may be under way at once.
     pub(crate) limits: Limits,
+    /// Whether this is served on the unix socket, to whoever administers the node.
+    pub(crate) is_control: bool,
 }
 
 impl App {
     /// Serves `node` within `limits`.
     pub(crate) fn new(node: Node, limits: Limits) -> Self {
-        Self { node, limits }
+        Self { node, limits, is_control: false }
+    }
+
+    /// … and on the unix socket.
+    pub(crate) fn control(node: Node, limits: Limits) -> Self {
+        Self { is_control: true, ..Self::new(node, limits) }
     }
 
     /// This node's time.

@@ -102,7 +102,17 @@ mod tests {
         let text = Prose::fitted("No bleeding.");
         let signature = signer.sign(&signed_bytes(&MESH, exam, &user, kind, &text)).into();
         let (number, site, at, token) = (1, SiteId(1), UnixMillisField(5), FencingToken(8));
-        Report { exam, number, text, user, site, at, token, stale: false, signed: Signed { kind, signature } }
+        Report {
+            exam,
+            number,
+            text,
+            user,
+            site,
+            at,
+            token,
+            stale: false,
+            signed: Signed { kind, signature, command: Default::default() },
+        }
     }
 
     /// Checks a report in a mesh whose first site has the key of `site`.

@@ -26,6 +26,8 @@ pub(crate) struct ExamSummary {
     pub(crate) copies_wanted: u8,
     /// The name of the site that holds the claim.
     pub(crate) claim_site: Option<Name>,
+    /// Whether the claim is shown with its proofs.
+    pub(crate) proofs: bool,
 }
 
 /// Makes summaries from one view.
@@ -35,6 +37,7 @@ pub(crate) struct Summaries<'a> {
     site: SiteId,
     names: BTreeMap<SiteId, Name>,
     copies_wanted: u8,
+    proofs: bool,
 }
 
 impl<'a> Summaries<'a> {
@@ -45,7 +48,24 @@ impl<'a> Summaries<'a> {
     pub(crate) fn new(view: &'a View<'a>, site: SiteId) -> Result<Self, ApplyError> {
         let names = view.sites()?.into_iter().map(|site| (site.id, site.description.name)).collect();
         let copies_wanted = view.mesh()?.map_or(0, |mesh| mesh.copies);
-        Ok(Self { view, site, names, copies_wanted })
+        Ok(Self { view, site, names, copies_wanted, proofs: false })
+    }
+
+    /// With the proofs of claims, for who may have them all: on the unix socket, where whoever can open it
+    /// can read the node's disk. Elsewhere a proof is shown to whom it was granted, in the answer that
+    /// grants it, and to nobody else: it lets its holder end the claim.
+    pub(crate) fn with_proofs(self, proofs: bool) -> Self {
+        Self { proofs, ..self }
+    }
+
+    /// Whether the proofs of claims are shown.
+    pub(crate) fn proofs(&self) -> bool {
+        self.proofs
+    }
+
+    /// A claim.
+    pub(crate) fn claim(&self, claim: &Claim) -> ClaimLine {
+        ClaimLine::new(claim, Some(&self.name(claim.site)), self.proofs)
     }
 
     /// The summary of one exam.
@@ -59,7 +79,8 @@ impl<'a> Summaries<'a> {
             here &= !parts.is_empty() && parts.iter().all(|held| held.holders.contains(&self.site));
         }
         let claim_site = exam.claim.as_ref().map(|claim| self.name(claim.site));
-        Ok(ExamSummary { exam, copies, here, copies_wanted: self.copies_wanted, claim_site })
+        let (copies_wanted, proofs) = (self.copies_wanted, self.proofs);
+        Ok(ExamSummary { exam, copies, here, copies_wanted, claim_site, proofs })
     }
 
     /// Summaries of several.
@@ -115,7 +136,7 @@ impl ExamSummary {
             reconciled_into: exam.reconciled_into.map(|id| id.0),
             workitem: exam.workitem,
             reports: exam.reports,
-            claim: exam.claim.as_ref().map(|claim| ClaimLine::new(claim, self.claim_site.as_ref())),
+            claim: exam.claim.as_ref().map(|claim| ClaimLine::new(claim, self.claim_site.as_ref(), self.proofs)),
             break_glass: None,
             consent: spelled(&course.order.consent),
             specialty: spelled(&exam.specialty()),
@@ -230,22 +251,25 @@ pub(crate) struct ClaimLine {
     user: String,
     site: u64,
     site_name: Option<String>,
-    /// Its proof, needed to open, release or report.
-    token: u64,
+    /// Its proof, needed to open, release or report. Only in the answer that grants it, and on the unix socket.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token: Option<u64>,
     since: At,
-    transaction_uid: String,
+    /// The same for UPS-RS, and shown to the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    transaction_uid: Option<String>,
 }
 
 impl ClaimLine {
-    /// A claim at a site of this name.
-    pub(crate) fn new(claim: &Claim, site_name: Option<&Name>) -> Self {
+    /// A claim at a site of this name, with its proofs or without.
+    pub(crate) fn new(claim: &Claim, site_name: Option<&Name>, proofs: bool) -> Self {
         Self {
             user: claim.user.to_string(),
             site: claim.site.0,
             site_name: site_name.map(ToString::to_string),
-            token: claim.token.0,
+            token: proofs.then_some(claim.token.0),
             since: At(claim.since),
-            transaction_uid: claim.transaction_uid.to_string(),
+            transaction_uid: proofs.then(|| claim.transaction_uid.to_string()),
         }
     }
 }

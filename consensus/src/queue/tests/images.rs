@@ -16,6 +16,68 @@ fn images_meet_their_request_by_accession_and_patient() {
     assert_eq!(bench.exam(exam).state, ExamState::Waiting);
 }
 
+/// Which of these sites hold the study's one part, and what its origin has vouched for.
+fn strayed(bench: &Bench) -> Vec<(Vec<SiteId>, usize)> {
+    let strayed = bench.view(|view| view.strayed(None, 9));
+    strayed.into_iter().map(|(study, vouched)| (study.parts[0].holders.clone(), vouched.len())).collect()
+}
+
+#[test]
+fn a_consent_that_is_withdrawn_lists_the_copies_until_each_is_given_up_and_the_origin_vouches() {
+    let mut bench = Bench::founded();
+    let [lyon, nantes] = ["lyon", "nantes"].map(|name| bench.join(name));
+    let exam = bench.order(request("A1", "P1"), consented());
+    bench.images(PARIS, exam);
+    let study = bench.exam(exam).studies[0].clone();
+    let manifest = bench.view(|view| view.study(study.as_str())).expect("known").parts[0].part.manifest;
+    let holds = |bench: &mut Bench, site, holds| {
+        bench.run(site, Command::RecordHolding { study: study.clone(), manifest, holds })
+    };
+    for site in [lyon, nantes] {
+        holds(&mut bench, site, true);
+    }
+    assert!(strayed(&bench).is_empty());
+    let refused = Order { consent: Consent::Refused, ..Order::default() };
+    let again = Command::Order { request: request("A1", "P1"), order: refused };
+    assert_eq!(bench.run(lyon, again), Outcome::ExamAdded { exam, existed: true });
+    assert!(bench.exam(exam).is_confined());
+    assert_eq!(strayed(&bench), [(vec![PARIS, lyon, nantes], 0)]);
+    holds(&mut bench, lyon, true);
+    assert_eq!(strayed(&bench)[0].1, 0, "only who received them vouches");
+    for _ in 0..2 {
+        holds(&mut bench, PARIS, true);
+        assert_eq!(strayed(&bench)[0].1, 1, "once");
+    }
+    let lost = |bench: &Bench| bench.view(|view| view.counts()).more.copies_lost;
+    holds(&mut bench, lyon, false);
+    assert_eq!((strayed(&bench), lost(&bench)), (vec![(vec![PARIS, nantes], 1)], 0), "given up, not lost");
+    holds(&mut bench, PARIS, false);
+    assert_eq!((strayed(&bench), lost(&bench)), (vec![(vec![nantes], 0)], 1), "who lost it vouches no more");
+    holds(&mut bench, PARIS, true);
+    holds(&mut bench, nantes, false);
+    assert!(strayed(&bench).is_empty());
+    // A copy whose making was under way comes after all.
+    holds(&mut bench, lyon, true);
+    assert_eq!(strayed(&bench), [(vec![PARIS, lyon], 0)], "it is vouched for anew");
+}
+
+#[test]
+fn a_refusal_that_comes_with_the_request_after_its_images_lists_their_copies() {
+    let mut bench = Bench::founded();
+    let lyon = bench.join("lyon");
+    let Outcome::StudyRecorded { exam, unsolicited: Some(_) } =
+        bench.run(PARIS, Command::RecordStudy(part("1.2", request("A1", "P1"), 1)))
+    else {
+        panic!("unasked for");
+    };
+    let manifest = part("1.2", request("A1", "P1"), 1).manifest;
+    bench.run(lyon, Command::RecordHolding { study: UidText::fitted("1.2"), manifest, holds: true });
+    let refused = Order { consent: Consent::Refused, ..Order::default() };
+    let adopted = bench.run(PARIS, Command::Order { request: request("A1", "P1"), order: refused });
+    assert_eq!(adopted, Outcome::ExamAdded { exam, existed: true });
+    assert_eq!(strayed(&bench), [(vec![PARIS, lyon], 0)]);
+}
+
 #[test]
 fn images_of_another_patient_are_never_attached_to_the_request() {
     let mut bench = Bench::founded();

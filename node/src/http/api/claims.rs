@@ -20,7 +20,7 @@ use crate::http::app::App;
 use crate::http::body::JsonBody;
 use crate::http::extract::{Idempotency, UrlPath, field, parse_uid};
 use crate::http::problem::Problem;
-use crate::http::summary::{ClaimLine, ExamLine, Summaries};
+use crate::http::summary::{ClaimLine, ExamLine, ExamSummary, Summaries};
 
 /// Who asks for the next exam, and what they read.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -188,13 +188,17 @@ async fn granted(app: &App, grant: &Grant) -> Result<GrantLine, Problem> {
     let (exam, site_name) = app.node.read(|view| {
         let summaries = Summaries::new(view, site)?;
         let exam = view.exam(grant.exam)?.map(|exam| summaries.of(exam)).transpose()?;
-        Ok((exam.map(|exam| exam.line(now)), summaries.name(grant.claim.site)))
+        let current = |exam: &ExamSummary| exam.exam.claim.as_ref().map(|claim| claim.token);
+        Ok((exam.map(|exam| (exam.line(now), current(&exam))), summaries.name(grant.claim.site)))
     })?;
-    let claim = ClaimLine::new(&grant.claim, Some(&site_name));
+    let claim = ClaimLine::new(&grant.claim, Some(&site_name), true);
     let exam = match exam {
-        Some(mut exam) => {
+        Some((mut exam, current)) => {
             // This node's copy is behind, or a repeat came after the claim's end: what was granted is what counts.
-            exam.claim.get_or_insert_with(|| claim.clone());
+            // Another's claim, since then, is shown without its proofs.
+            if current.is_none_or(|current| current == grant.claim.token) {
+                exam.claim = Some(claim.clone());
+            }
             GrantedExam::Known(Box::new(exam))
         }
         None => GrantedExam::Unknown { id: grant.exam.0 },

@@ -29,8 +29,8 @@ pub(super) async fn show(
     let (site, now) = (app.node.site(), app.now());
     let read = app.read(query.fresh, |view| {
         let Some(exam) = view.exam(id)? else { return Ok(None) };
-        let mut sheet = ExamSheet::gather(view, &Summaries::new(view, site)?, exam, now)?;
-        sheet.line = glass::marked(&app.node.outbox().book(), sheet.line);
+        let mut sheet = ExamSheet::gather(view, &Summaries::new(view, site)?.with_proofs(app.is_control), exam, now)?;
+        sheet.line = glass::marked(&app, &app.node.outbox().book(), sheet.line);
         Ok(Some(sheet))
     });
     read.await?.try_map(|shown| shown.ok_or_else(|| Problem::no_such_exam(format!("no exam has number {id}"))))

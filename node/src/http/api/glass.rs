@@ -72,7 +72,7 @@ pub(super) async fn take(
     let user = field("user", Name::filled(body.user))?;
     let reason = field("reason", Line::filled(body.reason))?;
     let (entry, studies) = take_exam(&app, exam, id, user, reason).await?;
-    let mut answer = entry_json(&entry, false);
+    let mut answer = entry_json(&entry, false, true);
     answer["studies"] = json!(studies);
     let status = if studies.is_some() && entry.id == id { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(answer)).into_response())
@@ -134,14 +134,15 @@ async fn may_be_taken(app: &App, id: ExamId) -> Result<Vec<String>, Problem> {
 /// `GET /break-glass`: what was taken by break glass here, and what became of it.
 pub(super) async fn list(State(app): State<App>) -> Json<Value> {
     let book = app.node.outbox().book();
-    let claims = book.entries().filter(|entry| entry.glass().is_some()).map(|entry| entry_json(entry, true));
+    let claims =
+        book.entries().filter(|entry| entry.glass().is_some()).map(|entry| entry_json(entry, true, app.is_control));
     Json(json!({ "claims": claims.collect::<Vec<_>>() }))
 }
 
 /// `GET /outbox`: everything that waits to be sent, or was sent within a day, or awaits a person.
 pub(super) async fn outbox(State(app): State<App>) -> Json<Value> {
     let book = app.node.outbox().book();
-    let entries: Vec<Value> = book.entries().map(|entry| entry_json(entry, true)).collect();
+    let entries: Vec<Value> = book.entries().map(|entry| entry_json(entry, true, app.is_control)).collect();
     Json(json!({ "entries": entries, "failure": app.node.outbox().failure() }))
 }
 
@@ -195,7 +196,7 @@ pub(crate) async fn give_back(
 ) -> Result<Json<Value>, Problem> {
     let ask = Ask::GiveBack { token, exam, user: user.clone(), reason: reason.clone() };
     match app.node.outbox().ask(ask).await {
-        Ok(entry) => Ok(Json(json!({ "done": true, "id": exam, "entry": entry_json(&entry, false) }))),
+        Ok(entry) => Ok(Json(json!({ "done": true, "id": exam, "entry": entry_json(&entry, false, true) }))),
         Err(Refused::Continues(held)) => {
             // From the claim's own id: a repeat is the same command.
             match app.command(token.0, user, Command::Release { exam, token: held, reason }).await? {
@@ -217,7 +218,8 @@ pub(super) fn queued(entry: &Entry) -> Response {
         Some((End::SecondRead { report }, _)) => *report,
         _ => None,
     };
-    let answer = json!({ "queued": waits, "id": entry.exam, "report": report, "entry": entry_json(entry, false) });
+    let answer =
+        json!({ "queued": waits, "id": entry.exam, "report": report, "entry": entry_json(entry, false, true) });
     (status, Json(answer)).into_response()
 }
 
@@ -278,13 +280,14 @@ pub(super) async fn decide_or_queue(
 }
 
 /// An exam with what was done to it by break glass at this site, which the mesh may not know yet.
-pub(super) fn marked(book: &Book, mut line: ExamLine) -> ExamLine {
-    line.break_glass = book.glass_of(ExamId(line.id)).map(|(entry, _)| entry_json(entry, false));
+pub(super) fn marked(app: &App, book: &Book, mut line: ExamLine) -> ExamLine {
+    line.break_glass = book.glass_of(ExamId(line.id)).map(|(entry, _)| entry_json(entry, false, app.is_control));
     line
 }
 
-/// An entry of the outbox; with `texts`, what was written, as long as it is in no report of the mesh.
-fn entry_json(entry: &Entry, texts: bool) -> Value {
+/// An entry of the outbox; with `texts`, what was written, as long as it is in no report of the mesh; with
+/// `proofs`, what its claim is ended by: its token, which its id tells, and that of its ordinary claim.
+fn entry_json(entry: &Entry, texts: bool, proofs: bool) -> Value {
     let end = entry.end.as_ref();
     let text = entry.text().filter(|_| texts && end.is_none_or(|(end, _)| end.needs_a_person()));
     let (mut why, mut token, mut report) = (None, None, None);
@@ -300,15 +303,15 @@ fn entry_json(entry: &Entry, texts: bool) -> Value {
         What::Command(_) => None,
     };
     json!({
-        "id": entry.id,
+        "id": Some(entry.id).filter(|_| proofs || glass.is_none() || end.is_some_and(|(end, _)| end.needs_a_person())),
         "kind": entry.kind(),
         "state": entry.state(),
         "exam": entry.exam,
         "user": entry.user,
         "at": rfc3339(entry.at),
         "reason": glass.map(|glass| &glass.reason),
-        "token": entry.token(),
-        "claim_token": token,
+        "token": entry.token().filter(|_| proofs),
+        "claim_token": token.filter(|_| proofs),
         "number": report,
         "why": why,
         "settled_at": end.map(|(_, at)| rfc3339(*at)),

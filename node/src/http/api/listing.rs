@@ -121,9 +121,9 @@ pub(super) async fn list(
     let (site, now) = (app.node.site(), app.now());
     app.read(fresh, |view| {
         let (exams, next) = wanted.find(view, now)?;
-        let summaries = Summaries::new(view, site)?.of_all(exams)?;
+        let summaries = Summaries::new(view, site)?.with_proofs(app.is_control).of_all(exams)?;
         let book = app.node.outbox().book();
-        let exams = summaries.iter().map(|summary| glass::marked(&book, summary.line(now))).collect();
+        let exams = summaries.iter().map(|summary| glass::marked(&app, &book, summary.line(now))).collect();
         Ok(ExamList { exams, next: next.map(|id| id.0) })
     })
     .await

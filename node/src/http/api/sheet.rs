@@ -105,8 +105,9 @@ struct ReportLine {
     text: String,
     #[serde(flatten)]
     by: By,
-    /// The token it was signed under.
-    token: u64,
+    /// The token it was signed under; on the unix socket only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token: Option<u64>,
     /// Whether that no longer held: the text is a draft.
     stale: bool,
     /// The signature of the site's node, checked now.
@@ -242,10 +243,7 @@ impl WorkitemLine {
             uid: said(step.uid.as_str()),
             asked: said(step.asked.as_str()),
             replaces: step.replaces,
-            performer: workitem
-                .performer
-                .as_ref()
-                .map(|claim| ClaimLine::new(claim, Some(&summaries.name(claim.site)))),
+            performer: workitem.performer.as_ref().map(|claim| summaries.claim(claim)),
             reason: workitem.reason.to_string(),
             at: At(workitem.at),
             cancel_asked: step.cancel_asked.as_ref().map(|asked| CancelLine {
@@ -264,7 +262,7 @@ impl ReportLine {
             kind: report.signed.kind.as_str(),
             text: report.text.into(),
             by: By::new(&report.user, report.site, report.at, summaries),
-            token: report.token.0,
+            token: summaries.proofs().then_some(report.token.0),
             stale: report.stale,
             signature,
         }

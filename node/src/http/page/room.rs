@@ -28,6 +28,8 @@ pub(super) struct Room {
     pub(super) site: SiteId,
     /// This site's name.
     pub(super) site_name: String,
+    /// The index of the log up to which the state was applied here, or a little less.
+    pub(super) applied: u64,
     /// When it was gathered.
     pub(super) now: UnixMillisField,
     /// Exams to be read, the first first.
@@ -77,6 +79,7 @@ impl Room {
     pub(super) async fn gather(app: &App, reader: Option<Name>) -> Result<Self, Problem> {
         let storage = app.node.store().stats().await?;
         let (node, site) = (&app.node, app.node.site());
+        let applied = node.group().applied();
         let room = node.read(|view| {
             let status = MeshStatus::gather(node, view, storage)?;
             let summaries = Summaries::new(view, site)?;
@@ -88,6 +91,7 @@ impl Room {
             reading.extend(summaries.of_all(ended.collect())?);
             Ok(Self {
                 site,
+                applied,
                 site_name: summaries.name(site).to_string(),
                 now: status.now,
                 waiting,

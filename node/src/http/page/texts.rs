@@ -230,6 +230,12 @@ texts! {
         "reading continues, claims wait, reports are kept here and sent afterwards.";
     LinkLost: "Le lien avec le nœud est perdu : ce qui est affiché peut être dépassé.",
         "The link with the node is lost: what is shown may be out of date.";
+    ClaimLost: "Vous n’avez plus l’examen", "You no longer have exam";
+    ClaimLostBy: "pris par", "taken by";
+    ClaimLostWhy: "raison :", "reason:";
+    ClaimLostMeaning: "Ce que vous signeriez maintenant serait gardé comme brouillon.",
+        "What you would sign now would be kept as a draft.";
+    ClaimLostSeen: "Vu", "Seen";
     AsOf: "état à", "as of";
     DoneClaimed: "Examen pris :", "Exam claimed:";
     DoneReleased: "Examen rendu :", "Exam released:";

@@ -35,7 +35,7 @@ pub(super) fn page(room: &Room, language: Language, notice: Option<&Notice>) -> 
                     noscript { meta http-equiv="refresh" content={ (REFRESH_S) ";url=/?lang=" (language.code()) }; }
                 }
             }
-            body {
+            body data-reader=(reader_name(room)) data-site=(room.site) data-seen=(room.applied) {
                 a.skip href="#room" { (say(Text::SkipToRoom)) }
                 header {
                     h1 { (say(Text::Title)) }
@@ -48,6 +48,7 @@ pub(super) fn page(room: &Room, language: Language, notice: Option<&Notice>) -> 
                     }
                 }
                 p #link-lost .banner.bad role="alert" hidden { span aria-hidden="true" { "⚠ " } (say(Text::LinkLost)) }
+                (lost_claims(language))
                 @if let Some(notice) = notice { (notice_box(notice, language)) }
                 p #live .unseen role="status" {}
                 (main(room, language))
@@ -86,13 +87,31 @@ pub(super) fn main(room: &Room, language: Language) -> Markup {
 }
 
 fn reader_form(room: &Room, language: Language) -> Markup {
-    let reader = room.reader.as_ref().map_or("", |reader| reader.as_str());
+    let reader = reader_name(room);
     html! {
         form.reader method="post" action="/ui/reader" {
             input type="hidden" name="lang" value=(language.code());
             label for="reader" { (language.say(Text::ReaderPrompt)) }
             input #reader name="reader" value=(reader) required maxlength="64" autocomplete="username" spellcheck="false";
             button #reader-set type="submit" { (language.say(Text::ReaderSet)) }
+        }
+    }
+}
+
+fn reader_name(room: &Room) -> &str {
+    room.reader.as_ref().map_or("", |reader| reader.as_str())
+}
+
+/// Where the script tells a reader which exams are no longer theirs, and by whom and why; until then hidden.
+/// What was lost stays there until they have said that they saw it.
+fn lost_claims(language: Language) -> Markup {
+    let say = |text| language.say(text);
+    html! {
+        div #claims-lost .banner.bad role="alert" hidden
+            data-lost=(say(Text::ClaimLost)) data-by=(say(Text::ClaimLostBy)) data-why=(say(Text::ClaimLostWhy)) {
+            ul {}
+            p { (say(Text::ClaimLostMeaning)) }
+            button #claims-lost-seen type="button" { (say(Text::ClaimLostSeen)) }
         }
     }
 }

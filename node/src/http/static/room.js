@@ -73,7 +73,50 @@ document.addEventListener("submit", (event) => {
 });
 window.addEventListener("pageshow", () => { delete document.body.dataset.sending; });
 
-const events = new EventSource("/api/v1/events");
+// Exams that were taken from this reader, here: shown until they say that they saw it, also when a form or
+// a link brings another page meanwhile. An event may come again after a reconnection.
+const lostBox = document.getElementById("claims-lost");
+const reader = document.body.dataset.reader;
+const LOST_MAX = 20; // a reader holds one exam, rarely two
+const stored = (name) => { try { return sessionStorage.getItem(name); } catch (error) { return null; } };
+const store = (name, text) => { try { sessionStorage.setItem(name, text); } catch (error) { /* shown, not kept */ } };
+let lostClaims = [];
+try { lostClaims = JSON.parse(stored("claims-lost-" + reader)) || []; } catch (error) { lostClaims = []; }
+
+function showLost() {
+  store("claims-lost-" + reader, JSON.stringify(lostClaims));
+  const say = lostBox.dataset;
+  lostBox.querySelector("ul").replaceChildren(...lostClaims.map((lost) => {
+    const item = document.createElement("li");
+    const by = lost.by ? " " + say.by + " " + lost.by : "";
+    const why = lost.why ? " – " + say.why + " " + lost.why : "";
+    item.textContent = "⚠ " + say.lost + " " + lost.exam + by + why;
+    return item;
+  }));
+  lostBox.hidden = lostClaims.length === 0;
+}
+
+function claimLost(event) {
+  const said = JSON.parse(event.data);
+  const own = reader && said.details.user === reader && String(said.details.site) === document.body.dataset.site;
+  if (!own || lostClaims.some((lost) => lost.cursor === said.cursor)) return;
+  const by = said.user && said.user !== reader ? said.user + ", " + said.site_name : "";
+  const lost = { cursor: said.cursor, exam: said.exam, by, why: said.details.reason };
+  lostClaims = [...lostClaims, lost].slice(-LOST_MAX);
+  showLost();
+}
+
+document.getElementById("claims-lost-seen").addEventListener("click", () => {
+  lostClaims = [];
+  showLost();
+});
+showLost();
+
+// From what the last page of this tab was told: nothing falls between two pages.
+const seen = stored("seen") || document.body.dataset.seen;
+const events = new EventSource("/api/v1/events?seen=" + encodeURIComponent(seen));
+events.addEventListener("claim-lost", claimLost);
+events.addEventListener("queue", (event) => store("seen", event.lastEventId));
 events.addEventListener("queue", update);
 events.addEventListener("error", () => reachable(false));
 events.addEventListener("open", () => reachable(true));

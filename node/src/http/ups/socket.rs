@@ -21,6 +21,7 @@ use maillage_consensus::exam::Text8;
 use maillage_consensus::ids::ExamId;
 use maillage_consensus::machine::ApplyError;
 use serde::Deserialize;
+use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, interval, sleep};
 
@@ -114,7 +115,8 @@ impl Teller {
         let greeted = greeted.filter_map(|own| own.workitem.map(|(exam, number)| (exam, number, own.since)));
         let at = match after {
             Some(after) if after < forgotten => {
-                return Err(Problem::gone("events since then are no longer kept: search the worklist anew").into());
+                let gone = Problem::gone("events since then are no longer kept: search the worklist anew");
+                return Err(gone.with("forgotten", json!(scene.uids.event(forgotten))).into());
             }
             Some(after) => after,
             // From where its first subscription began, as far as events are kept.

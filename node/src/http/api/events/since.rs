@@ -125,7 +125,7 @@ impl Since {
 }
 
 /// An event: what happened by its name, and apart from who and when what it says of it.
-fn to_json(cursor: Cursor, happening: &Happening, names: &Names) -> Value {
+pub(super) fn to_json(cursor: Cursor, happening: &Happening, names: &Names) -> Value {
     let (what, details) = match serde_json::to_value(&happening.what) {
         Ok(Value::Object(named)) => named.into_iter().next().unwrap_or_default(),
         // A kind without details. None fails: there is no map in them.

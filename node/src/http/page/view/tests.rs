@@ -53,7 +53,7 @@ fn summary(id: u64, priority: Priority, left_ms: i64) -> ExamSummary {
         images_after_report: false,
         course: Course::default(),
     };
-    ExamSummary { exam, copies: Some(2), here: true, copies_wanted: 3, claim_site: None }
+    ExamSummary { exam, copies: Some(2), here: true, copies_wanted: 3, claim_site: None, proofs: false }
 }
 
 fn claimed(id: u64, user: &str, site: u64) -> ExamSummary {
@@ -75,6 +75,7 @@ fn room(reader: Option<&str>, waiting: Vec<ExamSummary>, reading: Vec<ExamSummar
     Room {
         reader: reader.map(Name::fitted),
         site: SiteId(1),
+        applied: 7,
         site_name: "Nantes".to_owned(),
         now: NOW,
         waiting_total: waiting.len() as u64,
