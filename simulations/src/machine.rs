@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use maillage_consensus::{Outcome, Queue};
 use maillage_consensus::command::{Command, Envelope};
 use maillage_consensus::machine::{ApplyError, Machine, Proposer, StampError};
 use maillage_consensus::transaction::Transaction;
+use maillage_consensus::{Outcome, Queue};
 use maillage_host::UnixMillis;
 use maillage_host::engine::Reader;
 

@@ -349,11 +349,7 @@ impl Mutated {
                     (1..*number).for_each(|before| transaction.put(key_of(REPORT, *exam, Some(before)), text.clone()));
                 }
             }
-            (
-                Mutant::OutboxSendsTwice,
-                Command::BreakGlass { report: Some(_), .. },
-                Outcome::GlassMended { .. },
-            ) => {
+            (Mutant::OutboxSendsTwice, Command::BreakGlass { report: Some(_), .. }, Outcome::GlassMended { .. }) => {
                 let again = CommandId(uuid::Uuid::from_u128(u128::from(index)));
                 aside(transaction, index, &Envelope { id: again, ..envelope.clone() }, &event_keys(index))?;
             }
@@ -410,7 +406,8 @@ impl Machine for Mutated {
         if self.mutant == Mutant::ApplyDiffers && index.is_multiple_of(16) {
             transaction.put([0xff], self.slot.to_be_bytes());
         }
-        if let Ok(Outcome::Claimed(grant) | Outcome::GlassMended { grant: Some(grant), .. }) = Outcome::decode(&outcome) {
+        if let Ok(Outcome::Claimed(grant) | Outcome::GlassMended { grant: Some(grant), .. }) = Outcome::decode(&outcome)
+        {
             if self.mutant == Mutant::DoubleGrant && index.is_multiple_of(8) {
                 // Given back behind its holder's back, by a command of nobody.
                 let id = CommandId(uuid::Uuid::from_u128(u128::from(index)));

@@ -60,8 +60,7 @@ fn answered(act: Act, outcome: &Outcome) -> Option<Act> {
         (Act::Glass { .. }, Outcome::GlassMended { grant: Some(grant), .. }) => {
             let claim = &grant.claim;
             let session = (claim.session > 0).then_some(claim.session);
-            let by =
-                Claimed { command: command_of(claim), user: number_of(&claim.user), site: claim.site.0, session };
+            let by = Claimed { command: command_of(claim), user: number_of(&claim.user), site: claim.site.0, session };
             Some(Act::Glass { by, reports: false, told: Some(Mended::Holds) })
         }
         (Act::Glass { by, .. }, Outcome::GlassMended { second_read, report: Some(_), .. }) => {

@@ -27,6 +27,8 @@ const SILENCE: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(8);
 /// Exams among which one is picked.
 const CHOICE: usize = 24;
+/// Exams tried one after the other, until one's images are all here.
+const TRIED: usize = 4;
 /// How often an exam is given back without a report.
 const GIVEN_BACK: f64 = 0.15;
 /// How often the reader leaves it for later: it may still be in hand when the mesh is reached again.
@@ -89,22 +91,32 @@ impl Glass {
     }
 
     async fn take(&mut self, running: &Running) {
-        let exams: Vec<u64> = {
+        let mut exams: Vec<u64> = {
             let engine = running.group.reader();
             let view = View::new(&*engine);
             let newest = view.exams_back(maillage_consensus::ids::ExamId(u64::MAX), CHOICE).unwrap_or_default();
             let open = newest.into_iter().filter(|exam| !exam.state.is_reported() && !exam.state.is_off());
             open.filter(|exam| exam.request.awaits_images).map(|exam| exam.id.0).collect()
         };
-        let Some(exam) = self.rng.pick(&exams).copied() else { return };
+        self.rng.shuffle(&mut exams);
+        for exam in exams.into_iter().take(TRIED) {
+            if self.break_glass(exam).await {
+                return;
+            }
+        }
+    }
+
+    /// Whether the exam is this reader's.
+    async fn break_glass(&mut self, exam: u64) -> bool {
         let id = new_id(&mut self.rng);
         let body = json!({ "user": self.user, "reason": "no quorum, and the patient cannot wait" });
         let answered = self.ask(&format!("/api/v1/exams/{exam}/break-glass"), id, &body).await;
-        let Some(answered) = answered else { return };
+        let Some(answered) = answered else { return false };
         let said = answered.json();
         match (answered.status.as_u16(), said["code"].as_str().unwrap_or_default()) {
             (200 | 201, _) => {
                 self.cluster.watch.outbox.taken(self.slot, exam, said["id"].as_str().unwrap_or_default());
+                return true;
             }
             (409, "quorum-reached" | "images-incomplete" | "conflict" | "stale-token" | "wrong-state")
             | (403, "consent-refused")
@@ -113,6 +125,7 @@ impl Glass {
             | (500 | 503 | 507, _) => {}
             _ => self.wrong("break glass", &answered),
         }
+        false
     }
 
     async fn give_back(&mut self, exam: u64, token: &Value) {

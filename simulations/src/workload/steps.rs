@@ -314,7 +314,8 @@ impl Client {
         let text = format!("report {} of {name}: nothing abnormal", self.reports);
         let body = json!({ "user": name, "token": held.token, "text": text });
         let key = new_id(&mut self.rng).0.as_u128();
-        let report = Asked { method: Method::POST, path: format!("/api/v1/exams/{exam}/report"), key, body: Some(body) };
+        let report =
+            Asked { method: Method::POST, path: format!("/api/v1/exams/{exam}/report"), key, body: Some(body) };
         let Some(answered) = self.ask(report).await else { return };
         let said = answered.json();
         let number = |value: &Value| value.as_u64().and_then(|number| u32::try_from(number).ok());
