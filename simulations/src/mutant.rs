@@ -104,7 +104,7 @@ impl Mutant {
             Self::HoldingsInvented => (&["I9", "I3"], 5),
             Self::OtherPatient => (&["I8"], 5),
             Self::ClockStandsStill => (&["I9"], 60),
-            Self::DoubleGrant => (&["I1", "I2", "I7"], 5),
+            Self::DoubleGrant => (&["I1", "I2", "I7", "events"], 5),
             Self::TakeOverKeepsClaim => (&["I1"], 5),
             Self::ReportUnfenced => (&["I1", "I2", "I3", "I4"], 10),
             Self::DraftsThrownAway => (&["I3"], 10),

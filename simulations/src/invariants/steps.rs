@@ -20,6 +20,9 @@ pub(crate) const LABEL: u32 = 0x0074_1204;
 /// An exam and the number of one of its workitems.
 pub(crate) type Step = (u64, u32);
 
+/// An AE title, and the one workitem that it subscribed to; none: the worklist.
+type Subscribed = (String, Option<Step>);
+
 /// Who performs a workitem.
 #[derive(Debug, Clone)]
 struct Won {
@@ -33,7 +36,7 @@ struct Won {
 struct Facts {
     won: BTreeMap<Step, Won>,
     /// Subscriptions that were acknowledged, by AE title and workitem, with an index at which they were applied.
-    subscribed: BTreeMap<(String, Option<Step>), u64>,
+    subscribed: BTreeMap<Subscribed, u64>,
     rng: Option<Rng>,
 }
 
@@ -134,7 +137,7 @@ impl Steps {
         }
     }
 
-    fn sample(&self, all: bool) -> (Vec<(Step, Won)>, Vec<((String, Option<Step>), u64)>) {
+    fn sample(&self, all: bool) -> (Vec<(Step, Won)>, Vec<(Subscribed, u64)>) {
         let mut facts = lock(&self.facts);
         let mut rng = facts.rng.take().unwrap_or_else(|| Rng::new(0));
         let mut won: Vec<_> = facts.won.iter().map(|(step, won)| (*step, won.clone())).collect();
