@@ -192,8 +192,11 @@ fn write_trail(
 /// What tells two commands under one id apart, in bytes.
 const FINGERPRINT: usize = 16;
 
+/// Scheduled Procedure Step Modification DateTime (0040,4010): when a client's update came to its node.
+const MODIFIED_AT: u32 = 0x0040_4010;
+
 /// A digest of who asked for what, without when, and without where: a client whose site died repeats
-/// its command at another, which signs the same report with a key of its own.
+/// its command at another, which signs the same report with a key of its own, at its own time.
 fn fingerprint(envelope: &Envelope) -> [u8; FINGERPRINT] {
     let mut timeless = Envelope { at: UnixMillisField::default(), site: SiteId(0), ..envelope.clone() };
     if let Command::Report { signature, .. }
@@ -201,6 +204,9 @@ fn fingerprint(envelope: &Envelope) -> [u8; FINGERPRINT] {
     | Command::BreakGlass { signature, .. } = &mut timeless.command
     {
         signature.clear();
+    }
+    if let Command::UpdateWorkitem { attributes, .. } = &mut timeless.command {
+        attributes.remove(&MODIFIED_AT);
     }
     let digest = blake3::hash(&timeless.encode());
     let mut short = [0; FINGERPRINT];

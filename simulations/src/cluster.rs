@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use maillage::site::{Settings, Site};
+use maillage_consensus::command::FORMAT;
 use maillage_consensus::raft::{Group, Role};
 use maillage_store::Store;
 use maillage_transport::{Endpoint, Identity, PeerId};
@@ -78,8 +79,12 @@ pub(crate) struct Cluster {
     begun: Mutex<Vec<Begun>>,
     /// Set when no more work is to begin.
     ending: AtomicBool,
+    /// Slots where the new version is installed, in a run that begins with the old one.
+    upgraded: Mutex<BTreeSet<u32>>,
 }
 
+/// The format of the version before this one.
+const OLD_FORMAT: u8 = 1;
 /// The slot that founds the mesh.
 pub(crate) const FOUNDER: u32 = 1;
 /// The mesh's identity in every run.
@@ -93,7 +98,7 @@ fn watcher(watch: &Arc<Watch>) -> Watcher {
 
 impl Cluster {
     pub(crate) fn new(world: Arc<World>, plan: Plan) -> Arc<Self> {
-        let watch = Arc::new(Watch::new(Arc::clone(&world), plan.seed));
+        let watch = Arc::new(Watch::new(Arc::clone(&world), &plan));
         let fabric = match plan.transport {
             Transport::Messages => {
                 Network::Messages(Fabric::new(Arc::clone(&world), plan.seed, plan.mutant, watcher(&watch)))
@@ -135,6 +140,7 @@ impl Cluster {
             lost_one: AtomicBool::new(false),
             begun: Mutex::default(),
             ending: AtomicBool::new(false),
+            upgraded: Mutex::default(),
         })
     }
 
@@ -207,7 +213,19 @@ impl Cluster {
     /// What the sysadmin of `slot` wrote into its configuration.
     pub(crate) fn settings(&self, slot: u32) -> Result<Settings, maillage::site::ConfigError> {
         let generation = lock(&self.generations).get(&slot).copied().unwrap_or(0);
-        Settings::from_toml(&self.plan.configuration(slot, generation))
+        Settings::from_toml(&self.plan.configuration(slot, generation, self.understands(slot)))
+    }
+
+    /// The newest format that the version installed at `slot` understands.
+    pub(crate) fn understands(&self, slot: u32) -> u8 {
+        // A site that comes later brings the new version.
+        let is_new = slot > self.plan.sites || lock(&self.upgraded).contains(&slot);
+        if self.plan.is_upgraded() && !is_new { OLD_FORMAT } else { FORMAT }
+    }
+
+    /// The new version is installed at `slot`; it runs from the next start on.
+    pub(crate) fn upgrade(&self, slot: u32) {
+        lock(&self.upgraded).insert(slot);
     }
 
     /// Gets a join token from any node that gives one, for the sysadmin of `slot`. Asks until there is.
@@ -234,6 +252,7 @@ impl Cluster {
         self.stop(slot, Ending::PowerCut, "and its disk is lost");
         self.disks.forget(slot);
         self.watch.promises.forget(slot);
+        self.watch.outbox.forget(slot);
         lock(&self.tokens).remove(&slot);
         lock(&self.lost).extend(lock(&self.sites).remove(&slot));
         lock(&self.peers).retain(|_, known| *known != slot);

@@ -32,6 +32,17 @@ pub(crate) enum Told {
     Over,
 }
 
+/// What the mesh made of a break glass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mended {
+    /// An ordinary claim.
+    Holds,
+    /// The exam's report.
+    Reported,
+    /// A second read, which changes nothing of who holds the exam.
+    SecondRead,
+}
+
 /// What a linearizable read showed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shown {
@@ -63,6 +74,12 @@ pub(crate) enum Act {
         told: Option<Told>,
     },
     Read(Shown),
+    /// A site's outbox tells the mesh of an exam that was taken by break glass, and of its report if there is one.
+    Glass {
+        by: Claimed,
+        reports: bool,
+        told: Option<Mended>,
+    },
     /// The leader ended a site's session.
     Expire {
         site: u64,
@@ -82,6 +99,12 @@ struct Records {
     exams: Vec<u64>,
     /// The calls of sessions' ends, by site and session.
     expiries: BTreeMap<(u64, u64), u64>,
+    /// The calls of commands that no client tells of, by command id.
+    witnessed: BTreeMap<u128, u64>,
+    /// The indexes at which such commands were decided.
+    decided: BTreeSet<u64>,
+    /// The command or transaction of each claim, by exam and token.
+    claims: BTreeMap<(u64, u64), u128>,
 }
 
 /// See the module.
@@ -156,6 +179,46 @@ impl History {
         }
     }
 
+    /// A leader is about to propose a command that no client tells of; the first time counts.
+    pub(crate) fn asked(&self, id: u128, exam: u64, act: Act) {
+        let known = lock(&self.records).witnessed.contains_key(&id);
+        if !known {
+            let call = self.call(Some(exam), act);
+            lock(&self.records).witnessed.insert(id, call);
+        }
+    }
+
+    /// A replica applied it at `index`, with this answer, or to no effect; the first to do so counts.
+    pub(crate) fn decided(&self, id: u128, exam: u64, index: u64, act: Option<Act>) {
+        let call = {
+            let mut records = lock(&self.records);
+            if !records.decided.insert(index) {
+                return;
+            }
+            let call = records.witnessed.get(&id).copied();
+            if act.is_none() {
+                // It may be asked again, and then have one.
+                records.witnessed.remove(&id);
+            }
+            call
+        };
+        match (call, act) {
+            (Some(call), Some(act)) => self.answer(call, exam, act),
+            (Some(call), None) => self.never(call),
+            (None, _) => {}
+        }
+    }
+
+    /// A claim was granted.
+    pub(crate) fn granted(&self, exam: u64, token: u64, claim: u128) {
+        lock(&self.records).claims.insert((exam, token), claim);
+    }
+
+    /// The command or transaction of a claim; of none when the token was never granted.
+    pub(crate) fn claim_of(&self, exam: u64, token: u64) -> u128 {
+        lock(&self.records).claims.get(&(exam, token)).copied().unwrap_or(0)
+    }
+
     /// Every operation, in the order of calls.
     pub(crate) fn all(&self) -> Vec<(Option<u64>, Operation<Act>)> {
         let records = lock(&self.records);
@@ -209,6 +272,9 @@ fn involved(history: &[Operation<Act>]) -> Involved {
         match operation.act {
             Act::Claim { by, told: None | Some(Told::Granted { .. }) }
             | Act::TakeOver { by, told: None | Some(Told::Granted { .. }) } => {
+                involved.sites.insert(by.site);
+            }
+            Act::Glass { by, .. } => {
                 involved.sites.insert(by.site);
             }
             Act::Claim { told: Some(Told::Held { user, site }), .. } | Act::Read(Shown::Claimed { user, site, .. }) => {

@@ -10,12 +10,15 @@ pub(crate) mod events;
 pub(crate) mod finality;
 pub(crate) mod instances;
 pub(crate) mod liveness;
+pub(crate) mod outbox;
 pub(crate) mod patients;
 pub(crate) mod promises;
 pub(crate) mod replicas;
 pub(crate) mod retrieval;
+pub(crate) mod steps;
 pub(crate) mod tokens;
 
+use crate::plan::Plan;
 use crate::world::World;
 
 /// The checks that watch a run continuously.
@@ -27,17 +30,22 @@ pub(crate) struct Watch {
     pub(crate) audit: audit::Audit,
     pub(crate) events: events::Events,
     pub(crate) course: course::Course,
+    pub(crate) outbox: outbox::Outbox,
+    pub(crate) steps: steps::Steps,
 }
 
 impl Watch {
-    pub(crate) fn new(world: Arc<World>, seed: u64) -> Self {
+    pub(crate) fn new(world: Arc<World>, plan: &Plan) -> Self {
+        let seed = plan.seed;
         Self {
             promises: promises::Promises::new(Arc::clone(&world)),
             replicas: replicas::Replicas::new(Arc::clone(&world)),
             instances: instances::Instances::new(Arc::clone(&world), seed),
             finality: finality::Finality::new(Arc::clone(&world), seed),
             audit: audit::Audit::new(Arc::clone(&world)),
-            events: events::Events::new(Arc::clone(&world)),
+            events: events::Events::new(Arc::clone(&world), plan.is_upgraded()),
+            outbox: outbox::Outbox::new(Arc::clone(&world), seed),
+            steps: steps::Steps::new(Arc::clone(&world), seed),
             course: course::Course::new(world, seed),
         }
     }

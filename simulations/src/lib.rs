@@ -21,6 +21,7 @@ mod run;
 mod site;
 mod trace;
 mod wgl;
+mod witness;
 mod workload;
 mod world;
 

@@ -2,17 +2,18 @@
 
 use std::sync::Arc;
 
-use maillage_consensus::Queue;
 use maillage_consensus::command::{Command, Envelope};
 use maillage_consensus::machine::{ApplyError, Machine, Proposer, StampError};
 use maillage_consensus::transaction::Transaction;
+use maillage_consensus::{Outcome, Queue};
 use maillage_host::UnixMillis;
 use maillage_host::engine::Reader;
 
 use crate::cluster::Cluster;
 use crate::history::History;
-use crate::invariants::audit;
+use crate::invariants::{Watch, audit};
 use crate::mutant::{Mutant, Mutated};
+use crate::witness;
 use crate::world::World;
 
 /// The machine that the node of `slot` runs.
@@ -22,22 +23,47 @@ pub(crate) fn of(cluster: &Arc<Cluster>, slot: u32) -> Arc<dyn Machine> {
         _ => Arc::new(Queue),
     };
     let (world, history) = (Arc::clone(&cluster.world), Arc::clone(&cluster.history));
-    Arc::new(Watched { inner, world, history, mutant: cluster.plan.mutant })
+    let (watch, understands) = (Arc::clone(&cluster.watch), cluster.understands(slot));
+    Arc::new(Watched { inner, world, history, watch, mutant: cluster.plan.mutant, understands })
 }
 
-/// Tells the history what no client asks for: a leader that ends a silent site's session. Sees that every
-/// command that ran is in the audit trail.
+/// Tells the history what no client asks for: a leader that ends a silent site's session, an outbox that
+/// sends. Sees that every command that ran is in the audit trail, and that none comes to a version that has
+/// no word for it.
 struct Watched {
     inner: Arc<dyn Machine>,
     world: Arc<World>,
     history: Arc<History>,
+    watch: Arc<Watch>,
     mutant: Option<Mutant>,
+    /// The newest format that the node's version understands.
+    understands: u8,
 }
 
 fn expiry(command: &[u8]) -> Option<(u64, u64)> {
     match Envelope::decode(command).ok()?.command {
         Command::ExpireSession { site, session } => Some((site.0, session)),
         _ => None,
+    }
+}
+
+impl Watched {
+    fn see(&self, envelope: &Envelope, index: u64, outcome: &[u8], is_repeat: bool) {
+        let needs = envelope.command.format();
+        if needs > self.understands {
+            let detail = format!("a command of format {needs} at {index} came to a node of {}", self.understands);
+            self.world.violation("format", detail);
+        }
+        let Some(outcome) = Outcome::decode(outcome).ok().filter(|_| !is_repeat) else { return };
+        if let (Command::BreakGlass { exam, .. }, Outcome::GlassMended { second_read: true, report, .. }) =
+            (&envelope.command, &outcome)
+        {
+            self.watch.outbox.second_read(exam.0, *report, index);
+        }
+        if let (Command::RaiseFormat { .. }, Outcome::Done) = (&envelope.command, &outcome) {
+            self.world.sometimes("the mesh's format was raised under way");
+        }
+        witness::applied(&self.history, envelope, &outcome, index);
     }
 }
 
@@ -55,7 +81,11 @@ impl Machine for Watched {
             }
             self.history.expiry(site, session);
         }
-        self.inner.stamp(state, command, from, now)
+        let stamped = self.inner.stamp(state, command, from, now)?;
+        if let Ok(envelope) = Envelope::decode(&stamped) {
+            witness::stamped(&self.history, &envelope);
+        }
+        Ok(stamped)
     }
 
     fn time(&self, state: &dyn Reader) -> Result<Option<UnixMillis>, ApplyError> {
@@ -65,7 +95,10 @@ impl Machine for Watched {
     fn apply(&self, transaction: &mut Transaction<'_>, index: u64, command: &[u8]) -> Result<Vec<u8>, ApplyError> {
         let is_repeat = audit::is_repeat(transaction, command);
         let outcome = self.inner.apply(transaction, index, command)?;
-        if !is_repeat && !audit::has_entry(transaction, index) {
+        if let Ok(envelope) = Envelope::decode(command) {
+            self.see(&envelope, index, &outcome, is_repeat);
+        }
+        if !is_repeat && audit::has_begun(transaction) && !audit::has_entry(transaction, index) {
             self.world.violation("audit", format!("the command at {index} ran and is not in the trail"));
         }
         if let Some((site, session)) = expiry(command) {

@@ -9,8 +9,8 @@ use std::sync::Mutex;
 
 use clap::ValueEnum;
 use maillage_consensus::command::{Command, Envelope};
-use maillage_consensus::exam::{Patient, Priority};
-use maillage_consensus::ids::{CommandId, ExamId, FencingToken, Line, Name, SiteId};
+use maillage_consensus::exam::{Patient, Priority, WorkitemState};
+use maillage_consensus::ids::{CommandId, ExamId, FencingToken, Line, Name, SiteId, UidText};
 use maillage_consensus::machine::{ApplyError, Machine, Proposer, StampError};
 use maillage_consensus::order::Consent;
 use maillage_consensus::transaction::Transaction;
@@ -71,6 +71,14 @@ pub enum Mutant {
     AuditSkipsRefused,
     /// A delivery is forgotten.
     DeliveryForgotten,
+    /// What the outbox keeps is forgotten when its node starts.
+    OutboxForgotten,
+    /// What was read by break glass is told to the mesh twice, under another command id the second time.
+    OutboxSendsTwice,
+    /// A second read takes the place of the reports before it.
+    GlassOverwrites,
+    /// Any Transaction UID is taken for that of a workitem's performer.
+    TransactionUnchecked,
 }
 
 impl Mutant {
@@ -96,7 +104,7 @@ impl Mutant {
             Self::HoldingsInvented => (&["I9", "I3"], 5),
             Self::OtherPatient => (&["I8"], 5),
             Self::ClockStandsStill => (&["I9"], 60),
-            Self::DoubleGrant => (&["I1", "I2", "I7"], 5),
+            Self::DoubleGrant => (&["I1", "I2", "I7", "events"], 5),
             Self::TakeOverKeepsClaim => (&["I1"], 5),
             Self::ReportUnfenced => (&["I1", "I2", "I3", "I4"], 10),
             Self::DraftsThrownAway => (&["I3"], 10),
@@ -105,6 +113,10 @@ impl Mutant {
             Self::EventLost => (&["events"], 3),
             Self::AuditSkipsRefused => (&["audit"], 2),
             Self::DeliveryForgotten => (&["I4"], 5),
+            Self::OutboxForgotten => (&["I3"], 5),
+            Self::OutboxSendsTwice => (&["outbox", "I1"], 5),
+            Self::GlassOverwrites => (&["I3", "outbox"], 5),
+            Self::TransactionUnchecked => (&["steps", "I1"], 5),
         }
     }
 
@@ -113,6 +125,9 @@ impl Mutant {
         match self {
             Self::WrongBytesBelieved => Faults::These(vec![Fault::WrongBytes, Fault::Kill, Fault::Breaks]),
             Self::ClockStandsStill => Faults::These(vec![Fault::ClockJump, Fault::Replace, Fault::CrashLeader]),
+            Self::OutboxForgotten | Self::OutboxSendsTwice | Self::GlassOverwrites => {
+                Faults::These(vec![Fault::CutOff, Fault::Kill, Fault::IsolateLeader])
+            }
             _ => Faults::Swarm,
         }
     }
@@ -145,8 +160,8 @@ impl fmt::Display for Mutant {
 pub(crate) struct Mutated {
     mutant: Mutant,
     slot: u32,
-    /// The newest token granted for each exam, as far as this life saw.
-    grants: Mutex<BTreeMap<ExamId, FencingToken>>,
+    /// The newest token granted for each exam, and its transaction, as far as this life saw.
+    grants: Mutex<BTreeMap<ExamId, (FencingToken, UidText)>>,
     /// The examinations asked for: accession numbers and patients.
     requests: Mutex<Vec<(Line, Patient)>>,
 }
@@ -171,6 +186,9 @@ impl Mutated {
                 | Mutant::EventLost
                 | Mutant::AuditSkipsRefused
                 | Mutant::DeliveryForgotten
+                | Mutant::OutboxSendsTwice
+                | Mutant::GlassOverwrites
+                | Mutant::TransactionUnchecked
         )
     }
 
@@ -188,8 +206,22 @@ impl Mutated {
                 | Command::Report { exam, token, .. },
             )
             | (Mutant::ReportUnfenced, Command::Report { exam, token, .. } | Command::Complete { exam, token, .. }) => {
-                if let Some(newest) = lock(&self.grants).get(exam) {
+                if let Some((newest, _)) = lock(&self.grants).get(exam) {
                     *token = *newest;
+                }
+            }
+            (
+                Mutant::TransactionUnchecked,
+                Command::UpdateWorkitem { exam, transaction_uid, .. }
+                | Command::ChangeWorkitem {
+                    exam,
+                    transaction_uid,
+                    to: WorkitemState::Canceled | WorkitemState::Completed,
+                    ..
+                },
+            ) => {
+                if let Some((_, newest)) = lock(&self.grants).get(exam) {
+                    *transaction_uid = newest.clone();
                 }
             }
             (Mutant::ConsentForgotten, Command::Order { order, .. }) => order.consent = Consent::Declared,
@@ -308,6 +340,19 @@ impl Mutated {
                 }
                 event_keys(index).into_iter().for_each(|key| transaction.remove(key));
             }
+            (
+                Mutant::GlassOverwrites,
+                Command::BreakGlass { exam, .. },
+                Outcome::GlassMended { second_read: true, report: Some(number), .. },
+            ) => {
+                if let Some(text) = transaction.get(&key_of(REPORT, *exam, Some(*number)))? {
+                    (1..*number).for_each(|before| transaction.put(key_of(REPORT, *exam, Some(before)), text.clone()));
+                }
+            }
+            (Mutant::OutboxSendsTwice, Command::BreakGlass { report: Some(_), .. }, Outcome::GlassMended { .. }) => {
+                let again = CommandId(uuid::Uuid::from_u128(u128::from(index)));
+                aside(transaction, index, &Envelope { id: again, ..envelope.clone() }, &event_keys(index))?;
+            }
             (Mutant::EventLost, ..) if index.is_multiple_of(16) => {
                 transaction.remove([&[EVENT], index.to_be_bytes().as_slice(), &[0, 0]].concat());
             }
@@ -361,7 +406,8 @@ impl Machine for Mutated {
         if self.mutant == Mutant::ApplyDiffers && index.is_multiple_of(16) {
             transaction.put([0xff], self.slot.to_be_bytes());
         }
-        if let Ok(Outcome::Claimed(grant)) = Outcome::decode(&outcome) {
+        if let Ok(Outcome::Claimed(grant) | Outcome::GlassMended { grant: Some(grant), .. }) = Outcome::decode(&outcome)
+        {
             if self.mutant == Mutant::DoubleGrant && index.is_multiple_of(8) {
                 // Given back behind its holder's back, by a command of nobody.
                 let id = CommandId(uuid::Uuid::from_u128(u128::from(index)));
@@ -370,7 +416,7 @@ impl Machine for Mutated {
                 let release = Envelope { id, at: envelope.at, site: envelope.site, user: envelope.user, command };
                 aside(transaction, index, &release, &event_keys(index))?;
             }
-            lock(&self.grants).insert(grant.exam, grant.claim.token);
+            lock(&self.grants).insert(grant.exam, (grant.claim.token, grant.claim.transaction_uid));
         }
         Ok(outcome)
     }

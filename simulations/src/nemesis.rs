@@ -11,6 +11,8 @@ use crate::plan::{Fault, Plan, Transport};
 use crate::rng::Rng;
 use crate::{site, workload};
 
+pub(crate) mod upgrade;
+
 /// Probability that a write is a node's last act, while writes may be.
 const DIES_WRITING: f64 = 0.002;
 /// The most that a lossy link does to its datagrams. Two in a hundred lost is what poor lines of the
@@ -18,6 +20,8 @@ const DIES_WRITING: f64 = 0.002;
 const LOSS_MAX: f64 = 0.02;
 const DUPLICATION_MAX: f64 = 0.01;
 const REORDERING_MAX: f64 = 0.05;
+/// A site that is cut off for long is so for at least this: readers there notice after two seconds.
+const CUT_OFF_MIN: Duration = Duration::from_secs(8);
 
 /// Does harm until `until`, then waits for what it began to end.
 pub(crate) async fn run(cluster: Arc<Cluster>, until: Duration) {
@@ -26,6 +30,10 @@ pub(crate) async fn run(cluster: Arc<Cluster>, until: Duration) {
     cluster.world.event(0, format_args!("faults {faults:?}"));
     begin_throughout(&cluster, &mut rng);
     let mut under_way = Vec::new();
+    if cluster.plan.is_upgraded() {
+        let own = Rng::stream(cluster.plan.seed, "upgrade of nodes");
+        under_way.push(maillage_host::spawn(upgrade::run(Arc::clone(&cluster), own)));
+    }
     let mut number = 0_u64;
     loop {
         tokio::time::sleep(rng.around(cluster.plan.fault_every)).await;
@@ -68,7 +76,7 @@ fn begin_throughout(cluster: &Arc<Cluster>, rng: &mut Rng) {
     for fault in plan.faults.iter().copied().filter(|fault| fault.is_throughout()) {
         // Drawn in any case: one left out changes no other.
         let share = if fault == Fault::CrashWriting { rng.fraction() } else { 0.0 };
-        if plan.without.contains(&fault) {
+        if plan.without.contains(&fault) || fault == Fault::Upgrade {
             continue;
         }
         match fault {
@@ -143,7 +151,8 @@ impl Harm {
                 self.crash(slots, Ending::PowerCut).await;
             }
             // Set for the whole run, by the probability of each write and vote.
-            Fault::CrashWriting | Fault::CrashVoting | Fault::LossyLinks => {}
+            Fault::CrashWriting | Fault::CrashVoting | Fault::LossyLinks | Fault::Upgrade => {}
+            Fault::CutOff => self.cut_off().await,
             Fault::Pause => {
                 self.cluster.world.pause(self.slot);
                 tokio::time::sleep(self.lasts).await;
@@ -300,6 +309,27 @@ impl Harm {
         };
         let lasts = if fault == Fault::Stalls { self.rng.millis(50, 2_500) } else { self.lasts };
         self.cut(&ways, lasts).await;
+    }
+
+    /// Long enough for the site to go on by itself; in half of the cases its node dies in the middle.
+    async fn cut_off(&mut self) {
+        let lasts = self.lasts * 2 + CUT_OFF_MIN;
+        let cluster = Arc::clone(&self.cluster);
+        let slot = self.slot;
+        let others = cluster.slots().filter(|other| *other != slot);
+        let ways: Vec<(u32, u32)> = others.flat_map(|other| [(slot, other), (other, slot)]).collect();
+        ways.iter().for_each(|(from, to)| cluster.fabric.cut(*from, *to));
+        tokio::time::sleep(lasts / 2).await;
+        if self.rng.chance(0.5) {
+            cluster.world.sometimes("a node died while it was cut off");
+            cluster.hold_down(slot);
+            let ending = if self.rng.chance(0.5) { Ending::PowerCut } else { Ending::Killed };
+            cluster.stop(slot, ending, "while it was cut off");
+            tokio::time::sleep(lasts / 8).await;
+            cluster.let_up(slot);
+        }
+        tokio::time::sleep(lasts / 2).await;
+        ways.iter().for_each(|(from, to)| cluster.fabric.mend(*from, *to));
     }
 
     async fn cut(&self, ways: &[(u32, u32)], lasts: Duration) {

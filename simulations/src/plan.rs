@@ -64,6 +64,11 @@ pub enum Fault {
     ClockDrift,
     /// Wall clocks jump by days. Not in the swarm: the mesh forgets outcomes after a day of its clock.
     ClockLeap,
+    /// One site is cut off for so long that it goes on by itself; in half of the cases its node dies meanwhile.
+    CutOff,
+    /// The mesh begins with the version before this one and is upgraded node by node. Throughout the run: it
+    /// excludes the loss of a machine, whose node would be waited for.
+    Upgrade,
     /// Links lose, repeat and reorder datagrams, throughout. Only datagrams can be: nothing with streams.
     LossyLinks,
 }
@@ -71,7 +76,7 @@ pub enum Fault {
 impl Fault {
     /// Whether it lasts for the whole run, in place of happening now and then.
     pub(crate) fn is_throughout(self) -> bool {
-        matches!(self, Self::CrashWriting | Self::CrashVoting | Self::LossyLinks)
+        matches!(self, Self::CrashWriting | Self::CrashVoting | Self::LossyLinks | Self::Upgrade)
     }
 
     /// The name on the command line.
@@ -80,7 +85,8 @@ impl Fault {
     }
 }
 
-/// The faults of a swarm: every kind that must not matter. [`Fault::LossyLinks`] may be added to it.
+/// The faults of a swarm: every kind that must not matter. [`Fault::LossyLinks`], [`Fault::CutOff`] and
+/// [`Fault::Upgrade`] may be added to it.
 pub(crate) const SWARM: [Fault; 25] = [
     Fault::Crash,
     Fault::CrashMany,
@@ -121,6 +127,10 @@ pub enum Transport {
 
 /// The share of swarms over datagrams whose links are lossy.
 const LOSSY: f64 = 0.6;
+/// The share of swarms in which sites are cut off for long.
+const CUT_OFF: f64 = 0.6;
+/// The share of swarms in which the mesh is upgraded.
+const UPGRADED: f64 = 0.15;
 
 /// Which faults a run has.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -261,7 +271,7 @@ impl Plan {
     pub(crate) fn draw(settings: &Settings) -> Self {
         let mut rng = Rng::stream(settings.seed, "plan");
         let lan = rng.chance(0.3);
-        let faults = match &settings.faults {
+        let mut faults = match &settings.faults {
             Faults::These(faults) => faults.clone(),
             Faults::Swarm => {
                 let share = [0.2, 0.4, 0.7][rng.index(3)];
@@ -270,9 +280,19 @@ impl Plan {
                 if settings.transport == Transport::Quic && Rng::stream(settings.seed, "lossy").chance(LOSSY) {
                     faults.push(Fault::LossyLinks);
                 }
+                if Rng::stream(settings.seed, "cut off").chance(CUT_OFF) {
+                    faults.push(Fault::CutOff);
+                }
+                if Rng::stream(settings.seed, "upgrade").chance(UPGRADED) {
+                    faults.push(Fault::Upgrade);
+                }
                 faults
             }
         };
+        // The format rises only when every member was heard: a lost one never is.
+        if faults.contains(&Fault::Upgrade) {
+            faults.retain(|fault| *fault != Fault::Replace);
+        }
         Self {
             seed: settings.seed,
             sites: settings.sites.clamp(1, 64),
@@ -307,6 +327,11 @@ impl Plan {
         self.faults.iter().copied().filter(is_done)
     }
 
+    /// Whether the mesh begins with the version before this one and is upgraded.
+    pub(crate) fn is_upgraded(&self) -> bool {
+        self.throughout().any(|fault| fault == Fault::Upgrade)
+    }
+
     /// Whether this fault is done, or left out.
     pub(crate) fn does(&self, number: u64, fault: Fault) -> bool {
         let asked = self.only_faults.as_ref().is_none_or(|only| only.contains(&number));
@@ -314,7 +339,7 @@ impl Plan {
     }
 
     /// The configuration of the node in `slot`, as its sysadmin wrote it.
-    pub(crate) fn configuration(&self, slot: u32, generation: u32) -> String {
+    pub(crate) fn configuration(&self, slot: u32, generation: u32, format: u8) -> String {
         let Self { timing, snapshot_every, keep_log, session_ttl, grace, .. } = self;
         let (heartbeat, ttl, grace) = (timing.heartbeat.as_millis(), session_ttl.as_secs(), grace.as_secs());
         let (min, max) = (timing.election_min.as_millis(), timing.election_max.as_millis());
@@ -323,7 +348,7 @@ impl Plan {
             "[node]\nname = \"{name}\"\nzone = \"zone-{slot}\"\n\
              [mesh]\nlisten = \"10.0.0.{slot}:7400\"\n\
              [raft]\nheartbeat_ms = {heartbeat}\nelection_min_ms = {min}\nelection_max_ms = {max}\n\
-             snapshot_every = {snapshot_every}\nkeep_log = {keep_log}\nsession_ttl_s = {ttl}\n\
+             snapshot_every = {snapshot_every}\nkeep_log = {keep_log}\nsession_ttl_s = {ttl}\nformat_max = {format}\n\
              [dicom]\nquiet_seconds = {QUIET_S}\n\
              [storage]\ncopies = {COPIES}\nplacement_grace_s = {grace}\n"
         )

@@ -10,7 +10,7 @@ use maillage_consensus::View;
 
 use crate::cluster::{Cluster, FOUNDER};
 use crate::disk::Ending;
-use crate::invariants::{claims, copies, events, liveness, patients, retrieval, tokens};
+use crate::invariants::{claims, copies, events, liveness, outbox, patients, retrieval, tokens};
 use crate::plan::{Fault, Faults, Plan, Settings};
 use crate::rng::Rng;
 use crate::trace::Trace;
@@ -149,6 +149,7 @@ async fn play(cluster: Arc<Cluster>) -> Duration {
         tokio::time::sleep_until(world.instant(until)).await;
     }
     world.event(0, format_args!("the faults are over"));
+    nemesis::upgrade::is_done(&cluster).await;
     if world.is_violated() {
         return Duration::ZERO;
     }
@@ -175,12 +176,19 @@ async fn finish(cluster: &Arc<Cluster>, clients: workload::Clients) -> Duration 
         cluster.world.sometimes("a site stayed away while the others finished");
         cluster.let_up(slot);
     }
+    outbox::all_are_sent(cluster).await;
+    for client in &clients.apart {
+        client.abort();
+    }
     copies::all_are_made(cluster).await;
     retrieval::everything_is_there(cluster).await;
     liveness::replicas_converge(cluster, cluster.count()).await;
+    cluster.watch.outbox.check_all(cluster).await;
     for running in cluster.all_running() {
         cluster.watch.finality.check(&running, true);
         cluster.watch.course.check(&running, true);
+        cluster.watch.outbox.check(&running, true);
+        cluster.watch.steps.check(&running, true);
         cluster.watch.audit.check(&running);
         cluster.watch.events.check_all(&running);
         patients::check(cluster, &running, true);
@@ -199,6 +207,8 @@ pub(crate) async fn look_around(cluster: Arc<Cluster>) {
         for running in cluster.all_running() {
             cluster.watch.finality.check(&running, false);
             cluster.watch.course.check(&running, false);
+            cluster.watch.outbox.check(&running, false);
+            cluster.watch.steps.check(&running, false);
             cluster.watch.audit.check(&running);
             patients::check(&cluster, &running, false);
             cluster.watch.replicas.compare(&running);

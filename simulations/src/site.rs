@@ -101,6 +101,10 @@ async fn start(cluster: &Arc<Cluster>, owner: Owner) -> Result<Running, Failed> 
     let member = Member::new(identity, mesh, membership.clone());
     let (wires, endpoint) = reach(cluster, owner, &member, &membership, &clock).map_err(|error| Failed::of(&error))?;
     let shutdown = CancellationToken::new();
+    if cluster.plan.mutant == Some(Mutant::OutboxForgotten) {
+        // There is none before there is something to keep.
+        let _ = host.disk.remove("outbox/journal").await;
+    }
     let node = Site::open(settings, member, host, wires, shutdown.clone()).await.map_err(|error| match &error {
         StartFailure::Images(OpenError::Version { .. }) | StartFailure::LogLost => Failed::Refuses(error.to_string()),
         StartFailure::Raft(StartError::Log(LogError::Io(_)) | StartError::State(_) | StartError::Raft(_))

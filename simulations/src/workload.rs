@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use maillage_consensus::Outcome;
 use maillage_consensus::command::Command;
+use maillage_consensus::exam::Claim;
 use maillage_consensus::ids::{CommandId, Name};
 use maillage_consensus::raft::ProposeError;
 use tokio::task::JoinHandle;
@@ -14,10 +15,12 @@ use tokio::task::JoinHandle;
 mod afterwards;
 mod desk;
 pub(crate) mod dicom;
+mod glass;
 mod hospital;
 pub(crate) mod http;
 pub(crate) mod images;
 mod reader;
+mod steps;
 
 use crate::cluster::Cluster;
 use crate::invariants::instances::Acknowledged;
@@ -28,17 +31,24 @@ const BY_HTTP: f64 = 0.6;
 /// Between two tries of one command.
 const RETRY_MS: (u64, u64) = (50, 1_000);
 
+/// Readers of a site with this number or a higher one tell of nothing themselves: see `witness`.
+const APART: u32 = 90;
+/// Readers' numbers of each site.
+const READERS: u32 = 100;
+
 /// The clients of all sites.
 pub(crate) struct Clients {
     /// Hospitals and scanners by slot: they end soon after work does.
     pub(crate) senders: Vec<(u32, JoinHandle<()>)>,
     /// Readers and desks never end.
     pub(crate) readers: Vec<JoinHandle<()>>,
+    /// Those whose site may be away for longer than that: they never end, either.
+    pub(crate) apart: Vec<JoinHandle<()>>,
 }
 
 /// Starts the clients of every site.
 pub(crate) fn start(cluster: &Arc<Cluster>) -> Clients {
-    let mut clients = Clients { senders: Vec::new(), readers: Vec::new() };
+    let mut clients = Clients { senders: Vec::new(), readers: Vec::new(), apart: Vec::new() };
     for slot in cluster.slots() {
         let rng = |name: &str| Rng::stream(cluster.plan.seed, &format!("{name} {slot}"));
         let hospital = hospital::run(Arc::clone(cluster), slot, rng("hospital"));
@@ -46,12 +56,40 @@ pub(crate) fn start(cluster: &Arc<Cluster>) -> Clients {
         let scanner = images::run(Arc::clone(cluster), slot, rng("images"));
         clients.senders.push((slot, maillage_host::spawn(scanner)));
         clients.readers.push(maillage_host::spawn(desk::run(Arc::clone(cluster), slot, rng("desk"))));
+        clients.apart.push(maillage_host::spawn(glass::run(Arc::clone(cluster), slot, rng("glass"))));
+        clients.apart.push(maillage_host::spawn(steps::run(Arc::clone(cluster), slot, rng("steps"))));
         for number in 1..=cluster.plan.readers_per_site {
             let reader = reader::Reader::new(Arc::clone(cluster), slot, number, rng(&format!("reader {number}")));
             clients.readers.push(maillage_host::spawn(reader.run()));
         }
     }
     clients
+}
+
+/// A user's number, from the name.
+pub(crate) fn number_of(user: &Name) -> u32 {
+    user.as_str().strip_prefix("reader-").and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+/// Whether what this user does is seen by the witness alone.
+pub(crate) fn is_apart(user: &Name) -> bool {
+    number_of(user) % READERS >= APART
+}
+
+/// The command that made a claim, or the number in the Transaction UID that its client chose.
+pub(crate) fn command_of(claim: &Claim) -> u128 {
+    transaction(claim.transaction_uid.as_str())
+}
+
+/// The number in a UID below 2.25; zero if it is none.
+pub(crate) fn transaction(uid: &str) -> u128 {
+    uid.strip_prefix("2.25.").and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+/// A fresh id, from a client's own stream.
+fn new_id(rng: &mut Rng) -> CommandId {
+    let id = u128::from(rng.next()) << 64 | u128::from(rng.next());
+    CommandId(uuid::Uuid::from_u128(id))
 }
 
 /// A hospital sends again what was lost with the node of `slot`, until the new one has it.
@@ -108,8 +146,7 @@ impl Sender {
 
     /// A fresh id, from this client's own stream.
     pub(crate) fn new_id(&mut self) -> CommandId {
-        let id = u128::from(self.rng.next()) << 64 | u128::from(self.rng.next());
-        CommandId(uuid::Uuid::from_u128(id))
+        new_id(&mut self.rng)
     }
 
     /// Sends `command` until it is answered, or `patience` ends.
@@ -154,12 +191,15 @@ impl Sender {
         if let Some(request) = by_http {
             let answered = http::ask(&self.cluster, &running, limit, request).await;
             let means = answered.map(|answered| http::outcome(&command, &answered));
+            if let (Some(http::Means::Kept), Command::Complete { exam, report, .. }) = (&means, &command) {
+                self.cluster.watch.outbox.kept(self.slot, exam.0, report.as_str());
+            }
             return Some(match means {
                 // It may be anywhere up to the newest entry that any node has.
                 Some(http::Means::Outcome(outcome)) => Tried::Given(self.cluster.newest_index(), outcome),
                 Some(http::Means::NotNow) => Tried::Refused("a request was refused for now"),
                 Some(http::Means::Wrong(why)) => Tried::Wrong(why),
-                Some(http::Means::Unknown) | None => Tried::Unknown,
+                Some(http::Means::Kept | http::Means::Unknown) | None => Tried::Unknown,
             });
         }
         let user = self.user.clone();

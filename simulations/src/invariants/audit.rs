@@ -17,6 +17,7 @@ const PAGE: usize = 512;
 /// Tags of keys, as persisted: kept outcomes, the mesh, and the entries of the trail.
 const OUTCOME: u8 = 0x40;
 const ENTRY: u8 = 0x50;
+const CHAIN: u8 = 0x51;
 
 #[derive(Default)]
 struct Known {
@@ -73,6 +74,11 @@ pub(crate) fn is_repeat(transaction: &Transaction<'_>, command: &[u8]) -> bool {
     let Ok(envelope) = Envelope::decode(command) else { return false };
     let key = [&[OUTCOME], envelope.id.0.as_bytes().as_slice()].concat();
     matches!(transaction.get(&key), Ok(Some(_)))
+}
+
+/// Whether there is a trail: the first format has none.
+pub(crate) fn has_begun(transaction: &Transaction<'_>) -> bool {
+    matches!(transaction.get(&[CHAIN]), Ok(Some(_)))
 }
 
 /// Whether the command at `index` is in the trail.

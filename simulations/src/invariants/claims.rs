@@ -1,6 +1,6 @@
 //! I1: what clients were told of each exam is linearizable.
 
-use crate::history::{Act, Claimed, History, Shown, Told};
+use crate::history::{Act, Claimed, History, Mended, Shown, Told};
 use crate::wgl::{Model, Verdict, check};
 use crate::world::World;
 
@@ -52,6 +52,7 @@ impl Model for ExamModel {
                     None => vec![if held { ExamState::Claimed(*by) } else { state.clone() }],
                 }
             }
+            Act::Glass { by, reports, told } => glass(state, by, *reports, *told),
             Act::Release { claim, done, .. } => end(state, *claim, *done, ExamState::Waiting),
             Act::Complete { claim, done, .. } => end(state, *claim, *done, ExamState::Reported),
             Act::Read(shown) => {
@@ -71,6 +72,25 @@ impl Model for ExamModel {
                 other => vec![other.clone()],
             },
         }
+    }
+}
+
+/// What was done by break glass is told to the mesh.
+fn glass(state: &ExamState, by: &Claimed, reports: bool, told: Option<Mended>) -> Vec<ExamState> {
+    let theirs = matches!(state, ExamState::Claimed(held) if held.user == by.user && held.site == by.site);
+    let accepts = theirs || *state == ExamState::Waiting;
+    let next = match (reports, state) {
+        (true, _) => ExamState::Reported,
+        (false, ExamState::Waiting) => ExamState::Claimed(*by),
+        (false, held) => held.clone(),
+    };
+    match told {
+        Some(Mended::Holds) if *state == ExamState::Waiting || state.is_held_by(by.command) => vec![next],
+        Some(Mended::Reported) if accepts => vec![next],
+        // An exam that was cancelled waits for nobody, though here it seems to.
+        Some(Mended::SecondRead) if !theirs => vec![state.clone()],
+        Some(_) => Vec::new(),
+        None => vec![if accepts { next } else { state.clone() }],
     }
 }
 
@@ -157,6 +177,21 @@ mod tests {
         };
         assert_eq!(verdict(&history(complete(1, false), complete(2, true))), Verdict::Linearizable);
         assert!(matches!(verdict(&history(complete(1, true), complete(2, false))), Verdict::Violation { .. }));
+    }
+
+    #[test]
+    fn a_break_glass_is_accepted_where_nobody_else_has_the_exam_and_a_second_read_elsewhere() {
+        let by = Claimed { command: 7, user: 7, site: 2, session: None };
+        let glass = |reports, told| Act::Glass { by, reports, told: Some(told) };
+        let held = (1, Some(2), claim(1, GRANTED));
+        let complete = |claim| Act::Complete { claim, token: 9, done: Some(true) };
+        assert_eq!(verdict(&[(1, Some(2), glass(true, Mended::Reported))]), Verdict::Linearizable);
+        assert_eq!(verdict(&[held, (3, Some(4), glass(true, Mended::SecondRead))]), Verdict::Linearizable);
+        let overwritten = [held, (3, Some(4), glass(true, Mended::Reported)), (5, Some(6), complete(1))];
+        assert!(matches!(verdict(&overwritten), Verdict::Violation { .. }));
+        let goes_on = [(1, Some(2), glass(false, Mended::Holds)), (3, Some(4), complete(7))];
+        assert_eq!(verdict(&goes_on), Verdict::Linearizable);
+        assert!(matches!(verdict(&[held, goes_on[1]]), Verdict::Violation { .. }), "of a claim that never was");
     }
 
     #[test]

@@ -110,6 +110,8 @@ pub(super) fn of_command(id: CommandId, user: &Name, command: &Command) -> Optio
 /// What an answer means.
 pub(super) enum Means {
     Outcome(Outcome),
+    /// Kept by that node's outbox, and not committed yet.
+    Kept,
     /// Refused before it was proposed.
     NotNow,
     Unknown,
@@ -123,7 +125,10 @@ pub(super) fn outcome(command: &Command, answered: &Answered) -> Means {
     let code = said["code"].as_str().unwrap_or_default();
     let number = |value: &Value| value.as_u64().or_else(|| value.as_str()?.parse().ok()).unwrap_or_default();
     if answered.status == 202 {
-        // Kept by that node's outbox, and not committed yet.
+        return Means::Kept;
+    }
+    if said["queued"] == false && !said["report"].is_number() {
+        // That outbox has sent it meanwhile: what the mesh made of it is answered to a repeat.
         return Means::Unknown;
     }
     if answered.status.is_success() {

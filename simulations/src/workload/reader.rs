@@ -11,7 +11,7 @@ use maillage_consensus::order::Reader as Profile;
 use maillage_consensus::{Outcome, Refusal, View};
 
 use super::afterwards::{AFTERWARDS, Afterwards};
-use super::{Answer, Sender};
+use super::{Answer, Sender, command_of, number_of};
 use crate::cluster::Cluster;
 use crate::history::{Act, Claimed, Shown, Told};
 use crate::invariants::course::Kept;
@@ -52,16 +52,6 @@ pub(crate) struct Reader {
     user: u32,
     held: Option<Held>,
     reports: u64,
-}
-
-/// A user's number, from the name.
-fn number_of(user: &Name) -> u32 {
-    user.as_str().strip_prefix("reader-").and_then(|number| number.parse().ok()).unwrap_or(0)
-}
-
-fn command_of(claim: &Claim) -> u128 {
-    let number = claim.transaction_uid.as_str().strip_prefix("2.25.");
-    number.and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
 impl Reader {

@@ -215,3 +215,19 @@ fn a_subscription_begins_at_its_command_and_keeps_that_when_it_is_made_again() {
     assert_eq!(bench.run(PARIS, unsubscribe(None)), Outcome::Refused(Refusal::NoSuchWorkitem));
     assert_eq!(bench.view(|view| view.subscriptions()).len(), 1);
 }
+
+#[test]
+fn an_update_repeated_at_a_later_time_is_the_same_command() {
+    const MODIFIED: u32 = 0x0040_4010;
+    let mut bench = Bench::founded();
+    let exam = created(&mut bench);
+    bench.run(PARIS, change(exam, 1, "1.2.9", WorkitemState::InProgress));
+    let id = CommandId::random();
+    let at = |time: &str, label: &str| update(exam, "1.2.9", &[(LABEL, label), (MODIFIED, time)]);
+    assert_eq!(bench.run_as(id, PARIS, at("1", "\"neck\"")), Outcome::Done);
+    assert_eq!(bench.run_as(id, PARIS, at("2", "\"neck\"")), Outcome::Done);
+    let kept = bench.view(|view| view.workitem(exam, 1)).expect("there").step.attributes;
+    assert_eq!(kept, attributes(&[(LABEL, "\"neck\""), (MODIFIED, "1")]), "it took effect once");
+    let other = at("2", "\"knee\"");
+    assert_eq!(bench.run_as(id, PARIS, other), Outcome::Refused(Refusal::OtherCommand));
+}
