@@ -276,7 +276,7 @@ def completing(a, b):
     assert said.PerformedWorkitemCodeSequence[0].CodeValue == "110005"
     assert said.PerformedProcedureStepStartDateTime <= said.PerformedProcedureStepEndDateTime
     assert "OutputInformationSequence" in said and len(said.ActualHumanPerformersSequence) == 1
-    a.act(uid, 2, item(), 0xC311, context=WATCH)
+    a.act(uid, 2, None, 0xC311, context=WATCH)
     done("completed by its report, with all that a final state needs")
 
 
@@ -284,8 +284,8 @@ def cancelling(a, b):
     uid = a.create(step("Cancel"))
     a.act(uid, 2, item(ReasonForCancellation="not needed"), context=PUSH)
     assert b.get(uid).ProcedureStepState == "CANCELED"
-    b.act(uid, 2, item(), 0xB304, context=WATCH)
-    b.act(generate_uid(), 2, item(), 0xC307, context=WATCH)
+    b.act(uid, 2, None, 0xB304, context=WATCH)
+    b.act(generate_uid(), 2, None, 0xC307, context=WATCH)
     done("request to cancel")
 
 
@@ -293,7 +293,7 @@ def each_class_has_its_own_operations(a):
     uid = a.create(step("Classes"))
     a.act(uid, 1, item(ProcedureStepState="IN PROGRESS", TransactionUID=generate_uid()), 0x0123, context=WATCH)
     a.act(uid, 3, item(ReceivingAE="WATCHER", DeletionLock="FALSE"), 0x0123, context=PULL)
-    a.act(uid, 9, item(), 0x0123)
+    a.act(uid, 9, None, 0x0123)
     a.act(uid, 5, item(ReceivingAE="WATCHER"), 0xC314, context=WATCH)
     a.act(GLOBAL, 1, item(ProcedureStepState="IN PROGRESS", TransactionUID=generate_uid()), 0xC314)
     status, _ = a.assoc.send_n_set(item(ProcedureStepLabel="x"), PUSH, uid)
