@@ -10,6 +10,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use maillage_consensus::Queue;
 use maillage_consensus::raft::{LogError, StartError};
+use maillage_dicom::dimse::scp::ServiceHandler;
 use maillage_host::engine::FjallHome;
 use maillage_host::{Clock, Disk};
 use maillage_store::StoreConfig;
@@ -22,7 +23,7 @@ use crate::config::{Config, Settings};
 use crate::data_dir::{DataDir, Locked};
 use crate::exit::{ExitCode, Failure};
 use crate::site::{Host, Member, OpenJournalError, Site, StartFailure};
-use crate::{http, scp};
+use crate::{dimse, http, scp};
 
 /// Memory for the blocks of the replicated state that are read again and again.
 const STATE_CACHE_BYTES: u64 = 64 << 20;
@@ -148,7 +149,9 @@ async fn start_doors(site: &Site, doors: Doors, control: PathBuf, shutdown: &Can
     let (node, port) = (site.node(), site.dicom());
     let settings = scp::settings(node.config())?;
     let (handler, events) = (Arc::clone(port), Arc::clone(port));
-    site.run(maillage_dicom::dimse::scp::serve(doors.dicom, settings, handler, events, shutdown.clone()));
+    let services: Vec<Arc<dyn ServiceHandler>> = vec![Arc::new(dimse::Steps::new(node.clone()))];
+    site.run(maillage_dicom::dimse::scp::serve(doors.dicom, settings, handler, services, events, shutdown.clone()));
+    site.run(dimse::notify(node.clone(), shutdown.clone()));
     node.metrics().set_dicom_listening(true);
 
     let control = http::bind_control(&control).await?;

@@ -14,6 +14,7 @@ pub mod ae_title;
 pub mod attributes;
 pub mod dimse;
 mod element;
+pub mod json;
 pub mod part10;
 pub mod phantom;
 pub mod prescan;
