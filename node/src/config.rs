@@ -199,6 +199,8 @@ pub(crate) struct Storage {
     pub(crate) copies: u8,
     /// Time that a lost site has to come back before its copies are made anew, seconds.
     pub(crate) placement_grace_s: u64,
+    /// Time after which a storage commitment that is still pending has failed, seconds.
+    pub(crate) commitment_timeout_s: u64,
 }
 
 /// `[audit]`
@@ -263,7 +265,7 @@ impl Default for Config {
                 max_instance_mib: 1024,
                 quiet_seconds: 5,
             },
-            storage: Storage { reserve_mib: 1024, copies: 3, placement_grace_s: 600 },
+            storage: Storage { reserve_mib: 1024, copies: 3, placement_grace_s: 600, commitment_timeout_s: 24 * 3600 },
             audit: Audit { syslog: String::new() },
             log: Log { format: LogFormat::Text, filter: "info,openraft=warn,libp2p=warn".to_owned() },
         }

@@ -24,6 +24,7 @@ use crate::node::Node;
 mod api;
 mod app;
 mod body;
+mod commitment;
 mod cookie;
 mod dicomweb;
 mod extract;
@@ -109,6 +110,7 @@ fn routes() -> Router<App> {
         .nest("/api/v1", api::routes())
         .merge(page::routes())
         .merge(ups::routes())
+        .merge(commitment::routes())
         .route("/dicom-web/studies", post(stow::store))
         .route("/dicom-web/studies/{study}", get(dicomweb::study))
         .route("/dicom-web/studies/{study}/series/{series}", get(dicomweb::series))

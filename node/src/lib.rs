@@ -10,6 +10,7 @@ use clap::Parser as _;
 mod audit;
 mod cli;
 mod client;
+mod commitment;
 mod config;
 mod copies;
 mod data_dir;

@@ -29,6 +29,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::commitment::{self, Commitments};
 use crate::images::{Images, StoreSource};
 use crate::ingest::{Arrival, Ingest};
 use crate::links::MeshLinks;
@@ -136,6 +137,9 @@ pub enum StartFailure {
     /// What the outbox holds cannot be read.
     #[error(transparent)]
     Outbox(#[from] OpenJournalError),
+    /// The storage commitments under way cannot be read.
+    #[error("read commitment: {0}")]
+    Commitments(#[source] std::io::Error),
     /// What the data directory says of the mesh is no sense.
     #[error("mesh.json: {0}")]
     Mesh(String),
@@ -191,6 +195,7 @@ impl Site {
         // Before this site promises anything to others: a damaged outbox is somebody's to look at first.
         let owner = Owner { site: mesh.site_id, mesh: mesh_id };
         let outbox = Outbox::open(disk.clone(), owner, clock.clone()).await?;
+        let commitments = Commitments::open(disk.clone(), clock.clone()).await.map_err(StartFailure::Commitments)?;
         let raft = &config.raft;
         let group = Group::start(GroupConfig {
             node_id: mesh.site_id,
@@ -247,6 +252,7 @@ impl Site {
             ingest,
             metrics,
             outbox,
+            commitments,
             state_clock: StateClock::default(),
         };
         let inner = Inner {
@@ -273,6 +279,7 @@ impl Site {
         self.run(gather::run(node.clone(), arrivals, shutdown.clone()));
         self.run(copies::run(node.clone(), shutdown.clone()));
         self.run(copies::bring_claimed(node.clone(), shutdown.clone()));
+        self.run(commitment::run(node.clone(), shutdown.clone()));
         self.run(node.outbox().clone().keep(shutdown.clone()));
         self.run(outbox::send(node.clone(), shutdown.clone()));
         let (metrics, stopped) = (node.metrics().clone(), shutdown.clone());

@@ -36,6 +36,8 @@ pub struct Settings {
     pub syslog: Option<String>,
     /// The hospitals' group of its readers; empty for none.
     pub territory: String,
+    /// Further lines, each with the section that it stands in, as `[storage]`.
+    pub lines: Vec<(&'static str, String)>,
 }
 
 impl Default for Settings {
@@ -51,6 +53,7 @@ impl Default for Settings {
             format_max: None,
             syslog: None,
             territory: String::new(),
+            lines: Vec::new(),
         }
     }
 }
@@ -92,6 +95,10 @@ impl Settings {
         ];
         for (table, longer) in tables.into_iter().flatten() {
             text = text.replacen(table, &longer, 1);
+        }
+        for (section, line) in &self.lines {
+            assert!(text.contains(section), "the configuration has no section {section}");
+            text = text.replacen(&format!("{section}\n"), &format!("{section}\n{line}\n"), 1);
         }
         if self.callers.is_empty() {
             text.push_str("any_caller = true\n");

@@ -172,6 +172,9 @@ pub(crate) static SETTINGS: &[Setting] = &[
         "Copies of every image in the mesh, 1 to 7. Used by `maillage init` only, then set mesh-wide."),
     setting!(storage.placement_grace_s, Bare, None,
         "Time that a lost site has to come back before its copies are made elsewhere."),
+    setting!(storage.commitment_timeout_s, Bare, None,
+        "A sender that asks for storage commitment is told within this time; what is not on two zones by\n\
+         then has failed, and the sender keeps it."),
 
     setting!(audit.syslog, Text, None,
         "Send the whole mesh's audit trail there, as DICOM audit messages: \"udp://HOST:PORT\" or\n\

@@ -99,6 +99,8 @@ impl Problem {
         not_recorded: INSUFFICIENT_STORAGE, "not-recorded", "It cannot be recorded here, so nothing was done";
         /// Parts of one study name different patients.
         several_patients: CONFLICT, "several-patients", "The study names several patients";
+        /// The Transaction UID stands for another request.
+        transaction_used: CONFLICT, "transaction-used", "The transaction UID is already in use";
         /// What was asked for is no longer kept.
         gone: GONE, "gone", "What was asked for is no longer kept";
     }
