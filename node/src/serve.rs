@@ -148,7 +148,7 @@ async fn start_doors(site: &Site, doors: Doors, control: PathBuf, shutdown: &Can
     let (node, port) = (site.node(), site.dicom());
     let settings = scp::settings(node.config())?;
     let (handler, events) = (Arc::clone(port), Arc::clone(port));
-    site.run(maillage_dicom::dimse::scp::serve(doors.dicom, settings, handler, events, shutdown.clone()));
+    site.run(maillage_dicom::dimse::scp::serve(doors.dicom, settings, handler, Vec::new(), events, shutdown.clone()));
     node.metrics().set_dicom_listening(true);
 
     let control = http::bind_control(&control).await?;

@@ -3,6 +3,7 @@
 //! [`pdu`] and [`command`] encode and decode without doing I/O; [`scp`] receives, [`scu`] sends.
 
 pub mod command;
+pub mod operation;
 pub mod pdu;
 pub mod scp;
 pub mod scu;
@@ -10,5 +11,6 @@ pub mod sop_class;
 pub mod status;
 mod wire;
 
-pub use status::StoreStatus;
+pub use operation::Operation;
+pub use status::{Status, StoreStatus};
 pub use wire::WireError;

@@ -20,6 +20,20 @@ pub const C_STORE_RSP: u16 = 0x8001;
 pub const C_ECHO_RQ: u16 = 0x0030;
 /// C-ECHO-RSP as a command field.
 pub const C_ECHO_RSP: u16 = 0x8030;
+/// C-FIND-RQ as a command field.
+pub const C_FIND_RQ: u16 = 0x0020;
+/// N-EVENT-REPORT-RQ as a command field.
+pub const N_EVENT_REPORT_RQ: u16 = 0x0100;
+/// N-GET-RQ as a command field.
+pub const N_GET_RQ: u16 = 0x0110;
+/// N-SET-RQ as a command field.
+pub const N_SET_RQ: u16 = 0x0120;
+/// N-ACTION-RQ as a command field.
+pub const N_ACTION_RQ: u16 = 0x0130;
+/// N-CREATE-RQ as a command field.
+pub const N_CREATE_RQ: u16 = 0x0140;
+/// N-DELETE-RQ as a command field.
+pub const N_DELETE_RQ: u16 = 0x0150;
 /// C-CANCEL-RQ as a command field.
 pub const C_CANCEL_RQ: u16 = 0x0FFF;
 /// Set in the command field of every response.
@@ -33,6 +47,7 @@ const DATA_SET: u16 = 0x0000;
 const MEDIUM: u16 = 0;
 
 const AFFECTED_SOP_CLASS: Tag = Tag(0x0000, 0x0002);
+const REQUESTED_SOP_CLASS: Tag = Tag(0x0000, 0x0003);
 const COMMAND_FIELD: Tag = Tag(0x0000, 0x0100);
 const MESSAGE_ID: Tag = Tag(0x0000, 0x0110);
 const MESSAGE_ID_RESPONDED: Tag = Tag(0x0000, 0x0120);
@@ -41,6 +56,10 @@ const DATA_SET_TYPE: Tag = Tag(0x0000, 0x0800);
 const STATUS: Tag = Tag(0x0000, 0x0900);
 const ERROR_COMMENT: Tag = Tag(0x0000, 0x0902);
 const AFFECTED_SOP_INSTANCE: Tag = Tag(0x0000, 0x1000);
+const REQUESTED_SOP_INSTANCE: Tag = Tag(0x0000, 0x1001);
+const EVENT_TYPE: Tag = Tag(0x0000, 0x1002);
+const ATTRIBUTE_LIST: Tag = Tag(0x0000, 0x1005);
+const ACTION_TYPE: Tag = Tag(0x0000, 0x1008);
 const MOVE_ORIGINATOR: Tag = Tag(0x0000, 0x1030);
 const MOVE_ORIGINATOR_MESSAGE: Tag = Tag(0x0000, 0x1031);
 
@@ -59,6 +78,16 @@ pub struct Command {
     pub sop_class: Option<Uid>,
     /// Affected SOP Instance UID; what is wrong with it, if anything.
     pub sop_instance: Option<Result<Uid, UidError>>,
+    /// Requested SOP Class UID, of the operations on an instance that exists.
+    pub requested_class: Option<Uid>,
+    /// Requested SOP Instance UID; what is wrong with it, if anything.
+    pub requested_instance: Option<Result<Uid, UidError>>,
+    /// Event Type ID.
+    pub event_type: Option<u16>,
+    /// Action Type ID.
+    pub action_type: Option<u16>,
+    /// Attribute Identifier List: what an N-GET asks for; none is all.
+    pub attributes: Vec<Tag>,
     /// Status of a response.
     pub status: Option<u16>,
     /// Error Comment of a response.
@@ -108,6 +137,11 @@ impl Command {
                 STATUS => command.status = number(value)?,
                 AFFECTED_SOP_CLASS => command.sop_class = Uid::from_padded(value).ok(),
                 AFFECTED_SOP_INSTANCE => command.sop_instance = Some(Uid::from_padded(value)),
+                REQUESTED_SOP_CLASS => command.requested_class = Uid::from_padded(value).ok(),
+                REQUESTED_SOP_INSTANCE => command.requested_instance = Some(Uid::from_padded(value)),
+                EVENT_TYPE => command.event_type = number(value)?,
+                ACTION_TYPE => command.action_type = number(value)?,
+                ATTRIBUTE_LIST => command.attributes = tags(value)?,
                 ERROR_COMMENT => command.comment = Some(String::from_utf8_lossy(value).trim().to_owned()),
                 MOVE_ORIGINATOR => command.move_originator = AeTitle::from_padded(value).ok(),
                 MOVE_ORIGINATOR_MESSAGE => command.move_originator_message = number(value)?,
@@ -123,6 +157,17 @@ impl Command {
     pub fn echo(message_id: u16) -> Self {
         let sop_class = Some(Uid::VERIFICATION);
         Self { field: C_ECHO_RQ, message_id: Some(message_id), sop_class, ..Self::default() }
+    }
+
+    /// An N-EVENT-REPORT-RQ of an instance.
+    pub fn event_report(sop_class: Uid, sop_instance: Uid, event_type: u16) -> Self {
+        Self {
+            field: N_EVENT_REPORT_RQ,
+            sop_class: Some(sop_class),
+            sop_instance: Some(Ok(sop_instance)),
+            event_type: Some(event_type),
+            ..Self::default()
+        }
     }
 
     /// A C-STORE-RQ.
@@ -142,9 +187,11 @@ impl Command {
         Self {
             field: self.field | RESPONSE,
             responds_to: Some(self.message_id.unwrap_or(0)),
-            sop_class: self.sop_class.clone(),
+            sop_class: self.sop_class.clone().or_else(|| self.requested_class.clone()),
             // A broken one is not sent back.
-            sop_instance: self.sop_instance.clone().filter(Result::is_ok),
+            sop_instance: self.sop_instance.clone().or_else(|| self.requested_instance.clone()).filter(Result::is_ok),
+            event_type: self.event_type,
+            action_type: self.action_type,
             status: Some(status.code()),
             comment: Some(status.comment().to_owned()).filter(|comment| !comment.is_empty()),
             ..Self::default()
@@ -159,10 +206,13 @@ impl Command {
         if let Some(uid) = &self.sop_class {
             put_text(&mut out, AFFECTED_SOP_CLASS, uid.as_str(), 0);
         }
+        if let Some(uid) = &self.requested_class {
+            put_text(&mut out, REQUESTED_SOP_CLASS, uid.as_str(), 0);
+        }
         put(&mut out, COMMAND_FIELD, &self.field.to_le_bytes());
         put_number(&mut out, MESSAGE_ID, self.message_id);
         put_number(&mut out, MESSAGE_ID_RESPONDED, self.responds_to);
-        if self.field == C_STORE_RQ {
+        if matches!(self.field, C_STORE_RQ | C_FIND_RQ) {
             put(&mut out, PRIORITY, &MEDIUM.to_le_bytes());
         }
         let data_set_type = if self.has_data_set { DATA_SET } else { NO_DATA_SET };
@@ -174,6 +224,15 @@ impl Command {
         if let Some(Ok(uid)) = &self.sop_instance {
             put_text(&mut out, AFFECTED_SOP_INSTANCE, uid.as_str(), 0);
         }
+        if let Some(Ok(uid)) = &self.requested_instance {
+            put_text(&mut out, REQUESTED_SOP_INSTANCE, uid.as_str(), 0);
+        }
+        put_number(&mut out, EVENT_TYPE, self.event_type);
+        if !self.attributes.is_empty() {
+            let list: Vec<u8> = self.attributes.iter().flat_map(|tag| tag_bytes(*tag)).collect();
+            put(&mut out, ATTRIBUTE_LIST, &list);
+        }
+        put_number(&mut out, ACTION_TYPE, self.action_type);
         if let Some(originator) = &self.move_originator {
             put_text(&mut out, MOVE_ORIGINATOR, originator.as_str(), b' ');
         }
@@ -190,6 +249,20 @@ fn number(value: &[u8]) -> Result<Option<u16>, CommandError> {
         [] => Ok(None),
         _ => Err(CommandError::Broken),
     }
+}
+
+/// A list of tags, VR AT.
+fn tags(value: &[u8]) -> Result<Vec<Tag>, CommandError> {
+    let (pairs, rest) = value.as_chunks::<4>();
+    if !rest.is_empty() {
+        return Err(CommandError::Broken);
+    }
+    Ok(pairs.iter().map(|[a, b, c, d]| Tag(u16::from_le_bytes([*a, *b]), u16::from_le_bytes([*c, *d]))).collect())
+}
+
+fn tag_bytes(tag: Tag) -> [u8; 4] {
+    let ([a, b], [c, d]) = (tag.group().to_le_bytes(), tag.element().to_le_bytes());
+    [a, b, c, d]
 }
 
 fn put_number(out: &mut BytesMut, tag: Tag, number: Option<u16>) {
@@ -230,7 +303,18 @@ mod tests {
         };
         let refused = store.respond(&StoreStatus::out_of_resources("disk is full"));
         let echo = Command::echo(9);
-        for command in [store, refused, echo.respond(&StoreStatus::SUCCESS), echo] {
+        let get = Command {
+            field: N_GET_RQ,
+            message_id: Some(4),
+            requested_class: Some(uid("1.2.4")),
+            requested_instance: Some(Ok(uid("1.2.5"))),
+            attributes: vec![Tag(0x0074, 0x1000), Tag(0x0010, 0x0020)],
+            ..Command::default()
+        };
+        let event = Command { message_id: Some(5), ..Command::event_report(uid("1.2.4"), uid("1.2.5"), 3) };
+        assert_eq!(get.respond(&StoreStatus::SUCCESS).sop_instance, Some(Ok(uid("1.2.5"))));
+        assert_eq!(event.respond(&StoreStatus::SUCCESS).event_type, Some(3));
+        for command in [get, event, store, refused, echo.respond(&StoreStatus::SUCCESS), echo] {
             assert_eq!(Command::decode(&command.encode()), Ok(command));
         }
     }

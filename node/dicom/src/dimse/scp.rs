@@ -1,4 +1,5 @@
-//! The receiving side: C-ECHO and C-STORE as a service class provider (PS3.4 annexes A and B).
+//! The receiving side: C-ECHO and C-STORE as a service class provider (PS3.4 annexes A and B), and what
+//! a node's service handlers offer besides (PS3.7 section 10).
 //!
 //! One task accepts, one task a connection does everything else. A connection is a stranger until
 //! its A-ASSOCIATE-RQ is read and accepted: strangers are bounded apart from associations, and the
@@ -15,6 +16,7 @@ mod config;
 mod handler;
 mod negotiate;
 mod reject;
+mod service;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -29,11 +31,13 @@ use tokio_util::task::TaskTracker;
 use self::admission::Admission;
 use self::budget::Budget;
 
+pub use association::SERVICE_LEN_MAX;
 pub use config::{AddressRange, AddressRangeError, CalledPolicy, CallingPolicy, KnownPeer, ScpConfig};
 pub use handler::{
     AssociationEnd, AssociationInfo, AssociationSummary, BoxFuture, NoEvents, ScpEvents, StoreHandler, StoreRequest,
 };
 pub use reject::RejectReason;
+pub use service::{ServiceAnswer, ServiceHandler, ServiceRequest};
 
 /// Connections over the configured bounds that may exist while they are being turned away.
 const LEAVING_MAX: usize = 64;
@@ -44,6 +48,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 struct Shared {
     config: ScpConfig,
     handler: Arc<dyn StoreHandler>,
+    services: Vec<Arc<dyn ServiceHandler>>,
     events: Arc<dyn ScpEvents>,
     admission: Arc<Admission>,
     budget: Budget,
@@ -57,12 +62,14 @@ struct Shared {
 /// [`ScpConfig::shutdown_grace`], aborts the rest, and returns.
 ///
 /// `handler` is asked once for each instance that was received whole, and answers the sender when
-/// its future resolves; that future is dropped only when the grace is over. `events` is told what to
+/// its future resolves; that future is dropped only when the grace is over. `services` answer for their
+/// SOP classes, one operation of an association at a time. `events` is told what to
 /// count and to audit.
 pub async fn serve(
     listener: TcpListener,
     config: ScpConfig,
     handler: Arc<dyn StoreHandler>,
+    services: Vec<Arc<dyn ServiceHandler>>,
     events: Arc<dyn ScpEvents>,
     shutdown: CancellationToken,
 ) {
@@ -73,6 +80,7 @@ pub async fn serve(
         budget: Budget::new(config.in_flight_len_max),
         config,
         handler,
+        services,
         events,
         shutdown: shutdown.clone(),
         kill: CancellationToken::new(),

@@ -1,4 +1,5 @@
-//! The sending side: C-ECHO and C-STORE as a service class user.
+//! The calling side: C-ECHO and C-STORE as a service class user, and any operation of another service
+//! class, notifications by their provider among them.
 //!
 //! One presentation context is proposed for each pair of SOP class and transfer syntax, so that a
 //! data set is sent exactly as it is or not at all: an acceptor chooses one syntax of a context, and
@@ -13,19 +14,22 @@ use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::command::{C_ECHO_RSP, C_STORE_RSP, COMMAND_LEN_MAX, Command};
+use super::command::{C_ECHO_RSP, C_STORE_RSP, COMMAND_LEN_MAX, Command, RESPONSE};
 use super::pdu::{
     Abort, AssociateAc, AssociateRj, AssociateRq, CONTEXTS_MAX, ContextResult, PduKind, PdvHeader, ProposedContext,
-    RELEASE_RQ, UserInformation,
+    RELEASE_RQ, Role, UserInformation,
 };
-use super::status::StoreStatus;
-use super::wire::{Wire, WireError, WireLimits, command_pdus, fragment_len};
+use super::scp::SERVICE_LEN_MAX;
+use super::status::{Status, StoreStatus};
+use super::wire::{Wire, WireError, WireLimits, command_pdus, data_pdus, fragment_len};
 use crate::ae_title::AeTitle;
 use crate::part10::IMPLEMENTATION_VERSION;
 use crate::uid::Uid;
 
 /// Longest P-DATA-TF body that we receive: only responses come.
 const MAX_PDU: u32 = 64 << 10;
+/// Most bytes that the answers to one operation may have together: a C-FIND's 500 workitems have some 2 MB.
+const ANSWERS_LEN_MAX: usize = 64 << 20;
 /// Headers and fragments handed to the kernel at once.
 const FRAGMENTS_AT_ONCE: usize = 32;
 /// Bytes of the headers before a fragment.
@@ -111,7 +115,28 @@ impl Association {
         contexts: &[(Uid, Vec<Uid>)],
         timeouts: ScuTimeouts,
     ) -> Result<Self, ScuError> {
-        let request = request(calling, called, contexts)?;
+        Self::negotiated(addr, request(calling, called, contexts)?, timeouts).await
+    }
+
+    /// Connects as the provider of the SOP classes, who tells their users of events (PS3.7 annex D.3.3.4).
+    ///
+    /// # Errors
+    /// As [`Association::connect`]. A peer that does not answer about roles is taken to agree: many that
+    /// listen for reports do not know the item.
+    pub async fn connect_as_provider(
+        addr: SocketAddr,
+        calling: &AeTitle,
+        called: &AeTitle,
+        contexts: &[(Uid, Vec<Uid>)],
+        timeouts: ScuTimeouts,
+    ) -> Result<Self, ScuError> {
+        let mut request = request(calling, called, contexts)?;
+        let role = |(sop_class, _): &(Uid, Vec<Uid>)| Role { sop_class: sop_class.clone(), scu: false, scp: true };
+        request.user.roles = contexts.iter().map(role).collect();
+        Self::negotiated(addr, request, timeouts).await
+    }
+
+    async fn negotiated(addr: SocketAddr, request: AssociateRq, timeouts: ScuTimeouts) -> Result<Self, ScuError> {
         let stream = match timeout(timeouts.connect, TcpStream::connect(addr)).await {
             Ok(stream) => stream.map_err(ScuError::Connect)?,
             Err(_) => return Err(ScuError::TimedOut),
@@ -175,6 +200,65 @@ impl Association {
         let response = self.response(C_STORE_RSP, message_id).await?;
         let status = response.status.ok_or(ScuError::WrongResponse)?;
         Ok(StoreStatus::from_code(status, response.comment.unwrap_or_default()))
+    }
+
+    /// The transfer syntax in which the peer takes data sets of this SOP class, the first proposed of those
+    /// that it accepted.
+    pub fn transfer_syntax(&self, sop_class: &Uid) -> Option<&Uid> {
+        self.contexts.iter().find(|context| context.sop_class == *sop_class).map(|context| &context.transfer_syntax)
+    }
+
+    /// Any operation, in the context of `negotiated` that [`Association::transfer_syntax`] names. The answers
+    /// are the pending ones and the last, each with its data set.
+    ///
+    /// # Errors
+    /// When the peer accepted no such context, the connection breaks, or the answers are too long.
+    pub async fn perform(
+        &mut self,
+        negotiated: &Uid,
+        command: Command,
+        dataset: Option<Bytes>,
+    ) -> Result<Vec<(Command, Option<Bytes>)>, ScuError> {
+        let context_id = self.context(negotiated, None)?;
+        let message_id = self.message_id();
+        let command = Command { message_id: Some(message_id), has_data_set: dataset.is_some(), ..command };
+        let mut pdus = command_pdus(context_id, &command.encode(), self.peer_max);
+        if let Some(dataset) = dataset {
+            pdus.extend_from_slice(&data_pdus(context_id, &dataset, self.peer_max));
+        }
+        self.wire.write(&pdus).await?;
+        let (mut answers, mut len) = (Vec::new(), 0);
+        loop {
+            let answer = self.command(command.field | RESPONSE, message_id).await?;
+            let dataset = if answer.has_data_set { Some(self.data_set().await?) } else { None };
+            len += dataset.as_ref().map_or(0, Bytes::len);
+            let is_pending = matches!(answer.status, Some(0xFF00 | 0xFF01));
+            answers.push((answer, dataset));
+            if !is_pending {
+                return Ok(answers);
+            }
+            if len > ANSWERS_LEN_MAX {
+                return Err(ScuError::WrongResponse);
+            }
+        }
+    }
+
+    /// N-EVENT-REPORT of an instance: `sop_class` is the command's, which may differ from the context's.
+    ///
+    /// # Errors
+    /// As [`Association::perform`]. A refusal by the peer is a status, not an error.
+    pub async fn report_event(
+        &mut self,
+        negotiated: &Uid,
+        (sop_class, sop_instance): (Uid, Uid),
+        event_type: u16,
+        dataset: Bytes,
+    ) -> Result<Status, ScuError> {
+        let command = Command::event_report(sop_class, sop_instance, event_type);
+        let answers = self.perform(negotiated, command, Some(dataset)).await?;
+        let (answer, _) = answers.into_iter().next_back().ok_or(ScuError::WrongResponse)?;
+        let code = answer.status.ok_or(ScuError::WrongResponse)?;
+        Ok(Status::from_code(code, answer.comment.unwrap_or_default()))
     }
 
     /// Ends the association in good order.
@@ -252,7 +336,29 @@ impl Association {
         }
     }
 
+    /// A response without a data set.
     async fn response(&mut self, field: u16, message_id: u16) -> Result<Command, ScuError> {
+        let response = self.command(field, message_id).await?;
+        if response.has_data_set { Err(ScuError::WrongResponse) } else { Ok(response) }
+    }
+
+    /// The data set of an answer.
+    async fn data_set(&mut self) -> Result<Bytes, ScuError> {
+        let mut bytes = BytesMut::new();
+        loop {
+            let pdv = self.wire.pdv().await?;
+            if pdv.is_command || bytes.len() + pdv.len > SERVICE_LEN_MAX {
+                return Err(ScuError::WrongResponse);
+            }
+            bytes.reserve(pdv.len);
+            self.wire.take(&mut bytes, pdv.len).await?;
+            if pdv.is_last {
+                return Ok(bytes.freeze());
+            }
+        }
+    }
+
+    async fn command(&mut self, field: u16, message_id: u16) -> Result<Command, ScuError> {
         self.wire.acknowledge_at_once();
         let header = self.wire.idle_header(self.response).await?;
         match header.kind {
@@ -276,7 +382,7 @@ impl Association {
             }
         }
         let response = Command::decode(&bytes).map_err(|_| ScuError::WrongResponse)?;
-        let answers = response.field == field && response.responds_to == Some(message_id) && !response.has_data_set;
+        let answers = response.field == field && response.responds_to == Some(message_id);
         if answers { Ok(response) } else { Err(ScuError::WrongResponse) }
     }
 }

@@ -1,10 +1,13 @@
-//! How a C-STORE ended, PS3.4 section B.2.3 and PS3.7 annex C.
+//! How an operation ended, PS3.7 annex C; for C-STORE PS3.4 section B.2.3 besides.
 
 use std::borrow::Cow;
 use std::fmt;
 
 /// Longest Error Comment (0000,0902), a long string: PS3.5 section 6.2.
 pub const COMMENT_LEN_MAX: usize = 64;
+
+/// The answer to an operation other than C-STORE. The codes mean what its service class says.
+pub type Status = StoreStatus;
 
 /// The answer to a C-STORE: a code and, unless it is success, a comment for the sender's operator.
 /// No patient data goes into a comment.
@@ -54,6 +57,11 @@ impl StoreStatus {
     pub fn not_authorized(comment: impl Into<Cow<'static, str>>) -> Self {
         Self::from_code(0x0124, comment)
     }
+
+    /// FF00: matches are continuing.
+    pub const PENDING: Self = Self { code: 0xFF00, comment: Cow::Borrowed("") };
+    /// FE00: matching ended because the requestor cancelled it.
+    pub const CANCELLED: Self = Self { code: 0xFE00, comment: Cow::Borrowed("") };
 
     /// Any code. The comment is cut to [`COMMENT_LEN_MAX`] characters, those that a long string
     /// does not allow replaced.

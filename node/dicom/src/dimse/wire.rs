@@ -139,6 +139,20 @@ impl Wire {
         Ok(())
     }
 
+    /// Whether something has come that was not read yet, without waiting for it.
+    pub(crate) fn has_input(&mut self) -> Result<bool, WireError> {
+        if !self.buffer.is_empty() {
+            return Ok(true);
+        }
+        self.buffer.reserve(self.buffer_len);
+        match self.stream.try_read_buf(&mut self.buffer) {
+            Ok(0) => Err(WireError::Closed),
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Reads a PDU's header; what is no PDU is known by its first byte.
     pub(crate) async fn header(&mut self) -> Result<PduHeader, WireError> {
         if self.buffer.is_empty() {
@@ -321,13 +335,22 @@ impl Wire {
 
 /// Splits a command set into P-DATA-TFs of at most `peer_max` bytes (0: unlimited).
 pub(crate) fn command_pdus(context_id: u8, command: &[u8], peer_max: u32) -> BytesMut {
+    pdus(context_id, true, command, peer_max)
+}
+
+/// The same for a short data set.
+pub(crate) fn data_pdus(context_id: u8, dataset: &[u8], peer_max: u32) -> BytesMut {
+    pdus(context_id, false, dataset, peer_max)
+}
+
+fn pdus(context_id: u8, is_command: bool, bytes: &[u8], peer_max: u32) -> BytesMut {
     let step = fragment_len(peer_max);
-    let mut pdus = BytesMut::with_capacity(command.len() + 64);
-    let mut rest = command;
+    let mut pdus = BytesMut::with_capacity(bytes.len() + 64);
+    let mut rest = bytes;
     loop {
         let (part, after) = rest.split_at(rest.len().min(step));
         let is_last = after.is_empty();
-        let header = PdvHeader { context_id, is_command: true, is_last, len: part.len() };
+        let header = PdvHeader { context_id, is_command, is_last, len: part.len() };
         pdus.put_slice(&header.encode_alone());
         pdus.put_slice(part);
         if is_last {

@@ -9,4 +9,5 @@ mod part10;
 mod peer;
 mod phantom;
 mod prescan;
+mod services;
 mod storing;

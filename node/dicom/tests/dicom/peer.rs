@@ -5,18 +5,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use maillage_dicom::dimse::StoreStatus;
 use maillage_dicom::dimse::command::Command;
 use maillage_dicom::dimse::pdu::{AssociateRq, PdvHeader, ProposedContext, UserInformation};
 use maillage_dicom::dimse::scp::{
     AssociationEnd, AssociationInfo, AssociationSummary, BoxFuture, CallingPolicy, RejectReason, ScpConfig, ScpEvents,
-    StoreHandler, StoreRequest, serve,
+    ServiceAnswer, ServiceHandler, ServiceRequest, StoreHandler, StoreRequest, serve,
 };
 use maillage_dicom::dimse::scu::{Association, ScuError, ScuTimeouts};
+use maillage_dicom::dimse::{Operation, Status, StoreStatus};
 use maillage_dicom::{AeTitle, Uid};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -50,6 +50,46 @@ impl StoreHandler for Recorder {
             }
             lock(&self.stored).push((request, dataset));
             StoreStatus::SUCCESS
+        })
+    }
+}
+
+/// The SOP class that [`Desk`] serves: Storage Commitment Push Model, of which the pre-scan knows nothing.
+pub(crate) const DESK: &str = "1.2.840.10008.1.20.1";
+
+/// Serves one SOP class: says back what it was asked, finds what a C-FIND's data set is long.
+pub(crate) struct Desk([Uid; 1]);
+
+impl Desk {
+    fn new() -> Self {
+        Self([Uid::parse(DESK).expect("a uid")])
+    }
+}
+
+impl ServiceHandler for Desk {
+    fn sop_classes(&self) -> &[Uid] {
+        &self.0
+    }
+
+    fn perform(&self, request: ServiceRequest, matches: mpsc::Sender<Bytes>) -> BoxFuture<'_, ServiceAnswer> {
+        Box::pin(async move {
+            match request.operation {
+                Operation::Find => {
+                    for _ in 0..request.dataset.len() {
+                        if matches.send(request.dataset.clone()).await.is_err() {
+                            break;
+                        }
+                    }
+                    Status::SUCCESS.into()
+                }
+                Operation::Create => {
+                    let made = request.sop_instance.or_else(|| Uid::parse("1.2.3.4").ok());
+                    ServiceAnswer { sop_instance: made, ..Status::SUCCESS.into() }
+                }
+                Operation::Get => ServiceAnswer::with(request.dataset),
+                Operation::Action => Status::from_code(0xC300 + request.action_type.unwrap_or(0), "as asked").into(),
+                _ => Status::from_code(0x0211, "unrecognized operation").into(),
+            }
         })
     }
 }
@@ -101,7 +141,14 @@ impl Scp {
             echoes: Mutex::default(),
         });
         let (ears, shutdown) = (Arc::<Ears>::default(), CancellationToken::new());
-        let served = serve(listener, config, Arc::clone(&handler) as _, Arc::clone(&ears) as _, shutdown.clone());
+        let served = serve(
+            listener,
+            config,
+            Arc::clone(&handler) as _,
+            vec![Arc::new(Desk::new()) as _],
+            Arc::clone(&ears) as _,
+            shutdown.clone(),
+        );
         let task = maillage_host::spawn(served);
         Self { addr, handler, ears, shutdown, task }
     }

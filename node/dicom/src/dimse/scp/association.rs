@@ -1,5 +1,7 @@
 //! One connection, from its first byte to its last.
 
+mod service;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -13,10 +15,13 @@ use super::budget::Share;
 use super::negotiate::{self, Accepted, Context};
 use super::{AssociationEnd, AssociationInfo, AssociationSummary, RejectReason, Shared, StoreRequest};
 use crate::dimse::command::{C_CANCEL_RQ, C_ECHO_RQ, C_STORE_RQ, COMMAND_LEN_MAX, Command, RESPONSE};
+use crate::dimse::operation::Operation;
 use crate::dimse::pdu::{Abort, AssociateRq, PduError, PduKind, RELEASE_RP};
 use crate::dimse::status::StoreStatus;
 use crate::dimse::wire::{Wire, WireError, WireLimits, command_pdus};
 use crate::uid::Uid;
+
+pub use service::SERVICE_LEN_MAX;
 
 /// First guess of an instance's length: a compressed slice.
 const FIRST_GUESS_LEN: usize = 128 << 10;
@@ -100,7 +105,7 @@ async fn serve_association(
     request: AssociateRq,
     place: Place,
 ) {
-    let Accepted { answer, contexts } = negotiate::accept(&request, &shared.config);
+    let Accepted { answer, contexts } = negotiate::accept(&request, &shared.config, &shared.services);
     let info = AssociationInfo {
         calling_ae: request.calling,
         called_ae: request.called,
@@ -217,6 +222,10 @@ impl Association<'_> {
             return Err(PduError::ContextId.into());
         };
         let context = context.clone();
+        if let (Some(service), Some(operation)) = (context.service, Operation::of(command.field)) {
+            let handler = Arc::clone(&self.shared.services[service]);
+            return self.operate(&context, &command, operation, &handler).await;
+        }
         match command.field {
             C_ECHO_RQ => {
                 self.pass_over_data(&context, &command).await?;
@@ -263,10 +272,12 @@ impl Association<'_> {
                 self.pass_over_data(context, command).await?;
                 status
             }
-            Ok(request) => match self.data_set(context).await? {
+            Ok(request) => match self.data_set(context, self.shared.config.instance_len_max, self.guess).await? {
                 Received::Refused(status) => status,
                 Received::Whole(dataset, share) => {
                     self.summary.bytes += dataset.len() as u64;
+                    // A little more than last time: slices of a series differ by a few bytes.
+                    self.guess = (dataset.len() + dataset.len() / 64 + 64).min(GUESS_LEN_MAX);
                     let status = self.shared.handler.store(request, dataset).await;
                     drop(share);
                     status
@@ -283,8 +294,8 @@ impl Association<'_> {
 
     /// What the handler is told, or the status for a request that makes no sense (PS3.7 annex C).
     fn store_request(&self, context: &Context, command: &Command) -> Result<StoreRequest, StoreStatus> {
-        if context.abstract_syntax == Uid::VERIFICATION || command.sop_class.as_ref() != Some(&context.abstract_syntax)
-        {
+        let is_storage = context.service.is_none() && context.abstract_syntax != Uid::VERIFICATION;
+        if !is_storage || command.sop_class.as_ref() != Some(&context.abstract_syntax) {
             return Err(StoreStatus::from_code(0x0122, "sop class is not that of the presentation context"));
         }
         let Some(Ok(sop_instance)) = &command.sop_instance else {
@@ -306,16 +317,17 @@ impl Association<'_> {
         })
     }
 
-    /// Reads a data set into one contiguous buffer, paying for its memory as it grows.
-    async fn data_set(&mut self, context: &Context) -> Result<Received, WireError> {
+    /// Reads a data set of at most `len_max` bytes into one contiguous buffer, paying for its memory as it
+    /// grows; `guess` is how long it likely is.
+    async fn data_set(&mut self, context: &Context, len_max: usize, guess: usize) -> Result<Received, WireError> {
         let mut share = self.shared.budget.share();
         let mut bytes = BytesMut::new();
-        let mut capacity_wanted = self.guess;
+        let mut capacity_wanted = guess;
         loop {
             let pdv = self.wire.pdv().await?;
             check_data(pdv.is_command, pdv.context_id, context)?;
             let needed = bytes.len() + pdv.len;
-            if needed > self.shared.config.instance_len_max {
+            if needed > len_max {
                 self.reject(RejectReason::InstanceTooLong);
                 drop((bytes, share));
                 self.pass_over_rest(context, pdv.len, pdv.is_last).await?;
@@ -334,8 +346,6 @@ impl Association<'_> {
             }
             self.wire.take(&mut bytes, pdv.len).await?;
             if pdv.is_last {
-                // A little more than last time: slices of a series differ by a few bytes.
-                self.guess = (bytes.len() + bytes.len() / 64 + 64).min(GUESS_LEN_MAX);
                 return Ok(Received::Whole(bytes.freeze(), share));
             }
         }

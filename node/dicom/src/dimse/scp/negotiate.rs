@@ -1,8 +1,9 @@
 //! The answer to an A-ASSOCIATE-RQ: a pure function of the request, the address and the settings.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use super::{CallingPolicy, RejectReason, ScpConfig};
+use super::{CallingPolicy, RejectReason, ScpConfig, ServiceHandler};
 use crate::dimse::pdu::{AssociateAc, AssociateRq, ContextResult, NegotiatedContext, Role, UserInformation};
 use crate::dimse::sop_class::is_storage;
 use crate::part10::IMPLEMENTATION_VERSION;
@@ -14,6 +15,8 @@ pub(super) struct Context {
     pub(super) id: u8,
     pub(super) abstract_syntax: Uid,
     pub(super) transfer_syntax: Uid,
+    /// The place of its handler among the services; `None` is verification or storage.
+    pub(super) service: Option<usize>,
 }
 
 /// An acceptance and what it lets the peer do.
@@ -45,23 +48,32 @@ pub(super) fn admit(request: &AssociateRq, remote: IpAddr, config: &ScpConfig) -
     }
 }
 
-/// Negotiates. Of each context's transfer syntaxes the first is taken: it is the one in which the
-/// sender has its images, and nothing is transcoded on either side.
-pub(super) fn accept(request: &AssociateRq, config: &ScpConfig) -> Accepted {
+/// Negotiates. Of each storage context's transfer syntaxes the first is taken: it is the one in which the
+/// sender has its images, and nothing is transcoded on either side. A service's answers are written here,
+/// so of its contexts the first is taken that we write.
+pub(super) fn accept(request: &AssociateRq, config: &ScpConfig, services: &[Arc<dyn ServiceHandler>]) -> Accepted {
     let mut accepted = Vec::new();
     let mut answers = Vec::with_capacity(request.contexts.len());
     for proposed in &request.contexts {
-        let supported = proposed.abstract_syntax == Uid::VERIFICATION
+        let service = services.iter().position(|service| service.sop_classes().contains(&proposed.abstract_syntax));
+        let supported = service.is_some()
+            || proposed.abstract_syntax == Uid::VERIFICATION
             || is_storage(&proposed.abstract_syntax, config.private_storage);
-        let transfer_syntax = proposed.transfer_syntaxes.first().filter(|_| supported).cloned();
+        let speaks = |syntax: &&Uid| service.is_none() || [Uid::EXPLICIT_LE, Uid::IMPLICIT_LE].contains(*syntax);
+        let transfer_syntax = proposed.transfer_syntaxes.iter().find(speaks).filter(|_| supported).cloned();
         if let Some(transfer_syntax) = &transfer_syntax {
             accepted.push(Context {
                 id: proposed.id,
                 abstract_syntax: proposed.abstract_syntax.clone(),
                 transfer_syntax: transfer_syntax.clone(),
+                service,
             });
         }
-        let result = if supported { ContextResult::Accepted } else { ContextResult::AbstractSyntax };
+        let result = match (supported, &transfer_syntax) {
+            (false, _) => ContextResult::AbstractSyntax,
+            (true, None) => ContextResult::TransferSyntaxes,
+            (true, Some(_)) => ContextResult::Accepted,
+        };
         answers.push(NegotiatedContext { id: proposed.id, result, transfer_syntax });
     }
     let user = UserInformation {
