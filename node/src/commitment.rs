@@ -11,22 +11,28 @@
 //!                                                       \-> settled (durable) -> report, GET
 //! ```
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use maillage_dicom::Uid;
+use maillage_dicom::dimse::scp::EventLine;
 use maillage_host::{Clock, Disk, UnixMillis};
 use tokio::sync::watch;
 
 mod book;
+mod dimse;
 mod judge;
 mod record;
+mod report;
 mod round;
 
 use book::Book;
+pub(crate) use dimse::Desk;
 pub(crate) use record::{Reference, Requester, Transaction};
 #[cfg(test)]
 pub(crate) use record::{Settled, reason};
+pub(crate) use report::run as report;
 pub(crate) use round::run;
 
 /// The most instances of one transaction: some ten of the longest CT studies.
@@ -59,7 +65,9 @@ pub(crate) struct Commitments(Arc<Shared>);
 struct Shared {
     book: tokio::sync::Mutex<Book>,
     /// What `book` holds, for whoever only looks: never held across a write to the disk.
-    seen: Mutex<std::collections::BTreeMap<Uid, Transaction>>,
+    seen: Mutex<BTreeMap<Uid, Transaction>>,
+    /// Associations on which results may be told, with the transfer syntax of their contexts.
+    lines: Mutex<BTreeMap<Uid, (EventLine, Uid)>>,
     clock: Clock,
     /// Rises with every change of any transaction.
     changes: watch::Sender<u64>,
@@ -82,6 +90,7 @@ impl Commitments {
         let shared = Shared {
             book: tokio::sync::Mutex::new(book),
             seen: Mutex::new(seen),
+            lines: Mutex::default(),
             clock,
             changes: watch::Sender::new(0),
         };
@@ -142,6 +151,19 @@ impl Commitments {
         self.0.changes.subscribe()
     }
 
+    /// Remembers the association on which a transaction is asked for.
+    fn keep_line(&self, uid: &Uid, line: EventLine, transfer_syntax: Uid) {
+        let mut lines = self.0.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.retain(|_, (line, _)| !line.is_closed());
+        lines.insert(uid.clone(), (line, transfer_syntax));
+    }
+
+    /// The association on which a transaction was asked for, once, if it is still open.
+    fn take_line(&self, uid: &Uid) -> Option<(EventLine, Uid)> {
+        let mut lines = self.0.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.remove(uid).filter(|(line, _)| !line.is_closed())
+    }
+
     /// Transactions for which `wanted` says so, in the order of their UIDs.
     fn select(&self, wanted: impl Fn(&Transaction) -> bool) -> Vec<Transaction> {
         self.seen().values().filter(|one| wanted(one)).cloned().collect()
@@ -175,7 +197,7 @@ impl Commitments {
         Ok(())
     }
 
-    fn seen(&self) -> MutexGuard<'_, std::collections::BTreeMap<Uid, Transaction>> {
+    fn seen(&self) -> MutexGuard<'_, BTreeMap<Uid, Transaction>> {
         self.0.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -169,6 +169,8 @@ pub(crate) struct Dicom {
     pub(crate) check_called: bool,
     /// Who may send.
     pub(crate) callers: Vec<Caller>,
+    /// Whom this node calls: by their titles, where they listen.
+    pub(crate) peers: Vec<DicomPeer>,
     /// Whether anybody may send.
     pub(crate) any_caller: bool,
     /// Associations open at once.
@@ -188,6 +190,18 @@ pub(crate) struct Caller {
     /// Where it calls from; anywhere when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) address: Option<Network>,
+}
+
+/// One of `[[dicom.peers]]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DicomPeer {
+    /// Its title.
+    pub(crate) ae_title: AeTitle,
+    /// Its name or address.
+    pub(crate) host: String,
+    /// Its port.
+    pub(crate) port: u16,
 }
 
 /// `[storage]`
@@ -260,6 +274,7 @@ impl Default for Config {
                 ae_title: settings::default_ae_title(),
                 check_called: true,
                 callers: Vec::new(),
+                peers: Vec::new(),
                 any_caller: false,
                 max_associations: 64,
                 max_instance_mib: 1024,

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use maillage_consensus::Queue;
 use maillage_consensus::raft::{LogError, StartError};
+use maillage_dicom::dimse::scp::ServiceHandler;
 use maillage_host::engine::FjallHome;
 use maillage_host::{Clock, Disk};
 use maillage_store::StoreConfig;
@@ -18,6 +19,7 @@ use maillage_transport::{Endpoint, EndpointConfig, Identity, Membership, Socket}
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::commitment;
 use crate::config::{Config, Settings};
 use crate::data_dir::{DataDir, Locked};
 use crate::exit::{ExitCode, Failure};
@@ -148,7 +150,8 @@ async fn start_doors(site: &Site, doors: Doors, control: PathBuf, shutdown: &Can
     let (node, port) = (site.node(), site.dicom());
     let settings = scp::settings(node.config())?;
     let (handler, events) = (Arc::clone(port), Arc::clone(port));
-    site.run(maillage_dicom::dimse::scp::serve(doors.dicom, settings, handler, Vec::new(), events, shutdown.clone()));
+    let services: Vec<Arc<dyn ServiceHandler>> = vec![commitment::Desk::new(node.commitments().clone())];
+    site.run(maillage_dicom::dimse::scp::serve(doors.dicom, settings, handler, services, events, shutdown.clone()));
     node.metrics().set_dicom_listening(true);
 
     let control = http::bind_control(&control).await?;

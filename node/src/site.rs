@@ -280,6 +280,7 @@ impl Site {
         self.run(copies::run(node.clone(), shutdown.clone()));
         self.run(copies::bring_claimed(node.clone(), shutdown.clone()));
         self.run(commitment::run(node.clone(), shutdown.clone()));
+        self.run(commitment::report(node.clone(), shutdown.clone()));
         self.run(node.outbox().clone().keep(shutdown.clone()));
         self.run(outbox::send(node.clone(), shutdown.clone()));
         let (metrics, stopped) = (node.metrics().clone(), shutdown.clone());

@@ -1,14 +1,21 @@
 //! Storage commitment: nobody is told that images are safe before two zones hold them.
 
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
 use maillage_dicom::Uid;
 use maillage_dicom::phantom::CtPhantom;
 use maillage_tests::http::Answer;
+use maillage_tests::study::CALLED;
 use maillage_tests::study::{file, retrieve};
-use maillage_tests::{Http, Mesh, Settings, Slices, until};
+use maillage_tests::{Http, Mesh, Ran, Settings, Slices, port, until};
 use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
 
+use crate::interop::{python, script};
 use crate::{binary, mesh};
 
 const DICOM_JSON: &str = "application/dicom+json";
@@ -165,4 +172,115 @@ async fn stow(http: Http, uid: &str, dataset: &[u8]) -> Answer {
     let headers = [("content-type", "multipart/related; type=\"application/dicom\"; boundary=b")];
     let sent = http.send(&hyper::Method::POST, "/dicom-web/studies", &headers, body).await;
     sent.unwrap_or_else(|error| panic!("{}", error.0))
+}
+
+/// The title of the application entity that asks by DIMSE.
+const ASKER: &str = "MODALITY";
+
+/// N-ACTION by pynetdicom, which then keeps its association for `wait` seconds or until it was told. What
+/// it printed.
+async fn ask_by_dimse(python: &Path, at: SocketAddr, transaction: &Uid, wait: u32, study: &Slices) -> Vec<Value> {
+    let mut command = Command::new(python);
+    command.arg(script("commit.py")).arg("ask").args([at.ip().to_string(), at.port().to_string()]);
+    command.args([CALLED, ASKER, transaction.as_str(), &wait.to_string(), CtPhantom::SOP_CLASS.as_str()]);
+    let ran = Ran::to_end(command.args(study.instances.keys())).await.ended(0);
+    ran.stdout.lines().map(|line| serde_json::from_str(line).expect("a JSON line")).collect()
+}
+
+/// A listener for results, by pynetdicom.
+struct Listener {
+    lines: Lines<BufReader<ChildStdout>>,
+    _child: Child,
+}
+
+impl Listener {
+    async fn start(python: &Path, at: SocketAddr) -> Self {
+        let mut command = Command::new(python);
+        command.arg(script("commit.py")).args(["listen", &at.port().to_string(), ASKER]);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true).spawn().expect("starts");
+        let lines = BufReader::new(child.stdout.take().expect("its output")).lines();
+        let mut listener = Self { lines, _child: child };
+        assert_eq!(listener.next().await, json!({ "listening": true }));
+        listener
+    }
+
+    async fn next(&mut self) -> Value {
+        let line = tokio::time::timeout(Duration::from_secs(60), self.lines.next_line()).await;
+        let line = line.expect("a line in time").expect("readable").expect("it runs");
+        serde_json::from_str(&line).expect("a JSON line")
+    }
+}
+
+fn told(transaction: &Uid, study: &Slices, on: &str) -> Value {
+    let committed: Vec<&String> = study.instances.keys().collect();
+    json!({ "event": 1, "transaction": transaction.as_str(), "committed": committed, "failed": {}, "on": on })
+}
+
+#[tokio::test]
+async fn a_modality_is_told_on_its_own_association_when_the_result_is_there() {
+    let Some(python) = python("pydicom, pynetdicom").await else { return };
+    let mesh = mesh(2).await;
+    let site = &mesh.sites[0];
+    let study = Slices::new("A1", "P1", 5);
+    study.send(site.dicom()).await;
+    let transaction = Uid::generate();
+    let lines = ask_by_dimse(&python, site.dicom(), &transaction, 40, &study).await;
+    let mut expected = told(&transaction, &study, "own");
+    assert_eq!(lines, [json!({ "status": 0 }), expected.clone()]);
+
+    // One that is not here is named with its reason, beside those that are safe.
+    let mut more = study.clone();
+    let unknown = Uid::generate().to_string();
+    more.instances.insert(unknown.clone(), Default::default());
+    let transaction = Uid::generate();
+    let lines = ask_by_dimse(&python, site.dicom(), &transaction, 40, &more).await;
+    expected["event"] = json!(2);
+    expected["transaction"] = json!(transaction.as_str());
+    expected["failed"][unknown] = json!(0x0112);
+    assert_eq!(lines[1..], [expected]);
+    let metrics = site.http().get("/metrics").await;
+    let metrics = String::from_utf8_lossy(&metrics.body).into_owned();
+    assert!(metrics.contains("maillage_commitments_total{outcome=\"acknowledged\"} 2"), "{metrics}");
+}
+
+#[tokio::test]
+async fn kill_9_between_the_answer_and_the_report_still_brings_the_report_once_the_modality_listens() {
+    let Some(python) = python("pydicom, pynetdicom").await else { return };
+    let listens = port::free();
+    let settings = move |_| Settings {
+        lines: vec![(
+            "[dicom]",
+            format!("peers = [{{ ae_title = \"{ASKER}\", host = \"localhost\", port = {} }}]", listens.port()),
+        )],
+        ..Settings::default()
+    };
+    let mut mesh = Mesh::start(binary(), 2, settings).await;
+    mesh.sites[1].kill();
+    let study = Slices::new("A1", "P1", 3);
+    study.send(mesh.sites[0].dicom()).await;
+    let transaction = Uid::generate();
+    let lines = ask_by_dimse(&python, mesh.sites[0].dicom(), &transaction, 0, &study).await;
+    assert_eq!(lines, [json!({ "status": 0 })], "taken, and nothing told while there is one copy");
+    mesh.sites[0].kill();
+    for site in &mut mesh.sites {
+        site.start();
+        site.ready().await;
+    }
+    // The result is found while nobody listens; it is told when somebody does, and not again.
+    let found = result(mesh.sites[0].http(), &transaction).await;
+    assert_eq!(count(&found, "00081199"), 3, "{found}");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    mesh.sites[0].kill();
+    mesh.sites[0].start();
+    let mut listener = Listener::start(&python, listens).await;
+    assert_eq!(listener.next().await, told(&transaction, &study, "new"));
+    until("the acknowledgement is recorded", async || {
+        mesh.sites[0].log().contains("outcome=\"acknowledged\"").then_some(())
+    })
+    .await;
+    mesh.sites[0].kill();
+    mesh.sites[0].start();
+    mesh.sites[0].ready().await;
+    let again = tokio::time::timeout(Duration::from_secs(5), listener.lines.next_line()).await;
+    assert!(again.is_err(), "told again: {again:?}");
 }

@@ -157,6 +157,9 @@ pub(crate) static SETTINGS: &[Setting] = &[
     setting!(dicom.callers, Tables, None,
         "Who may send, by AE title and, if given, from which address or range. Nobody by default.\n\
          callers = [{ ae_title = \"CT1\", address = \"10.1.0.0/16\" }, { ae_title = \"MR1\" }]"),
+    setting!(dicom.peers, Tables, None,
+        "Whom this node calls, by AE title: those that may be sent reports. Nobody by default.\n\
+         peers = [{ ae_title = \"RIS\", host = \"10.1.0.7\", port = 104 }]"),
     setting!(dicom.any_caller, Bare, None,
         "Let anybody send. For tests only."),
     setting!(dicom.max_associations, Bare, None,
