@@ -444,6 +444,10 @@ pub struct Subscription {
     pub suspended: bool,
     /// The log index at which it began: nothing older is told.
     pub since: u64,
+    /// The site that sends the reports while its session is open; none: the application comes for them.
+    pub reporter: Option<SiteId>,
+    /// The log index up to which reports were sent. A command that names one only says how far they were.
+    pub told: u64,
 }
 
 impl crate::record::Record for Subscription {

@@ -48,7 +48,7 @@ mod words;
 pub(crate) use media::MediaType;
 pub(crate) use multipart::{PartReader, Piece};
 pub(crate) use rfc3339::rfc3339;
-pub(crate) use server::{bind_control, serve_tcp, serve_unix};
+pub(crate) use server::{Remote, bind_control, serve_tcp, serve_unix};
 
 use app::App;
 use guard::{AllowedHosts, Guard, check_source, secure};

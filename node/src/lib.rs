@@ -15,6 +15,7 @@ mod config;
 mod copies;
 mod data_dir;
 mod demo;
+mod dimse;
 mod duties;
 mod exit;
 mod founding;
@@ -32,10 +33,12 @@ mod output;
 mod presence;
 mod roster;
 mod scp;
+mod senders;
 mod serve;
 pub mod site;
 mod situation;
 mod token;
+mod ups;
 
 /// What still runs when the command is done (a file being read, a lock being waited for) is given
 /// so long: a process that was told to stop must not hang.

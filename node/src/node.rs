@@ -273,6 +273,12 @@ impl Node {
         }
     }
 
+    /// Waits until this node's own state shows everything committed so far, or for two seconds.
+    pub(crate) async fn catch_up(&self) {
+        // Late or without a quorum: the caller goes by what is here.
+        let _ = self.linearize().await;
+    }
+
     /// Time since a quorum last confirmed what this node reads; `None` if never since it started.
     pub(crate) fn age(&self) -> Option<Duration> {
         self.group().freshness().age

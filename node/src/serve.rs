@@ -24,7 +24,7 @@ use crate::config::{Config, Settings};
 use crate::data_dir::{DataDir, Locked};
 use crate::exit::{ExitCode, Failure};
 use crate::site::{Host, Member, OpenJournalError, Site, StartFailure};
-use crate::{http, scp};
+use crate::{dimse, http, scp};
 
 /// Memory for the blocks of the replicated state that are read again and again.
 const STATE_CACHE_BYTES: u64 = 64 << 20;
@@ -150,8 +150,10 @@ async fn start_doors(site: &Site, doors: Doors, control: PathBuf, shutdown: &Can
     let (node, port) = (site.node(), site.dicom());
     let settings = scp::settings(node.config())?;
     let (handler, events) = (Arc::clone(port), Arc::clone(port));
-    let services: Vec<Arc<dyn ServiceHandler>> = vec![commitment::Desk::new(node.commitments().clone())];
+    let services: Vec<Arc<dyn ServiceHandler>> =
+        vec![Arc::new(dimse::Steps::new(node.clone())), commitment::Desk::new(node.commitments().clone())];
     site.run(maillage_dicom::dimse::scp::serve(doors.dicom, settings, handler, services, events, shutdown.clone()));
+    site.run(dimse::notify(node.clone(), shutdown.clone()));
     node.metrics().set_dicom_listening(true);
 
     let control = http::bind_control(&control).await?;

@@ -38,6 +38,7 @@ use crate::node::{Node, Parts};
 use crate::outbox::{self, Outbox, Owner};
 use crate::presence::Presence;
 use crate::roster::Roster;
+use crate::senders::Senders;
 use crate::{audit, copies, duties, founding, gather, http, joining, links, scp};
 
 pub use crate::config::{ConfigError, Settings};
@@ -234,7 +235,8 @@ impl Site {
             let part = View::new(&*frozen).study(study).ok()??.parts.into_iter().next()?.part;
             Some((part.says.patient.id, part.says.patient.issuer))
         });
-        let ingest = Ingest::new(store.clone(), clock.clone(), metrics.clone(), gather, mesh_patient);
+        let ingest =
+            Ingest::new(store.clone(), clock.clone(), metrics.clone(), Senders::new(&config), gather, mesh_patient);
         let dicom = scp::Port::new(ingest.clone(), metrics.clone());
         let disk_of_node = disk.clone();
         let parts = Parts {

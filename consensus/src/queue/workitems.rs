@@ -231,7 +231,7 @@ pub(super) fn ask_cancel(
     }
 }
 
-/// A subscription made again keeps where it began.
+/// A subscription made again keeps where it began, how far it was told and who sends its reports.
 pub(super) fn subscribe(state: &mut State<'_, '_>, subscription: &Subscription) -> Applied {
     if subscription.aet.is_empty() {
         return Ok(Refusal::Missing(Name::fitted("an AE title")).into());
@@ -245,8 +245,17 @@ pub(super) fn subscribe(state: &mut State<'_, '_>, subscription: &Subscription) 
     if before.is_none() && state.subscriptions(SUBSCRIPTIONS_MAX)? >= SUBSCRIPTIONS_MAX {
         return Ok(Refusal::TooMany(Name::fitted("subscriptions")).into());
     }
-    let since = before.map_or(state.index, |before| before.since);
-    state.put_subscription(&Subscription { since, ..subscription.clone() });
+    if subscription.told > 0 {
+        // It may have ended or changed since its sender looked: only how far it was told is taken.
+        let Some(before) = before else { return Ok(Refusal::NoSuchWorkitem.into()) };
+        let told = subscription.told.min(state.index).max(before.told);
+        state.put_subscription(&Subscription { told, ..before });
+        return Ok(Outcome::Done.into());
+    }
+    let since = before.as_ref().map_or(state.index, |before| before.since);
+    let told = before.as_ref().map_or(0, |before| before.told);
+    let reporter = subscription.reporter.or(before.and_then(|before| before.reporter));
+    state.put_subscription(&Subscription { since, told, reporter, ..subscription.clone() });
     Ok(Outcome::Done.into())
 }
 

@@ -4,7 +4,7 @@
 //! for one undecodable text, copies every value, and knows no ISO 2022 escapes. A missing or broken
 //! UID is a reason to refuse the instance; nothing else is.
 
-mod text;
+pub(crate) mod text;
 
 use dicom_core::Tag;
 use dicom_dictionary_std::tags;

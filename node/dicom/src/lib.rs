@@ -15,6 +15,7 @@ pub mod attributes;
 pub mod commitment;
 pub mod dimse;
 mod element;
+pub mod json;
 pub mod part10;
 pub mod phantom;
 pub mod prescan;

@@ -40,6 +40,7 @@ pub(super) fn check(config: &Config, problem: &mut dyn FnMut(&'static str, Strin
     raft(config, problem);
     http(config, problem);
     dicom(config, problem);
+    ingest(config, problem);
     storage(config, problem);
     audit(config, problem);
     ports(config, problem);
@@ -171,6 +172,23 @@ fn dicom(config: &Config, problem: &mut dyn FnMut(&'static str, String)) {
     if !(1..=QUIET_SECONDS_MAX).contains(&dicom.quiet_seconds) {
         let is = dicom.quiet_seconds;
         problem("dicom.quiet_seconds", format!("must be 1 to {QUIET_SECONDS_MAX}, is {is}"));
+    }
+}
+
+fn ingest(config: &Config, problem: &mut dyn FnMut(&'static str, String)) {
+    let ingest = &config.ingest;
+    for (setting, value) in [("ingest.rate_kib_s", ingest.rate_kib_s), ("ingest.day_mib", ingest.day_mib)] {
+        if value > NUMBER_MAX >> 20 {
+            problem(setting, format!("must be at most {}", NUMBER_MAX >> 20));
+        }
+    }
+    for sender in &ingest.senders {
+        if sender.ae_title.is_some() == sender.address.is_some() {
+            problem("ingest.senders", "each needs either an ae_title or an address".to_owned());
+        }
+        if sender.rate_kib_s.max(sender.day_mib) > NUMBER_MAX >> 20 {
+            problem("ingest.senders", format!("limits must be at most {}", NUMBER_MAX >> 20));
+        }
     }
 }
 

@@ -13,8 +13,6 @@ use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
-use maillage_consensus::Outcome;
-use maillage_consensus::exam::{Exam, Workitem};
 use maillage_consensus::ids::{ExamId, Name};
 use maillage_dicom::AeTitle;
 use serde_json::Value;
@@ -25,28 +23,18 @@ use super::extract::{UrlPath, UrlQuery};
 use super::media::MediaType;
 use super::problem::Problem;
 use super::reading::aged;
+use crate::ups::dataset::Dataset;
+use crate::ups::describe::Scene;
+use crate::ups::query::Query;
+use crate::ups::{search, steps};
 
 mod answer;
 mod change;
-mod dataset;
-mod describe;
 mod edit;
-mod query;
-mod report;
-mod request;
-mod search;
 mod socket;
 mod subscription;
-mod tags;
-#[cfg(test)]
-mod tests;
-mod uids;
 
-use answer::{Refused, warned, warnings};
-use dataset::Dataset;
-use describe::Scene;
-use query::Query;
-use uids::Uids;
+use answer::{Refused, refused, warned, warnings};
 
 /// The service's place below the node's address.
 const SERVICE: &str = "/dicom-web";
@@ -85,7 +73,8 @@ async fn retrieve(
 ) -> Result<Response, Refused> {
     accepts_json(&headers)?;
     let scene = scene(&app, &headers)?;
-    let (exam, workitem) = find(&app, &scene, &uid).await?;
+    let found = steps::find(&app.node, &scene, &uid).await;
+    let (exam, workitem) = found.map_err(|error| refused(error, &scene.service, None))?;
     let dataset = app.node.read(|view| scene.describe(view, &exam, &workitem))?;
     let mut response = aged(dicom_json(StatusCode::OK, &Value::Array(vec![dataset.into_json()])), &app);
     locate(&mut response, header::CONTENT_LOCATION, &format!("{}/workitems/{uid}", scene.service));
@@ -128,12 +117,7 @@ async fn find_all(
 
 /// What data sets for this client are made with.
 fn scene(app: &App, headers: &HeaderMap) -> Result<Scene, Refused> {
-    Ok(Scene {
-        uids: Uids::new(&app.node.mesh_id()),
-        service: format!("http://{}{SERVICE}", host(headers)),
-        ae_title: app.node.config().dicom.ae_title.as_str().to_owned(),
-        sites: app.node.read(Scene::sites_of)?,
-    })
+    Ok(Scene::new(&app.node, format!("http://{}{SERVICE}", host(headers)))?)
 }
 
 /// The name under which the client reaches this node; the guard has checked it where it matters.
@@ -141,17 +125,6 @@ fn host(headers: &HeaderMap) -> String {
     let given = headers.get(header::HOST).and_then(|host| host.to_str().ok());
     let authority = given.and_then(|host| host.parse::<Authority>().ok());
     authority.map_or_else(|| "localhost".to_owned(), |authority| authority.to_string())
-}
-
-/// The workitem with a UID, and its exam. One that is not known here may have been created elsewhere a
-/// moment ago.
-async fn find(app: &App, scene: &Scene, uid: &str) -> Result<(Exam, Workitem), Refused> {
-    if let Some(found) = app.node.read(|view| search::find(view, scene, uid))? {
-        return Ok(found);
-    }
-    app.catch_up().await;
-    let found = app.node.read(|view| search::find(view, scene, uid))?;
-    Ok(found.ok_or_else(|| Problem::not_found("the mesh knows no such workitem"))?)
 }
 
 /// A requester's AE title, as a user's name.
@@ -206,12 +179,6 @@ fn locate(response: &mut Response, name: header::HeaderName, url: &str) {
     if let Ok(url) = HeaderValue::from_str(url) {
         response.headers_mut().insert(name, url);
     }
-}
-
-/// An outcome of another command than the one asked: a client used one idempotency key for two.
-fn unexpected(outcome: &Outcome) -> Refused {
-    let done = crate::metrics::outcome_label(outcome);
-    Problem::invalid(format!("this idempotency key named another command before; its outcome was {done:?}")).into()
 }
 
 #[cfg(test)]

@@ -119,6 +119,8 @@ fn commands_of_format_2() -> Vec<Command> {
             deletion_lock: true,
             suspended: true,
             since: 9,
+            reporter: Some(SiteId(7)),
+            told: 0,
         }),
         Command::Unsubscribe { aet, workitem: None },
         Command::BreakGlass { exam, taken_at: UnixMillisField(8), reason, report: Some(report("t")), signature },

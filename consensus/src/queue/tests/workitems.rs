@@ -191,7 +191,16 @@ fn a_request_to_cancel_ends_what_nobody_performs_and_is_told_to_who_performs() {
 
 fn subscription(aet: &str, workitem: Option<(ExamId, u32)>) -> Subscription {
     let (filter, deletion_lock, suspended) = (ByteBuf::default(), false, false);
-    Subscription { aet: Text8::fitted(aet), workitem, filter, deletion_lock, suspended, since: 0 }
+    Subscription {
+        aet: Text8::fitted(aet),
+        workitem,
+        filter,
+        deletion_lock,
+        suspended,
+        since: 0,
+        reporter: None,
+        told: 0,
+    }
 }
 
 #[test]
@@ -214,4 +223,22 @@ fn a_subscription_begins_at_its_command_and_keeps_that_when_it_is_made_again() {
     assert_eq!(bench.run(PARIS, unsubscribe(None)), Outcome::Done);
     assert_eq!(bench.run(PARIS, unsubscribe(None)), Outcome::Refused(Refusal::NoSuchWorkitem));
     assert_eq!(bench.view(|view| view.subscriptions()).len(), 1);
+}
+
+#[test]
+fn how_far_a_subscriber_was_told_only_rises_and_changes_nothing_else() {
+    let mut bench = Bench::founded();
+    created(&mut bench);
+    let subscribe = |one| Command::Subscribe(one);
+    let own = |bench: &Bench| bench.view(|view| view.subscriptions()).remove(0);
+    let told = |told| Command::Subscribe(Subscription { told, ..subscription("ROOM1", None) });
+    assert_eq!(bench.run(PARIS, told(3)), Outcome::Refused(Refusal::NoSuchWorkitem), "none is made by it");
+    bench.run(PARIS, subscribe(Subscription { reporter: Some(PARIS), ..subscription("ROOM1", None) }));
+    bench.run(PARIS, subscribe(Subscription { suspended: true, ..subscription("ROOM1", None) }));
+    assert_eq!(bench.run(PARIS, told(3)), Outcome::Done);
+    bench.run(PARIS, told(2));
+    let kept = own(&bench);
+    assert_eq!((kept.told, kept.suspended, kept.reporter), (3, true, Some(PARIS)));
+    bench.run(PARIS, told(u64::MAX));
+    assert_eq!(own(&bench).told, bench.index, "nothing can have been told that has not happened");
 }

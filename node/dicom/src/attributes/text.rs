@@ -10,7 +10,7 @@ const ESCAPE: u8 = 0x1B;
 
 /// The character set of a data set.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Charset {
+pub(crate) enum Charset {
     /// None declared, or ISO-IR 6: ASCII. Bytes over 127 are guessed.
     Ascii,
     /// UTF-8 (`ISO_IR 192`).
@@ -23,15 +23,15 @@ pub(super) enum Charset {
 
 /// A decoded text.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Decoded {
-    pub(super) text: String,
+pub(crate) struct Decoded {
+    pub(crate) text: String,
     /// Whether something was replaced or guessed.
-    pub(super) doubtful: bool,
+    pub(crate) doubtful: bool,
 }
 
 impl Charset {
     /// From the value of the element, which may have several backslash-separated terms.
-    pub(super) fn parse(value: &[u8]) -> Self {
+    pub(crate) fn parse(value: &[u8]) -> Self {
         let value = String::from_utf8_lossy(value);
         let mut terms = value.split('\\').map(|term| term.trim_matches([' ', '\0']));
         let first = terms.next().unwrap_or_default();
@@ -50,7 +50,7 @@ impl Charset {
     }
 
     /// Decodes a value, padding removed.
-    pub(super) fn decode(&self, value: &[u8]) -> Decoded {
+    pub(crate) fn decode(&self, value: &[u8]) -> Decoded {
         let mut decoded = match self {
             Self::Ascii if value.is_ascii() => Decoded { text: ascii(value), doubtful: false },
             Self::Ascii | Self::Unknown => Decoded { doubtful: !value.is_ascii(), ..guess(value) },

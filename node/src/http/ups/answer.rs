@@ -1,13 +1,15 @@
 //! Answers of the worklist service: the status codes and the texts of the `Warning` header that PS3.18
 //! section 11 gives for each transaction.
 
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use maillage_consensus::exam::WorkitemState;
 use maillage_consensus::machine::ApplyError;
+use maillage_consensus::outcome::Refusal;
 
-use super::request::Unfit;
 use crate::http::problem::Problem;
 use crate::node::CommandError;
+use crate::ups::steps;
 
 /// `Warning` texts, word for word.
 pub(super) mod warnings {
@@ -62,9 +64,31 @@ impl From<CommandError> for Refused {
     }
 }
 
-impl From<Unfit> for Refused {
-    fn from(unfit: Unfit) -> Self {
-        Problem::invalid(unfit.to_string()).into()
+/// A refusal as PS3.18 answers it. Conflicts with the step's state bear the text `conflict`; what failed for
+/// another reason bears none.
+pub(super) fn refused(refused: steps::Refused, service: &str, conflict: Option<&str>) -> Refused {
+    let with = |problem: Problem, text: &str| Refused::with(problem, service, text);
+    let text = refused.to_string();
+    match refused {
+        steps::Refused::NoSuchStep | steps::Refused::NoSuchSubscription => Problem::not_found(text).into(),
+        steps::Refused::Unfit(_) | steps::Refused::OtherCommand(_) => Problem::invalid(text).into(),
+        steps::Refused::NoTarget { .. } => with(Problem::invalid(text), warnings::INCONSISTENT_STATE),
+        steps::Refused::TransactionMissing => with(Problem::invalid(text), warnings::TRANSACTION_MISSING),
+        steps::Refused::TransactionBroken(_) => with(Problem::invalid(text), warnings::TRANSACTION_INCORRECT),
+        steps::Refused::TransactionIncorrect => with(Refusal::WrongTransaction.into(), warnings::TRANSACTION_INCORRECT),
+        steps::Refused::NotClaimed => {
+            with(Refusal::WorkitemState { state: WorkitemState::Scheduled }.into(), warnings::NOT_CLAIMED)
+        }
+        steps::Refused::Ended(_) => with(Problem::invalid(text), warnings::INCONSISTENT_UPDATE),
+        steps::Refused::Command(error) => error.into(),
+        steps::Refused::State(error) => Problem::internal(error).into(),
+        steps::Refused::Refusal(refusal) => {
+            let problem = Problem::from(refusal);
+            match conflict.filter(|_| problem.status() == StatusCode::CONFLICT) {
+                Some(conflict) => with(problem, conflict),
+                None => problem.into(),
+            }
+        }
     }
 }
 

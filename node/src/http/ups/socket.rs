@@ -6,7 +6,6 @@
 //! seen it at any node. Events older than the mesh keeps them are gone: such a client is told so (410)
 //! before the connection is opened, and searches the worklist anew.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use axum::extract::State;
@@ -15,26 +14,18 @@ use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::http::{HeaderMap, header};
 use axum::response::Response;
 use bytes::Bytes;
-use maillage_consensus::command::Subscription;
-use maillage_consensus::event::Cursor;
-use maillage_consensus::exam::Text8;
-use maillage_consensus::ids::ExamId;
-use maillage_consensus::machine::ApplyError;
 use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, interval, sleep};
 
 use super::answer::Refused;
-use super::dataset::Dataset;
-use super::describe::Scene;
-use super::{host, report, scene, subscription, tags};
+use super::{host, scene, subscription};
 use crate::http::app::{App, try_place};
 use crate::http::extract::{UrlPath, UrlQuery};
 use crate::http::problem::Problem;
-use crate::node::Node;
+use crate::ups::feed::{Feed, FeedError, Page};
+use crate::ups::tags;
 
-/// Events read at once.
-const PAGE: usize = 256;
 /// How often a ping is sent, so that each end notices that the other is gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// A client that has not answered three pings is gone.
@@ -69,7 +60,13 @@ pub(super) async fn open(
             Some(scene.uids.cursor(text).ok_or_else(|| Problem::invalid("after: no UID of an event of this mesh"))?)
         }
     };
-    let teller = Teller::new(&app.node, aet, scene, after, place)?;
+    // Before the events are looked at, so that none that comes meanwhile goes unnoticed.
+    let changes = app.node.changes();
+    let feed = Feed::new(&app.node, aet, scene, after).map_err(|error| match error {
+        FeedError::Forgotten => Problem::gone(error.to_string()),
+        FeedError::State(error) => error.into(),
+    })?;
+    let teller = Teller { feed, changes, messages: 0, _place: place };
     Ok(upgrade.max_message_size(MESSAGE_BYTES_MAX).on_upgrade(|socket| teller.run(socket)))
 }
 
@@ -85,45 +82,13 @@ fn check_origin(headers: &HeaderMap) -> Result<(), Refused> {
 
 /// Tells one subscriber, over one connection.
 struct Teller {
-    node: Node,
-    aet: Text8,
-    scene: Scene,
-    /// The last event that was looked at.
-    at: Cursor,
+    feed: Feed,
     changes: watch::Receiver<u64>,
-    /// Subscriptions to single workitems whose state was told: the workitem, and where it began.
-    greeted: BTreeSet<(ExamId, u32, u64)>,
     messages: u16,
     _place: OwnedSemaphorePermit,
 }
 
 impl Teller {
-    fn new(
-        node: &Node,
-        aet: Text8,
-        scene: Scene,
-        after: Option<Cursor>,
-        place: OwnedSemaphorePermit,
-    ) -> Result<Self, Refused> {
-        let changes = node.changes();
-        let applied = *changes.borrow();
-        let (subscriptions, forgotten) = node.read(|view| Ok((view.subscriptions()?, view.forgotten()?)))?;
-        let own = subscriptions.into_iter().filter(|subscription| subscription.aet == aet);
-        let since = own.clone().map(|subscription| subscription.since).min();
-        let greeted = own.filter(|subscription| after.is_some_and(|after| after.index >= subscription.since));
-        let greeted = greeted.filter_map(|own| own.workitem.map(|(exam, number)| (exam, number, own.since)));
-        let at = match after {
-            Some(after) if after < forgotten => {
-                return Err(Problem::gone("events since then are no longer kept: search the worklist anew").into());
-            }
-            Some(after) => after,
-            // From where its first subscription began, as far as events are kept.
-            None => forgotten.max(Cursor { index: since.unwrap_or(applied), place: u16::MAX }),
-        };
-        let greeted = greeted.collect();
-        Ok(Self { node: node.clone(), aet, scene, at, changes, greeted, messages: 0, _place: place })
-    }
-
     /// Tells, until the client leaves or the node ends.
     async fn run(mut self, mut socket: WebSocket) {
         let mut pings = interval(KEEP_ALIVE);
@@ -153,7 +118,7 @@ impl Teller {
     async fn tell(&mut self, socket: &mut WebSocket) -> Option<()> {
         loop {
             self.changes.borrow_and_update();
-            let (reports, more) = match self.next_page() {
+            let Page { reports, more, .. } = match self.feed.next_page() {
                 Ok(page) => page,
                 Err(error) => {
                     tracing::error!(%error, "read events for a subscriber");
@@ -169,30 +134,6 @@ impl Teller {
                 return Some(());
             }
         }
-    }
-
-    /// The next reports, and whether there may be more.
-    fn next_page(&mut self) -> Result<(Vec<Dataset>, bool), ApplyError> {
-        let Self { node, aet, scene, at, greeted, .. } = self;
-        node.read(|view| {
-            let mut subscriptions = view.subscriptions()?;
-            subscriptions.retain(|subscription: &Subscription| subscription.aet == *aet);
-            let mut reports = Vec::new();
-            for subscription in &subscriptions {
-                let Some((exam, number)) = subscription.workitem else { continue };
-                if greeted.insert((exam, number, subscription.since))
-                    && let Some((exam, workitem)) = view.exam(exam)?.zip(view.workitem(exam, number)?)
-                {
-                    reports.push(report::initial(scene, &exam, &workitem));
-                }
-            }
-            let events = view.events(*at, PAGE)?;
-            for (cursor, event) in &events {
-                reports.extend(report::report(view, scene, &subscriptions, *cursor, event)?);
-                *at = *cursor;
-            }
-            Ok((reports, events.len() == PAGE))
-        })
     }
 }
 

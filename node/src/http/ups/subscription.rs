@@ -6,76 +6,19 @@
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use maillage_consensus::Outcome;
-use maillage_consensus::command::{Command, FILTER_MAX, Subscription};
+use maillage_consensus::command::Subscription;
 use maillage_consensus::exam::Text8;
-use maillage_consensus::ids::{CommandId, ExamId, Name};
-use maillage_consensus::outcome::Refusal;
 use maillage_dicom::AeTitle;
-use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
-use super::answer::{Refused, warned, warnings};
-use super::dataset::Dataset;
-use super::query::{Query, flag, key};
-use super::{Pairs, SERVICE, find, host, locate, scene, tags, unexpected};
+use super::answer::{Refused, refused, warned, warnings};
+use super::{Pairs, SERVICE, host, locate, scene};
 use crate::http::app::App;
 use crate::http::extract::{Idempotency, UrlPath, UrlQuery};
 use crate::http::problem::Problem;
-
-/// The whole worklist (PS3.4 section CC.2.3.1).
-const GLOBAL: &str = "1.2.840.10008.5.1.4.34.5";
-/// What of it a filter matches.
-const FILTERED: &str = "1.2.840.10008.5.1.4.34.5.1";
-
-/// What is subscribed to.
-type Workitem = Option<(ExamId, u32)>;
-
-/// Which workitems a subscription to the worklist is for: what the replicated record keeps of it.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub(super) struct Filter {
-    /// The keys that must match, as the client wrote them.
-    keys: Vec<(String, String)>,
-    /// The log index at which it was suspended: exams that came later are not subscribed to.
-    until: Option<u64>,
-}
-
-impl Filter {
-    /// Reads what a subscription keeps; what cannot be read matches nothing.
-    pub(super) fn of(subscription: &Subscription) -> Option<Self> {
-        if subscription.filter.is_empty() {
-            return Some(Self::default());
-        }
-        serde_json::from_slice(&subscription.filter).ok()
-    }
-
-    fn encode(&self) -> Result<ByteBuf, Refused> {
-        if *self == Self::default() {
-            return Ok(ByteBuf::new());
-        }
-        let bytes = serde_json::to_vec(self).map_err(|error| Problem::internal(error.to_string()))?;
-        if bytes.len() > FILTER_MAX {
-            return Err(Problem::invalid(format!("filter: at most {FILTER_MAX} bytes are kept")).into());
-        }
-        Ok(ByteBuf::from(bytes))
-    }
-
-    /// Whether it is for an exam's workitem with this data set. A filter says which workitems are
-    /// subscribed to, and a workitem stays so while it is performed: its state and readiness are taken
-    /// as they were when it was made.
-    pub(super) fn is_for(&self, exam: ExamId, dataset: &Dataset) -> bool {
-        if self.until.is_some_and(|until| exam.0 > until) {
-            return false;
-        }
-        let keys: Result<Vec<_>, String> = self.keys.iter().map(|(name, value)| key(name, value)).collect();
-        keys.is_ok_and(|keys| {
-            let mut made = dataset.clone();
-            made.put(tags::PROCEDURE_STEP_STATE, "CS", "SCHEDULED");
-            let keys = keys.into_iter().filter(|(path, _)| path[..] != [tags::INPUT_READINESS_STATE]).collect();
-            Query { keys, ..Query::default() }.matches(&made)
-        })
-    }
-}
+use crate::ups::filter::{FILTERED, GLOBAL};
+use crate::ups::query::{flag, key};
+use crate::ups::steps;
 
 /// What a subscribe request says in its query.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -135,25 +78,24 @@ pub(super) async fn subscribe(
     let asked = asked(&pairs).map_err(Problem::invalid)?;
     let aet = subscriber(&aet)?;
     let scene = scene(&app, &headers)?;
-    let workitem = subscribed(&app, &headers, &uid).await?;
-    match (uid.as_str(), asked.keys.is_empty()) {
-        (FILTERED, true) => return Err(Problem::invalid("a filtered subscription needs a filter").into()),
-        (FILTERED, false) | (_, true) => {}
-        (_, false) => return Err(Problem::invalid(format!("a filter is for {FILTERED} alone")).into()),
-    }
+    let is_worklist = uid == GLOBAL || uid == FILTERED;
     let subscription = Subscription {
-        aet,
-        workitem,
-        filter: Filter { keys: asked.keys, until: None }.encode()?,
+        aet: aet.clone(),
+        workitem: None,
+        filter: ByteBuf::new(),
         deletion_lock: asked.lock,
         suspended: false,
         since: 0,
+        // Who subscribes here comes for its reports.
+        reporter: None,
+        told: 0,
     };
-    propose(&app, id, Command::Subscribe(subscription.clone())).await?;
+    let done = steps::subscribe(&app.node, &scene, id, &uid, asked.keys, subscription).await;
+    done.map_err(|error| refused(error, &scene.service, None))?;
     let mut response = StatusCode::CREATED.into_response();
-    let socket = format!("ws://{}{SERVICE}/subscribers/{}", host(&headers), in_path(subscription.aet.as_str()));
+    let socket = format!("ws://{}{SERVICE}/subscribers/{}", host(&headers), in_path(aet.as_str()));
     locate(&mut response, header::CONTENT_LOCATION, &socket);
-    if asked.lock && workitem.is_none() {
+    if asked.lock && is_worklist {
         // With the lock would come a report of every step that there ever was.
         response = warned(response, &scene.service, warnings::LOCK_NOT_GRANTED);
     }
@@ -168,8 +110,9 @@ pub(super) async fn unsubscribe(
     Idempotency(id): Idempotency,
 ) -> Result<StatusCode, Refused> {
     let aet = subscriber(&aet)?;
-    let workitem = subscribed(&app, &headers, &uid).await?;
-    propose(&app, id, Command::Unsubscribe { aet, workitem }).await?;
+    let scene = scene(&app, &headers)?;
+    let done = steps::unsubscribe(&app.node, &scene, id, &uid, aet).await;
+    done.map_err(|error| refused(error, &scene.service, None))?;
     Ok(StatusCode::OK)
 }
 
@@ -177,33 +120,13 @@ pub(super) async fn unsubscribe(
 pub(super) async fn suspend(
     State(app): State<App>,
     UrlPath((uid, aet)): UrlPath<(String, String)>,
+    headers: HeaderMap,
     Idempotency(id): Idempotency,
 ) -> Result<StatusCode, Refused> {
     let aet = subscriber(&aet)?;
-    if uid != GLOBAL && uid != FILTERED {
-        return Err(Problem::invalid("only a subscription to the worklist can be suspended").into());
-    }
-    app.catch_up().await;
-    let own = |subscription: &Subscription| subscription.aet == aet && subscription.workitem.is_none();
-    let before = app.node.read(|view| view.subscriptions())?.into_iter().find(own);
-    let Some(before) = before else { return Err(Problem::not_found("there is no such subscription").into()) };
-    if before.suspended {
-        return Ok(StatusCode::OK);
-    }
-    let keys = Filter::of(&before).unwrap_or_default().keys;
-    let until = Some(*app.node.changes().borrow());
-    let filter = Filter { keys, until }.encode()?;
-    propose(&app, id, Command::Subscribe(Subscription { suspended: true, filter, ..before })).await?;
+    let done = steps::suspend(&app.node, id, &uid, &aet).await;
+    done.map_err(|error| refused(error, &format!("http://{}{SERVICE}", host(&headers)), None))?;
     Ok(StatusCode::OK)
-}
-
-/// What a UID of the path names.
-async fn subscribed(app: &App, headers: &HeaderMap, uid: &str) -> Result<Workitem, Refused> {
-    if uid == GLOBAL || uid == FILTERED {
-        return Ok(None);
-    }
-    let (exam, workitem) = find(app, &scene(app, headers)?, uid).await?;
-    Ok(Some((exam.id, workitem.number)))
 }
 
 /// A subscriber's AE title.
@@ -219,22 +142,6 @@ pub(super) fn subscriber(aet: &str) -> Result<Text8, Refused> {
 fn in_path(aet: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     aet.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
-}
-
-async fn propose(app: &App, id: CommandId, command: Command) -> Result<(), Refused> {
-    let user = match &command {
-        Command::Subscribe(Subscription { aet, .. }) | Command::Unsubscribe { aet, .. } => Name::fitted(aet.as_str()),
-        _ => Name::default(),
-    };
-    match app.node.command(id, user, command).await? {
-        Outcome::Done => {
-            app.catch_up().await;
-            Ok(())
-        }
-        Outcome::Refused(Refusal::NoSuchWorkitem) => Err(Problem::not_found("there is no such subscription").into()),
-        Outcome::Refused(refusal) => Err(Problem::from(refusal).into()),
-        other => Err(unexpected(&other)),
-    }
 }
 
 #[cfg(test)]
@@ -261,31 +168,6 @@ mod tests {
         for bad in [("filter", "HIGH"), ("filter", "Colour=blue"), ("deletionlock", "maybe"), ("Colour", "blue")] {
             assert!(asked(&pairs(&[bad])).is_err(), "{bad:?}");
         }
-    }
-
-    #[test]
-    fn a_workitem_stays_subscribed_while_it_is_performed_and_a_suspension_keeps_what_was_there() {
-        let json = serde_json::json!({
-            "00741000": { "vr": "CS", "Value": ["IN PROGRESS"] },
-            "00741200": { "vr": "CS", "Value": ["HIGH"] },
-        });
-        let dataset = Dataset::parse(json.to_string().as_bytes()).expect("a data set");
-        let filter = |keys: &[(&str, &str)], until| Filter { keys: pairs(keys), until };
-        let at = ExamId(10);
-        assert!(filter(&[("ProcedureStepState", "SCHEDULED"), ("00741200", "HIGH")], None).is_for(at, &dataset));
-        assert!(!filter(&[("00741200", "LOW")], None).is_for(at, &dataset));
-        assert!(filter(&[], Some(10)).is_for(at, &dataset));
-        assert!(!filter(&[], Some(9)).is_for(at, &dataset));
-        let kept = filter(&[("00741200", "HIGH")], Some(9));
-        let subscription = Subscription {
-            aet: Text8::fitted("A"),
-            workitem: None,
-            filter: kept.encode().expect("short"),
-            deletion_lock: false,
-            suspended: true,
-            since: 1,
-        };
-        assert_eq!(Filter::of(&subscription), Some(kept));
     }
 
     #[test]

@@ -309,6 +309,7 @@ impl Association<'_> {
                     self.guess = (dataset.len() + dataset.len() / 64 + 64).min(GUESS_LEN_MAX);
                     let status = self.shared.handler.store(request, dataset).await;
                     drop(share);
+                    self.shared.handler.pace(&self.info).await;
                     status
                 }
             },

@@ -24,7 +24,7 @@ const NAME_GROUPS: [&str; 3] = ["Alphabetic", "Ideographic", "Phonetic"];
 
 /// Why bytes are no data set.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum DatasetError {
+pub(crate) enum DatasetError {
     /// No JSON.
     #[error("not JSON: {0}")]
     Json(String),
@@ -49,14 +49,14 @@ pub(super) enum DatasetError {
 
 /// A data set: attributes by their tags, in ascending order.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub(super) struct Dataset(Map<String, Value>);
+pub(crate) struct Dataset(Map<String, Value>);
 
 impl Dataset {
     /// Reads what a client sent. An array with one data set is taken too: it is how results are written.
     ///
     /// # Errors
     /// See [`DatasetError`].
-    pub(super) fn parse(bytes: &[u8]) -> Result<Self, DatasetError> {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, DatasetError> {
         let value: Value = serde_json::from_slice(bytes).map_err(|error| DatasetError::Json(error.to_string()))?;
         let one = match value {
             Value::Array(mut list) if list.len() == 1 => list.remove(0),
@@ -65,40 +65,58 @@ impl Dataset {
         checked(&one, DEPTH_MAX, &mut ELEMENTS_MAX.clone())
     }
 
+    /// Takes a data set that was read from bytes, within the same bounds.
+    ///
+    /// # Errors
+    /// See [`DatasetError`].
+    pub(crate) fn of_map(map: Map<String, Value>) -> Result<Self, DatasetError> {
+        checked(&Value::Object(map), DEPTH_MAX, &mut ELEMENTS_MAX.clone())
+    }
+
+    /// Takes what [`Dataset::into_json`] gave.
+    pub(crate) fn of_described(map: Map<String, Value>) -> Self {
+        Self(map)
+    }
+
+    /// The attributes in the model's form.
+    pub(crate) fn into_map(self) -> Map<String, Value> {
+        self.0
+    }
+
     /// Whether the attribute is there, be it without a value.
-    pub(super) fn has(&self, tag: u32) -> bool {
+    pub(crate) fn has(&self, tag: u32) -> bool {
         self.0.contains_key(&key(tag))
     }
 
     /// The values of an attribute.
-    pub(super) fn values(&self, tag: u32) -> &[Value] {
+    pub(crate) fn values(&self, tag: u32) -> &[Value] {
         self.0.get(&key(tag)).and_then(|element| element["Value"].as_array()).map_or(&[], Vec::as_slice)
     }
 
     /// Whether the attribute has a value.
-    pub(super) fn is_valued(&self, tag: u32) -> bool {
+    pub(crate) fn is_valued(&self, tag: u32) -> bool {
         !self.values(tag).is_empty()
             || self.0.get(&key(tag)).is_some_and(|element| !element["InlineBinary"].is_null())
             || self.0.get(&key(tag)).is_some_and(|element| !element["BulkDataURI"].is_null())
     }
 
     /// The first value as a text, empty when there is none.
-    pub(super) fn text(&self, tag: u32) -> String {
+    pub(crate) fn text(&self, tag: u32) -> String {
         self.values(tag).first().map(text_of).unwrap_or_default()
     }
 
     /// The items of a sequence.
-    pub(super) fn items(&self, tag: u32) -> Vec<Self> {
+    pub(crate) fn items(&self, tag: u32) -> Vec<Self> {
         self.values(tag).iter().filter_map(|item| item.as_object().cloned().map(Self)).collect()
     }
 
     /// The first item of a sequence, or an empty one.
-    pub(super) fn item(&self, tag: u32) -> Self {
+    pub(crate) fn item(&self, tag: u32) -> Self {
         self.items(tag).into_iter().next().unwrap_or_default()
     }
 
     /// Sets a text; without a value when it is empty. The representation is the caller's.
-    pub(super) fn put(&mut self, tag: u32, vr: &str, text: &str) {
+    pub(crate) fn put(&mut self, tag: u32, vr: &str, text: &str) {
         let value = match (text.is_empty(), vr) {
             (true, _) => json!({ "vr": vr }),
             (_, "PN") => json!({ "vr": vr, "Value": [{ "Alphabetic": text }] }),
@@ -108,41 +126,41 @@ impl Dataset {
     }
 
     /// Sets a number.
-    pub(super) fn put_number(&mut self, tag: u32, vr: &str, number: u64) {
+    pub(crate) fn put_number(&mut self, tag: u32, vr: &str, number: u64) {
         self.0.insert(key(tag), json!({ "vr": vr, "Value": [number] }));
     }
 
     /// Sets a date and time (VR DT), in UTC.
-    pub(super) fn put_time(&mut self, tag: u32, at: UnixMillisField) {
+    pub(crate) fn put_time(&mut self, tag: u32, at: UnixMillisField) {
         self.put(tag, "DT", &dicom_time(at));
     }
 
     /// Sets a sequence; one without items has no value.
-    pub(super) fn put_items(&mut self, tag: u32, items: Vec<Self>) {
+    pub(crate) fn put_items(&mut self, tag: u32, items: Vec<Self>) {
         let items: Vec<Value> = items.into_iter().map(Self::into_json).collect();
         let value = if items.is_empty() { json!({ "vr": "SQ" }) } else { json!({ "vr": "SQ", "Value": items }) };
         self.0.insert(key(tag), value);
     }
 
     /// Sets a code sequence of one item (PS3.3 table 8.8-1).
-    pub(super) fn put_code(&mut self, tag: u32, code: &Code<'_>) {
+    pub(crate) fn put_code(&mut self, tag: u32, code: &Code<'_>) {
         self.put_items(tag, vec![code.item()]);
     }
 
     /// Sets an element as it is kept, a text of the model; what is none is left out.
-    pub(super) fn put_kept(&mut self, tag: u32, kept: &[u8]) {
+    pub(crate) fn put_kept(&mut self, tag: u32, kept: &[u8]) {
         if let Ok(value) = serde_json::from_slice(kept) {
             self.0.insert(key(tag), value);
         }
     }
 
     /// Removes an attribute.
-    pub(super) fn remove(&mut self, tag: u32) {
+    pub(crate) fn remove(&mut self, tag: u32) {
         self.0.remove(&key(tag));
     }
 
     /// Puts `other`'s attributes where this one has no value.
-    pub(super) fn complete(&mut self, other: Self) {
+    pub(crate) fn complete(&mut self, other: Self) {
         for (tag, value) in other.0 {
             let valued = self.0.get(&tag).is_some_and(|own| own.as_object().is_some_and(|own| own.len() > 1));
             if !valued {
@@ -152,40 +170,40 @@ impl Dataset {
     }
 
     /// Each attribute: its tag and its element's text in the model.
-    pub(super) fn elements(&self) -> impl Iterator<Item = (u32, String)> {
+    pub(crate) fn elements(&self) -> impl Iterator<Item = (u32, String)> {
         self.0.iter().filter_map(|(tag, value)| Some((u32::from_str_radix(tag, 16).ok()?, value.to_string())))
     }
 
     /// Keeps the attributes for which `keep` says so.
-    pub(super) fn retain(&mut self, mut keep: impl FnMut(u32) -> bool) {
+    pub(crate) fn retain(&mut self, mut keep: impl FnMut(u32) -> bool) {
         self.0.retain(|tag, _| u32::from_str_radix(tag, 16).is_ok_and(&mut keep));
     }
 
     /// Its representation of a value: `SQ`, `PN` and so on; empty when the attribute is not there.
-    pub(super) fn representation(&self, tag: u32) -> &str {
+    pub(crate) fn representation(&self, tag: u32) -> &str {
         self.0.get(&key(tag)).and_then(|element| element["vr"].as_str()).unwrap_or_default()
     }
 
     /// The JSON.
-    pub(super) fn into_json(self) -> Value {
+    pub(crate) fn into_json(self) -> Value {
         Value::Object(self.0)
     }
 }
 
 /// A coded concept.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Code<'t> {
+pub(crate) struct Code<'t> {
     /// Code Value.
-    pub(super) value: &'t str,
+    pub(crate) value: &'t str,
     /// Coding Scheme Designator.
-    pub(super) scheme: &'t str,
+    pub(crate) scheme: &'t str,
     /// Code Meaning.
-    pub(super) meaning: &'t str,
+    pub(crate) meaning: &'t str,
 }
 
 impl Code<'_> {
     /// As an item of a code sequence. A value longer than SH has room for is a Long Code Value.
-    pub(super) fn item(&self) -> Dataset {
+    pub(crate) fn item(&self) -> Dataset {
         const LONG_CODE_VALUE: u32 = 0x0008_0119;
         const SH_MAX: usize = 16;
         let mut item = Dataset::default();
@@ -201,12 +219,12 @@ impl Code<'_> {
 }
 
 /// A tag as the model writes it.
-pub(super) fn key(tag: u32) -> String {
+pub(crate) fn key(tag: u32) -> String {
     format!("{tag:08X}")
 }
 
 /// A value as a text; a person's name is its alphabetic form.
-pub(super) fn text_of(value: &Value) -> String {
+pub(crate) fn text_of(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Number(number) => number.to_string(),
@@ -216,7 +234,7 @@ pub(super) fn text_of(value: &Value) -> String {
 }
 
 /// A time as VR DT has it, in UTC and with the offset that says so.
-pub(super) fn dicom_time(at: UnixMillisField) -> String {
+pub(crate) fn dicom_time(at: UnixMillisField) -> String {
     let time = date_time(at);
     format!(
         "{:04}{:02}{:02}{:02}{:02}{:02}.{:03}+0000",

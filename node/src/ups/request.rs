@@ -96,53 +96,86 @@ const OTHER_WORK: [&str; 8] = ["110001", "110002", "110003", "110004", "110006",
 
 /// A data set that may not be created, or an update that may not be made, with the reason.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub(super) struct Unfit(String);
+#[error("{what}")]
+pub(crate) struct Unfit {
+    /// In which way.
+    pub(crate) kind: UnfitKind,
+    what: String,
+}
+
+/// In which way a data set is unfit: each has a status code of its own in PS3.7 annex C.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum UnfitKind {
+    /// An attribute that is needed is not there.
+    Missing,
+    /// … or it has no value.
+    NoValue,
+    /// A value that makes no sense, or may not be there or be changed.
+    Invalid,
+    /// A step may be created SCHEDULED only.
+    NotScheduled,
+    /// Over a bound.
+    TooMuch,
+}
+
+impl Unfit {
+    pub(crate) fn invalid(what: impl Into<String>) -> Self {
+        Self { kind: UnfitKind::Invalid, what: what.into() }
+    }
+
+    pub(crate) fn too_much(what: impl Into<String>) -> Self {
+        Self { kind: UnfitKind::TooMuch, what: what.into() }
+    }
+}
 
 /// A workitem to be created.
 #[derive(Debug)]
-pub(super) struct Creation {
+pub(crate) struct Creation {
     /// What the queue knows of it.
-    pub(super) request: Request,
+    pub(crate) request: Request,
     /// … and the rest.
-    pub(super) order: Order,
+    pub(crate) order: Order,
     /// The attributes to keep.
-    pub(super) attributes: BTreeMap<u32, ByteBuf>,
+    pub(crate) attributes: BTreeMap<u32, ByteBuf>,
     /// Whether something was added.
-    pub(super) modified: bool,
+    pub(crate) modified: bool,
 }
 
 /// An update to be made.
 #[derive(Debug)]
-pub(super) struct Update {
+pub(crate) struct Update {
     /// The attributes that change; empty ones are removed.
-    pub(super) attributes: BTreeMap<u32, ByteBuf>,
+    pub(crate) attributes: BTreeMap<u32, ByteBuf>,
     /// The urgency asked for.
-    pub(super) priority: Option<Priority>,
+    pub(crate) priority: Option<Priority>,
     /// Whether attributes were left out that this software decides itself.
-    pub(super) left_out: bool,
+    pub(crate) left_out: bool,
 }
 
 /// Checks a data set for *Create Workitem*.
 ///
 /// # Errors
 /// What is missing or may not be there.
-pub(super) fn create(mut dataset: Dataset) -> Result<Creation, Unfit> {
+pub(crate) fn create(mut dataset: Dataset) -> Result<Creation, Unfit> {
     for (tag, name) in VALUED {
         if dataset.text(tag).is_empty() {
-            return Err(Unfit(format!("{} {name} is needed", key(tag))));
+            let kind = if dataset.has(tag) { UnfitKind::NoValue } else { UnfitKind::Missing };
+            return Err(Unfit { kind, what: format!("{} {name} is needed", key(tag)) });
         }
     }
     if let Some(tag) = EMPTY.into_iter().find(|tag| dataset.is_valued(*tag)) {
-        return Err(Unfit(format!("{} must be without a value", key(tag))));
+        return Err(Unfit::invalid(format!("{} must be without a value", key(tag))));
     }
     let state = dataset.text(tags::PROCEDURE_STEP_STATE);
     if state != "SCHEDULED" {
-        return Err(Unfit("00741000 Procedure Step State must be SCHEDULED".to_owned()));
+        let what = "00741000 Procedure Step State must be SCHEDULED".to_owned();
+        return Err(Unfit { kind: UnfitKind::NotScheduled, what });
     }
     let readiness = dataset.text(tags::INPUT_READINESS_STATE);
     if !["READY", "UNAVAILABLE", "INCOMPLETE"].contains(&readiness.as_str()) {
-        return Err(Unfit("00404041 Input Readiness State must be READY, UNAVAILABLE or INCOMPLETE".to_owned()));
+        return Err(Unfit::invalid(
+            "00404041 Input Readiness State must be READY, UNAVAILABLE or INCOMPLETE".to_owned(),
+        ));
     }
     let codes = dataset.items(tags::WORKITEM_CODES);
     let is_other = |code: &Dataset| {
@@ -150,7 +183,9 @@ pub(super) fn create(mut dataset: Dataset) -> Result<Creation, Unfit> {
         code.text(tags::CODING_SCHEME_DESIGNATOR) == "DCM" && OTHER_WORK.contains(&value.as_str())
     };
     if !codes.is_empty() && codes.iter().all(is_other) {
-        return Err(Unfit("00404018 Scheduled Workitem Code Sequence: only readings are performed here".to_owned()));
+        return Err(Unfit::invalid(
+            "00404018 Scheduled Workitem Code Sequence: only readings are performed here".to_owned(),
+        ));
     }
     let priority = priority_of(&dataset.text(tags::PRIORITY))?;
     let modified = PRESENT.into_iter().any(|tag| !dataset.has(tag)) || !dataset.is_valued(tags::WORKLIST_LABEL);
@@ -163,12 +198,12 @@ pub(super) fn create(mut dataset: Dataset) -> Result<Creation, Unfit> {
 ///
 /// # Errors
 /// What may not be changed.
-pub(super) fn update(mut dataset: Dataset) -> Result<Update, Unfit> {
+pub(crate) fn update(mut dataset: Dataset) -> Result<Update, Unfit> {
     if let Some(tag) = FIXED.into_iter().find(|tag| dataset.has(*tag)) {
-        return Err(Unfit(format!("{} may not be changed", key(tag))));
+        return Err(Unfit::invalid(format!("{} may not be changed", key(tag))));
     }
     if let Some(tag) = NEVER_EMPTIED.into_iter().find(|tag| dataset.has(*tag) && dataset.text(*tag).is_empty()) {
-        return Err(Unfit(format!("{} needs a value", key(tag))));
+        return Err(Unfit { kind: UnfitKind::NoValue, what: format!("{} needs a value", key(tag)) });
     }
     let priority = match dataset.text(tags::PRIORITY) {
         text if text.is_empty() => None,
@@ -191,7 +226,7 @@ fn priority_of(text: &str) -> Result<Priority, Unfit> {
         "HIGH" => Ok(Priority::Urgent),
         "MEDIUM" => Ok(Priority::SemiUrgent),
         "LOW" => Ok(Priority::Scheduled),
-        _ => Err(Unfit("00741200 Scheduled Procedure Step Priority must be HIGH, MEDIUM or LOW".to_owned())),
+        _ => Err(Unfit::invalid("00741200 Scheduled Procedure Step Priority must be HIGH, MEDIUM or LOW".to_owned())),
     }
 }
 
@@ -201,7 +236,9 @@ fn kept(dataset: &Dataset) -> Result<BTreeMap<u32, ByteBuf>, Unfit> {
         dataset.elements().map(|(tag, text)| (tag, ByteBuf::from(text.into_bytes()))).collect();
     let bytes: usize = kept.values().map(|value| value.len()).sum();
     if kept.len() > ATTRIBUTES_MAX || bytes > ATTRIBUTE_BYTES_MAX {
-        return Err(Unfit(format!("at most {ATTRIBUTES_MAX} attributes of {ATTRIBUTE_BYTES_MAX} bytes are kept")));
+        return Err(Unfit::too_much(format!(
+            "at most {ATTRIBUTES_MAX} attributes of {ATTRIBUTE_BYTES_MAX} bytes are kept"
+        )));
     }
     Ok(kept)
 }
@@ -211,9 +248,12 @@ fn requested(dataset: &Dataset, priority: Priority, awaits_images: bool) -> Resu
     let item = dataset.item(tags::REFERENCED_REQUESTS);
     let either = |tag| Some(item.text(tag)).filter(|text| !text.is_empty()).unwrap_or_else(|| dataset.text(tag));
     let or = |text: String, other: u32| if text.is_empty() { either(other) } else { text };
-    let line = |tag: u32, text: String| Line::new(text.trim()).map_err(|error| Unfit(format!("{}: {error}", key(tag))));
-    let short =
-        |tag: u32, text: String| Text8::new(text.trim()).map_err(|error| Unfit(format!("{}: {error}", key(tag))));
+    let line = |tag: u32, text: String| {
+        Line::new(text.trim()).map_err(|error| Unfit::invalid(format!("{}: {error}", key(tag))))
+    };
+    let short = |tag: u32, text: String| {
+        Text8::new(text.trim()).map_err(|error| Unfit::invalid(format!("{}: {error}", key(tag))))
+    };
     let own = |tag: u32| line(tag, dataset.text(tag));
     let request = Request {
         accession: line(tags::ACCESSION_NUMBER, either(tags::ACCESSION_NUMBER))?,

@@ -16,31 +16,45 @@ use maillage_consensus::order::Specialty;
 use super::dataset::{Code, Dataset};
 use super::tags;
 use super::uids::Uids;
+use crate::node::Node;
 
 /// UPS Push SOP Class: every step is created as an instance of it (PS3.4 section CC.3.1).
-pub(super) const UPS_PUSH: &str = "1.2.840.10008.5.1.4.34.6.1";
+pub(crate) const UPS_PUSH: &str = "1.2.840.10008.5.1.4.34.6.1";
 /// The coding scheme of codes that DICOM has none for. Private ones begin with 99 (PS3.3 section 8.2).
-pub(super) const OWN_SCHEME: &str = "99MAILLAGE";
+pub(crate) const OWN_SCHEME: &str = "99MAILLAGE";
 
 /// What data sets are made with, besides exam and workitem.
 #[derive(Debug)]
-pub(super) struct Scene {
+pub(crate) struct Scene {
     /// The mesh's UIDs.
-    pub(super) uids: Uids,
+    pub(crate) uids: Uids,
     /// The service's base URL, as this client reaches it.
-    pub(super) service: String,
+    pub(crate) service: String,
     /// This node's AE title.
-    pub(super) ae_title: String,
+    pub(crate) ae_title: String,
     /// The sites' names.
-    pub(super) sites: BTreeMap<SiteId, String>,
+    pub(crate) sites: BTreeMap<SiteId, String>,
 }
 
 impl Scene {
+    /// Data sets of this node, for a client that reaches it at `service`.
+    ///
+    /// # Errors
+    /// The state cannot be read.
+    pub(crate) fn new(node: &Node, service: String) -> Result<Self, ApplyError> {
+        Ok(Self {
+            uids: Uids::new(&node.mesh_id()),
+            service,
+            ae_title: node.config().dicom.ae_title.as_str().to_owned(),
+            sites: node.read(Self::sites_of)?,
+        })
+    }
+
     /// The sites as a view has them.
     ///
     /// # Errors
     /// The state cannot be read.
-    pub(super) fn sites_of(view: &View<'_>) -> Result<BTreeMap<SiteId, String>, ApplyError> {
+    pub(crate) fn sites_of(view: &View<'_>) -> Result<BTreeMap<SiteId, String>, ApplyError> {
         let sites = view.sites()?.into_iter();
         Ok(sites.map(|site| (site.id, site.description.name.to_string())).collect())
     }
@@ -49,7 +63,7 @@ impl Scene {
     ///
     /// # Errors
     /// The state cannot be read.
-    pub(super) fn describe(&self, view: &View<'_>, exam: &Exam, workitem: &Workitem) -> Result<Dataset, ApplyError> {
+    pub(crate) fn describe(&self, view: &View<'_>, exam: &Exam, workitem: &Workitem) -> Result<Dataset, ApplyError> {
         let mut dataset = Dataset::default();
         for (tag, kept) in &workitem.step.attributes {
             dataset.put_kept(*tag, kept);
@@ -174,7 +188,7 @@ fn made_at(exam: &Exam, workitem: &Workitem) -> UnixMillisField {
 }
 
 /// Whether a step is in a final state (PS3.4 section CC.1.1).
-pub(super) fn is_ended(state: WorkitemState) -> bool {
+pub(crate) fn is_ended(state: WorkitemState) -> bool {
     matches!(state, WorkitemState::Canceled | WorkitemState::Completed)
 }
 
@@ -205,7 +219,7 @@ fn requested(exam: &Exam) -> Dataset {
 }
 
 /// A person, as an item of a sequence of human performers.
-pub(super) fn performer(user: &str, organization: &str) -> Dataset {
+pub(crate) fn performer(user: &str, organization: &str) -> Dataset {
     let mut item = Dataset::default();
     item.put_code(tags::HUMAN_PERFORMER_CODES, &Code { value: user, scheme: OWN_SCHEME, meaning: user });
     item.put(tags::HUMAN_PERFORMER_NAME, "PN", user);
@@ -214,7 +228,7 @@ pub(super) fn performer(user: &str, organization: &str) -> Dataset {
 }
 
 /// A state as UPS writes it.
-pub(super) fn state_name(state: WorkitemState) -> &'static str {
+pub(crate) fn state_name(state: WorkitemState) -> &'static str {
     match state {
         WorkitemState::Scheduled => "SCHEDULED",
         WorkitemState::InProgress => "IN PROGRESS",
@@ -224,7 +238,7 @@ pub(super) fn state_name(state: WorkitemState) -> &'static str {
 }
 
 /// UPS has three priorities for the queue's four.
-pub(super) fn priority_name(priority: Priority) -> &'static str {
+pub(crate) fn priority_name(priority: Priority) -> &'static str {
     match priority {
         Priority::Vital | Priority::Urgent => "HIGH",
         Priority::SemiUrgent => "MEDIUM",
@@ -233,7 +247,7 @@ pub(super) fn priority_name(priority: Priority) -> &'static str {
 }
 
 /// Whether what the step needs is there (PS3.3 section C.30.2).
-pub(super) fn readiness(exam: &Exam, kind: WorkitemKind) -> &'static str {
+pub(crate) fn readiness(exam: &Exam, kind: WorkitemKind) -> &'static str {
     match kind {
         // A regulator needs the request, a delivery the report: both are there once the step is.
         WorkitemKind::Regulate | WorkitemKind::Deliver => "READY",
@@ -244,7 +258,7 @@ pub(super) fn readiness(exam: &Exam, kind: WorkitemKind) -> &'static str {
 }
 
 /// What is to be done: DICOM's code where there is one (PS3.16 CID 9231).
-pub(super) fn code_of(kind: WorkitemKind) -> Code<'static> {
+pub(crate) fn code_of(kind: WorkitemKind) -> Code<'static> {
     let dicom = |value, meaning| Code { value, scheme: "DCM", meaning };
     let own = |value, meaning| Code { value, scheme: OWN_SCHEME, meaning };
     match kind {

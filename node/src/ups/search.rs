@@ -68,18 +68,18 @@ const RETURNED: [u32; 32] = [
 
 /// What was found.
 #[derive(Debug, Default)]
-pub(super) struct Found {
+pub(crate) struct Found {
     /// The results.
-    pub(super) results: Vec<Value>,
+    pub(crate) results: Vec<Value>,
     /// Whether there are more, or may be.
-    pub(super) more: bool,
+    pub(crate) more: bool,
 }
 
 /// Searches a view of the state. `newest` is a number that no exam reaches.
 ///
 /// # Errors
 /// The state cannot be read.
-pub(super) fn search(
+pub(crate) fn search(
     view: &View<'_>,
     scene: &Scene,
     query: &Query,
@@ -134,7 +134,7 @@ pub(super) fn search(
 ///
 /// # Errors
 /// The state cannot be read.
-pub(super) fn find(view: &View<'_>, scene: &Scene, uid: &str) -> Result<Option<(Exam, Workitem)>, ApplyError> {
+pub(crate) fn find(view: &View<'_>, scene: &Scene, uid: &str) -> Result<Option<(Exam, Workitem)>, ApplyError> {
     let at = match view.workitem_named(uid)? {
         Some(at) => Some(at),
         None => scene.uids.parse(uid),

@@ -9,32 +9,32 @@ use time::{Date, Month, PrimitiveDateTime, Time};
 use super::dataset::{Dataset, text_of};
 
 /// The most keys of a query; each is looked for in every candidate.
-const KEYS_MAX: usize = 32;
+pub(crate) const KEYS_MAX: usize = 32;
 /// The longest value to match.
-const VALUE_MAX: usize = 1024;
+pub(crate) const VALUE_MAX: usize = 1024;
 /// The most attributes asked for by name.
 const FIELDS_MAX: usize = 256;
 /// The most results of one answer: some 2 MB.
-pub(super) const RESULTS_MAX: usize = 500;
+pub(crate) const RESULTS_MAX: usize = 500;
 /// The deepest attribute in sequences.
-const PATH_MAX: usize = 4;
+pub(crate) const PATH_MAX: usize = 4;
 
 /// An attribute, with the sequences that it is in from the outermost.
-pub(super) type Path = Vec<u32>;
+pub(crate) type Path = Vec<u32>;
 
 /// A query.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Query {
+pub(crate) struct Query {
     /// What must match.
-    pub(super) keys: Vec<(Path, String)>,
+    pub(crate) keys: Vec<(Path, String)>,
     /// What is to be returned besides what always is; none: everything.
-    pub(super) fields: Option<Vec<Path>>,
+    pub(crate) fields: Option<Vec<Path>>,
     /// Whether fuzzy matching was asked for, which is not done.
-    pub(super) fuzzy: bool,
+    pub(crate) fuzzy: bool,
     /// At most so many results.
-    pub(super) limit: usize,
+    pub(crate) limit: usize,
     /// So many are left out first.
-    pub(super) offset: usize,
+    pub(crate) offset: usize,
 }
 
 impl Query {
@@ -42,7 +42,7 @@ impl Query {
     ///
     /// # Errors
     /// Which pair makes no sense.
-    pub(super) fn parse(pairs: &[(String, String)]) -> Result<Self, String> {
+    pub(crate) fn parse(pairs: &[(String, String)]) -> Result<Self, String> {
         let mut query = Self { fields: Some(Vec::new()), limit: RESULTS_MAX, ..Self::default() };
         for (name, value) in pairs {
             match name.as_str() {
@@ -77,12 +77,12 @@ impl Query {
     }
 
     /// Whether a data set matches every key.
-    pub(super) fn matches(&self, dataset: &Dataset) -> bool {
+    pub(crate) fn matches(&self, dataset: &Dataset) -> bool {
         self.keys.iter().all(|(path, value)| matches(dataset, path, value))
     }
 
     /// The value that an attribute must have, when it is asked for one without wildcards.
-    pub(super) fn exactly(&self, path: &[u32]) -> Option<&str> {
+    pub(crate) fn exactly(&self, path: &[u32]) -> Option<&str> {
         let wanted = self.keys.iter().find(|(own, value)| own == path && !value.is_empty());
         wanted.map(|(_, value)| value.as_str()).filter(|value| !value.contains(['*', '?', '"']))
     }
@@ -92,7 +92,7 @@ impl Query {
 ///
 /// # Errors
 /// The attribute is not known, or the value is too long.
-pub(super) fn key(name: &str, value: &str) -> Result<(Path, String), String> {
+pub(crate) fn key(name: &str, value: &str) -> Result<(Path, String), String> {
     if value.len() > VALUE_MAX {
         return Err(format!("{name}: at most {VALUE_MAX} bytes are matched"));
     }
@@ -107,7 +107,7 @@ fn number(name: &str, value: &str) -> Result<usize, String> {
 ///
 /// # Errors
 /// Anything else.
-pub(super) fn flag(name: &str, value: &str) -> Result<bool, String> {
+pub(crate) fn flag(name: &str, value: &str) -> Result<bool, String> {
     value.parse().map_err(|_| format!("{name} must be true or false"))
 }
 

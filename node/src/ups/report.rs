@@ -14,7 +14,7 @@ use maillage_consensus::machine::ApplyError;
 
 use super::dataset::Dataset;
 use super::describe::{Scene, UPS_PUSH, performer, readiness, state_name};
-use super::subscription::Filter;
+use super::filter::Filter;
 use super::tags;
 
 /// The events of PS3.4 table CC.2.4-1. *SCP Status Change* (4) is not sent.
@@ -30,7 +30,7 @@ enum Kind {
 ///
 /// # Errors
 /// The state cannot be read.
-pub(super) fn report(
+pub(crate) fn report(
     view: &View<'_>,
     scene: &Scene,
     subscriptions: &[Subscription],
@@ -54,7 +54,7 @@ pub(super) fn report(
 
 /// The state in which a workitem is when somebody subscribes to it (PS3.4 section CC.2.4.3). It is no
 /// event of the log, and bears no UID of one.
-pub(super) fn initial(scene: &Scene, exam: &Exam, workitem: &Workitem) -> Dataset {
+pub(crate) fn initial(scene: &Scene, exam: &Exam, workitem: &Workitem) -> Dataset {
     let mut report = state_report(workitem.state, readiness(exam, workitem.step.kind));
     address(&mut report, scene, workitem);
     report

@@ -196,6 +196,8 @@ fn subscribers_are_told_of_every_step_of_a_life_in_order() {
         deletion_lock: false,
         suspended: false,
         since: 0,
+        reporter: None,
+        told: 0,
     };
     bench.run(Command::Subscribe(subscription));
     let exam = bench.order("A1", Priority::Urgent, Order { regulate: true, ..Order::default() });

@@ -10,13 +10,13 @@ use maillage_consensus::ids::ExamId;
 
 /// The mesh's UIDs.
 #[derive(Debug, Clone)]
-pub(super) struct Uids {
+pub(crate) struct Uids {
     root: String,
 }
 
 impl Uids {
     /// Those of the mesh with this identity.
-    pub(super) fn new(mesh: &[u8; 32]) -> Self {
+    pub(crate) fn new(mesh: &[u8; 32]) -> Self {
         let mut bytes = [0; 16];
         bytes.copy_from_slice(&mesh[..16]);
         let uuid = uuid::Builder::from_random_bytes(bytes).into_uuid();
@@ -24,7 +24,7 @@ impl Uids {
     }
 
     /// A workitem's SOP Instance UID: its client's, or the one made here.
-    pub(super) fn of(&self, workitem: &Workitem) -> String {
+    pub(crate) fn of(&self, workitem: &Workitem) -> String {
         if workitem.step.uid.is_empty() {
             self.made(workitem.exam, workitem.number)
         } else {
@@ -34,24 +34,24 @@ impl Uids {
 
     /// The UID of a workitem that no client named. With 14 digits of exam and 4 of number it has the 64
     /// characters that a UID may have.
-    pub(super) fn made(&self, exam: ExamId, number: u32) -> String {
+    pub(crate) fn made(&self, exam: ExamId, number: u32) -> String {
         format!("{}.{exam}.{number}", self.root)
     }
 
     /// The workitem that bears a UID made here.
-    pub(super) fn parse(&self, uid: &str) -> Option<(ExamId, u32)> {
+    pub(crate) fn parse(&self, uid: &str) -> Option<(ExamId, u32)> {
         let (exam, number) = uid.strip_prefix(&self.root)?.strip_prefix('.')?.split_once('.')?;
         let found = (ExamId(component(exam)?), u32::try_from(component(number)?).ok()?);
         (found.0.0 > 0).then_some(found)
     }
 
     /// An event's UID, which carries its cursor.
-    pub(super) fn event(&self, at: Cursor) -> String {
+    pub(crate) fn event(&self, at: Cursor) -> String {
         format!("{}.0.{}.{}", self.root, at.index, at.place)
     }
 
     /// The cursor in an event's UID, or one that is written as a cursor is.
-    pub(super) fn cursor(&self, text: &str) -> Option<Cursor> {
+    pub(crate) fn cursor(&self, text: &str) -> Option<Cursor> {
         let text = match text.strip_prefix(&self.root) {
             Some(rest) => rest.strip_prefix(".0.")?,
             None => text,
