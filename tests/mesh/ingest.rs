@@ -83,7 +83,7 @@ async fn ten_kills_at_random_points_lose_nothing_that_was_acknowledged() {
 
 #[tokio::test]
 async fn a_quota_refuses_what_is_new_and_never_what_is_sent_again() {
-    let lines = vec![("[storage]", "placement_grace_s = 600\n[ingest]\nday_mib = 1".to_owned())];
+    let lines = vec![("[ingest]", "day_mib = 1".to_owned())];
     let mesh = Mesh::start(binary(), 1, |_| Settings { lines: lines.clone(), ..Settings::default() }).await;
     let site = &mesh.sites[0];
     let study = Slices::new("A1", "P1", 40);
@@ -148,7 +148,7 @@ fn stow_body<'s>(instances: impl Iterator<Item = (&'s String, &'s bytes::Bytes)>
 async fn a_sender_over_its_rate_waits_for_its_answers_and_another_does_not() {
     // A study of 20 slices has some 660 KiB: three seconds more than the first, which is free.
     let limit = "senders = [{ ae_title = \"TEST-CT\", rate_kib_s = 165 }]";
-    let lines = vec![("[storage]", format!("placement_grace_s = 600\n[ingest]\n{limit}"))];
+    let lines = vec![("[ingest]", limit.to_owned())];
     let mesh = Mesh::start(binary(), 1, |_| Settings { lines: lines.clone(), ..Settings::default() }).await;
     let site = &mesh.sites[0];
     let (limited, free) = (Slices::new("A1", "P1", 20), Slices::new("A2", "P2", 20));

@@ -97,7 +97,9 @@ impl Settings {
             text = text.replacen(table, &longer, 1);
         }
         for (section, line) in &self.lines {
-            assert!(text.contains(section), "the configuration has no section {section}");
+            if !text.contains(section) {
+                text = text.replacen("[dicom]\n", &format!("{section}\n[dicom]\n"), 1);
+            }
             text = text.replacen(&format!("{section}\n"), &format!("{section}\n{line}\n"), 1);
         }
         if self.callers.is_empty() {
