@@ -64,6 +64,8 @@ pub(crate) struct Config {
     pub(crate) http: Http,
     /// What receives images.
     pub(crate) dicom: Dicom,
+    /// How fast and how much may be sent here.
+    pub(crate) ingest: Ingest,
     /// What keeps them.
     pub(crate) storage: Storage,
     /// Who is told of the audit trail.
@@ -192,6 +194,35 @@ pub(crate) struct Caller {
     pub(crate) address: Option<Network>,
 }
 
+/// `[ingest]`
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Ingest {
+    /// The rate of each sender that has no entry of its own, KiB/s; 0 for none.
+    pub(crate) rate_kib_s: u64,
+    /// Its quota of a UTC day, MiB; 0 for none.
+    pub(crate) day_mib: u64,
+    /// Senders with limits of their own.
+    pub(crate) senders: Vec<SenderLimit>,
+}
+
+/// One of `[[ingest.senders]]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SenderLimit {
+    /// The calling AE title of a C-STORE …
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ae_title: Option<AeTitle>,
+    /// … or the address of a client of STOW-RS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) address: Option<Network>,
+    /// KiB/s; 0 for no limit.
+    #[serde(default)]
+    pub(crate) rate_kib_s: u64,
+    /// MiB a UTC day; 0 for no limit.
+    #[serde(default)]
+    pub(crate) day_mib: u64,
+}
+
 /// One of `[[dicom.peers]]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -213,6 +244,8 @@ pub(crate) struct Storage {
     pub(crate) copies: u8,
     /// Time that a lost site has to come back before its copies are made anew, seconds.
     pub(crate) placement_grace_s: u64,
+    /// Time after which a storage commitment that is still pending has failed, seconds.
+    pub(crate) commitment_timeout_s: u64,
 }
 
 /// `[audit]`
@@ -278,7 +311,8 @@ impl Default for Config {
                 max_instance_mib: 1024,
                 quiet_seconds: 5,
             },
-            storage: Storage { reserve_mib: 1024, copies: 3, placement_grace_s: 600 },
+            ingest: Ingest::default(),
+            storage: Storage { reserve_mib: 1024, copies: 3, placement_grace_s: 600, commitment_timeout_s: 24 * 3600 },
             audit: Audit { syslog: String::new() },
             log: Log { format: LogFormat::Text, filter: "info,openraft=warn,libp2p=warn".to_owned() },
         }

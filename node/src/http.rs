@@ -24,6 +24,7 @@ use crate::node::Node;
 mod api;
 mod app;
 mod body;
+mod commitment;
 mod cookie;
 mod dicomweb;
 mod extract;
@@ -47,7 +48,7 @@ mod words;
 pub(crate) use media::MediaType;
 pub(crate) use multipart::{PartReader, Piece};
 pub(crate) use rfc3339::rfc3339;
-pub(crate) use server::{bind_control, serve_tcp, serve_unix};
+pub(crate) use server::{Remote, bind_control, serve_tcp, serve_unix};
 
 use app::App;
 use guard::{AllowedHosts, Guard, check_source, secure};
@@ -109,6 +110,7 @@ fn routes() -> Router<App> {
         .nest("/api/v1", api::routes())
         .merge(page::routes())
         .merge(ups::routes())
+        .merge(commitment::routes())
         .route("/dicom-web/studies", post(stow::store))
         .route("/dicom-web/studies/{study}", get(dicomweb::study))
         .route("/dicom-web/studies/{study}/series/{series}", get(dicomweb::series))

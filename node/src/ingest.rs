@@ -7,7 +7,9 @@
 //! Nothing is acknowledged before the store says that it is durable.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use maillage_consensus::ids::Line;
@@ -16,10 +18,13 @@ use maillage_dicom::part10::{self, PreambleKind};
 use maillage_dicom::prescan;
 use maillage_dicom::{Redacted, Rejection, Uid};
 use maillage_host::{Clock, offload};
-use maillage_store::{CutInstance, InstanceIdentity, InstanceManifest, ManifestFlags, Store, StoreError, Stored, cut};
+use maillage_store::{
+    CutInstance, Hash, InstanceIdentity, InstanceManifest, ManifestFlags, Store, StoreError, Stored, cut,
+};
 use tokio::sync::mpsc;
 
 use crate::metrics::Metrics;
+use crate::senders::{Sender, Senders};
 
 /// Studies whose patient is remembered, so that most instances need no read of the store.
 const PATIENTS_REMEMBERED: usize = 256;
@@ -33,8 +38,8 @@ pub(crate) enum Source {
     Dimse(String),
     /// `study import`, or another POST to the local API.
     Local,
-    /// STOW-RS.
-    Stow,
+    /// STOW-RS from this address; none on the unix socket.
+    Stow(Option<IpAddr>),
 }
 
 impl Source {
@@ -42,7 +47,16 @@ impl Source {
         match self {
             Self::Dimse(calling) => calling.clone(),
             Self::Local => "(local)".to_owned(),
-            Self::Stow => "(stow)".to_owned(),
+            Self::Stow(_) => "(stow)".to_owned(),
+        }
+    }
+
+    /// Whose limits count; the node's own people have none.
+    fn sender(&self) -> Option<Sender> {
+        match self {
+            Self::Dimse(calling) => Some(Sender::Title(calling.clone())),
+            Self::Stow(address) => address.map(Sender::Address),
+            Self::Local => None,
         }
     }
 
@@ -50,7 +64,7 @@ impl Source {
         match self {
             Self::Dimse(_) => "dimse",
             Self::Local => "import",
-            Self::Stow => "stow",
+            Self::Stow(_) => "stow",
         }
     }
 }
@@ -63,6 +77,8 @@ pub(crate) struct Received {
     pub(crate) sop_instance: String,
     pub(crate) sop_class: String,
     pub(crate) outcome: ReceivedAs,
+    /// How long its sender, which is faster than it may be, waits for the answer.
+    pub(crate) wait: Duration,
 }
 
 /// What it was to the store.
@@ -98,6 +114,9 @@ pub(crate) enum IngestError {
     /// Another patient's instance under this study's UID.
     #[error("the patient id is not the one of the study's other instances")]
     OtherPatient,
+    /// The sender has sent what it may today.
+    #[error("the sender's quota of the day is used up")]
+    Quota,
     /// It cannot be stored now.
     #[error("{0}")]
     Store(#[from] StoreError),
@@ -113,6 +132,7 @@ impl IngestError {
             Self::Rejected(rejection) => rejection.reason(),
             Self::Mismatch(_) => "uid-mismatch",
             Self::OtherPatient => "other-patient",
+            Self::Quota => "quota",
             Self::Store(StoreError::Full { .. }) => "disk-full",
             Self::Store(_) => "store",
             Self::Internal(_) => "internal",
@@ -164,6 +184,7 @@ struct Shared {
     store: Store,
     clock: Clock,
     metrics: Metrics,
+    senders: Senders,
     /// Told each study that received something.
     gather: mpsc::UnboundedSender<Arrival>,
     turns: Mutex<HashMap<String, Turn>>,
@@ -183,10 +204,11 @@ impl Ingest {
         store: Store,
         clock: Clock,
         metrics: Metrics,
+        senders: Senders,
         gather: mpsc::UnboundedSender<Arrival>,
         mesh_patient: MeshPatient,
     ) -> Self {
-        Self(Arc::new(Shared { store, clock, metrics, gather, turns: Mutex::default(), mesh_patient }))
+        Self(Arc::new(Shared { store, clock, metrics, senders, gather, turns: Mutex::default(), mesh_patient }))
     }
 
     /// Hints that whoever sent this study is done.
@@ -224,7 +246,11 @@ impl Ingest {
     ) -> Result<Received, IngestError> {
         let bytes = dataset.len() as u64;
         match self.take(&source, announced, dataset).await {
-            Ok(received) => {
+            Ok(mut received) => {
+                let new = if received.outcome == ReceivedAs::Duplicate { 0 } else { bytes };
+                if let Some(sender) = source.sender() {
+                    received.wait = self.0.senders.count(&sender, bytes, new, self.0.clock.now());
+                }
                 self.0.metrics.received(received.outcome.as_str(), bytes);
                 if received.outcome == ReceivedAs::Conflict {
                     self.0.metrics.rejected(source.interface(), "uid-conflict");
@@ -274,7 +300,14 @@ impl Ingest {
             sop_instance: identity.sop_instance.clone(),
             sop_class: identity.sop_class.clone(),
             outcome: ReceivedAs::New,
+            wait: Duration::ZERO,
         };
+        if let Some(sender) = source.sender()
+            && shared.senders.is_used_up(&sender, cut.total_len(), shared.clock.now())
+            && !self.is_here(&identity.sop_instance, cut.dataset_hash).await?
+        {
+            return Err(IngestError::Quota);
+        }
         let flags = ManifestFlags { undecodable, foreign_preamble: announced.foreign_preamble };
         let manifest = InstanceManifest::of(&cut, identity, encode_attributes(&attributes)?, flags);
         let stored = shared.store.commit_instance(cut, manifest, shared.clock.now(), source.name()).await?;
@@ -321,6 +354,12 @@ impl Ingest {
             turns.retain(|_, turn| Arc::strong_count(turn) > 1);
         }
         Arc::clone(turns.entry(study.to_owned()).or_default())
+    }
+
+    /// Whether these very bytes are here: who sends them again is told so, whatever it may send.
+    async fn is_here(&self, sop_instance: &str, dataset: Hash) -> Result<bool, IngestError> {
+        let known = self.0.store.instance(sop_instance).await?;
+        Ok(known.is_some_and(|known| known.entry.dataset_hash == dataset))
     }
 
     async fn stored_patient(&self, study: &str) -> Result<Option<PatientKey>, IngestError> {

@@ -43,6 +43,7 @@ struct Shared {
     chunk_bytes_received: Counter,
     fetch_faults: Family<ByReason, Counter>,
     outbox_settled: Family<ByKind, Counter>,
+    commitments: Family<ByOutcome, Counter>,
     associations: Gauge,
     dicom_listening: AtomicBool,
     gauges: Gauges,
@@ -165,6 +166,7 @@ impl Metrics {
                 "fetch_faults",
                 "Chunks that a holder refused, lacked or falsified",
             ),
+            commitments: registered(&mut registry, "commitments", "Storage commitments, by how they ended"),
             outbox_settled: registered(&mut registry, "outbox_settled", "What the outbox sent, by how it ended"),
             associations: registered(&mut registry, "dicom_associations", "DICOM associations open now"),
             dicom_listening: AtomicBool::new(false),
@@ -218,6 +220,11 @@ impl Metrics {
     /// A holder refused, lacked or falsified a chunk.
     pub(crate) fn fetch_fault(&self, reason: &'static str) {
         self.0.fetch_faults.get_or_create(&ByReason { reason }).inc();
+    }
+
+    /// A storage commitment was settled, or its requester told.
+    pub(crate) fn commitment(&self, outcome: &'static str) {
+        self.0.commitments.get_or_create(&ByOutcome { outcome }).inc();
     }
 
     /// The mesh decided about an entry of the outbox.

@@ -17,6 +17,7 @@ use maillage_transport::Identity;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::commitment::Commitments;
 use crate::config::Config;
 use crate::data_dir::{MeshFile, MeshFileMember};
 use crate::images::Images;
@@ -92,6 +93,7 @@ pub(crate) struct Parts {
     pub(crate) ingest: Ingest,
     pub(crate) metrics: Metrics,
     pub(crate) outbox: Outbox,
+    pub(crate) commitments: Commitments,
     pub(crate) state_clock: StateClock,
 }
 
@@ -147,6 +149,10 @@ impl Node {
 
     pub(crate) fn outbox(&self) -> &Outbox {
         &self.0.outbox
+    }
+
+    pub(crate) fn commitments(&self) -> &Commitments {
+        &self.0.commitments
     }
 
     /// This site's number.

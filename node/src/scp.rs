@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -62,6 +63,8 @@ pub(crate) struct Port {
 #[derive(Debug)]
 struct Sender {
     studies: BTreeSet<String>,
+    /// How long the answer to its last instance is to wait.
+    wait: Duration,
     _counted: OpenAssociation,
 }
 
@@ -76,6 +79,11 @@ impl Port {
 }
 
 impl StoreHandler for Port {
+    fn pace(&self, association: &AssociationInfo) -> BoxFuture<'_, ()> {
+        let wait = self.take_wait(&association.remote);
+        Box::pin(tokio::time::sleep(wait))
+    }
+
     fn store(&self, request: StoreRequest, dataset: Bytes) -> BoxFuture<'_, StoreStatus> {
         Box::pin(async move {
             let source = Source::Dimse(request.calling_ae.to_string());
@@ -91,16 +99,24 @@ impl StoreHandler for Port {
                     StoreStatus::does_not_match("other data is stored under this SOP instance UID")
                 }
                 Ok(received) => {
-                    if let Some(sender) = self.open().get_mut(&request.remote)
-                        && !sender.studies.contains(&received.study)
-                    {
-                        sender.studies.insert(received.study);
+                    if let Some(sender) = self.open().get_mut(&request.remote) {
+                        sender.wait = received.wait;
+                        if !sender.studies.contains(&received.study) {
+                            sender.studies.insert(received.study);
+                        }
                     }
                     StoreStatus::SUCCESS
                 }
                 Err(error) => status_of(&error),
             }
         })
+    }
+}
+
+impl Port {
+    /// Takes the wait that the last instance of an association earned.
+    fn take_wait(&self, remote: &SocketAddr) -> Duration {
+        self.open().get_mut(remote).map_or(Duration::ZERO, |sender| std::mem::take(&mut sender.wait))
     }
 }
 
@@ -112,7 +128,7 @@ impl ScpEvents for Port {
 
     fn association_opened(&self, association: &AssociationInfo) {
         tracing::info!(remote = %association.remote, calling = association.calling_ae.as_str(), "dicom: association");
-        let sender = Sender { studies: BTreeSet::new(), _counted: self.metrics.association() };
+        let sender = Sender { studies: BTreeSet::new(), wait: Duration::ZERO, _counted: self.metrics.association() };
         self.open().insert(association.remote, sender);
     }
 
@@ -140,6 +156,6 @@ fn status_of(error: &IngestError) -> StoreStatus {
         IngestError::Rejected(_) | IngestError::Store(StoreError::Refused(_)) => {
             StoreStatus::cannot_understand(comment)
         }
-        IngestError::Store(_) | IngestError::Internal(_) => StoreStatus::out_of_resources(comment),
+        IngestError::Quota | IngestError::Store(_) | IngestError::Internal(_) => StoreStatus::out_of_resources(comment),
     }
 }

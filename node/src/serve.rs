@@ -19,6 +19,7 @@ use maillage_transport::{Endpoint, EndpointConfig, Identity, Membership, Socket}
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::commitment;
 use crate::config::{Config, Settings};
 use crate::data_dir::{DataDir, Locked};
 use crate::exit::{ExitCode, Failure};
@@ -149,7 +150,8 @@ async fn start_doors(site: &Site, doors: Doors, control: PathBuf, shutdown: &Can
     let (node, port) = (site.node(), site.dicom());
     let settings = scp::settings(node.config())?;
     let (handler, events) = (Arc::clone(port), Arc::clone(port));
-    let services: Vec<Arc<dyn ServiceHandler>> = vec![Arc::new(dimse::Steps::new(node.clone()))];
+    let services: Vec<Arc<dyn ServiceHandler>> =
+        vec![Arc::new(dimse::Steps::new(node.clone())), commitment::Desk::new(node.commitments().clone())];
     site.run(maillage_dicom::dimse::scp::serve(doors.dicom, settings, handler, services, events, shutdown.clone()));
     site.run(dimse::notify(node.clone(), shutdown.clone()));
     node.metrics().set_dicom_listening(true);

@@ -29,6 +29,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::commitment::{self, Commitments};
 use crate::images::{Images, StoreSource};
 use crate::ingest::{Arrival, Ingest};
 use crate::links::MeshLinks;
@@ -37,7 +38,8 @@ use crate::node::{Node, Parts};
 use crate::outbox::{self, Outbox, Owner};
 use crate::presence::Presence;
 use crate::roster::Roster;
-use crate::{arriving, audit, copies, duties, founding, gather, http, joining, links, scp};
+use crate::senders::Senders;
+use crate::{arriving, audit, commitment, copies, duties, founding, gather, http, joining, links, scp};
 
 pub use crate::config::{ConfigError, Settings};
 pub use crate::data_dir::{MeshFile, MeshFileMember};
@@ -136,6 +138,9 @@ pub enum StartFailure {
     /// What the outbox holds cannot be read.
     #[error(transparent)]
     Outbox(#[from] OpenJournalError),
+    /// The storage commitments under way cannot be read.
+    #[error("read commitment: {0}")]
+    Commitments(#[source] std::io::Error),
     /// What the data directory says of the mesh is no sense.
     #[error("mesh.json: {0}")]
     Mesh(String),
@@ -191,6 +196,7 @@ impl Site {
         // Before this site promises anything to others: a damaged outbox is somebody's to look at first.
         let owner = Owner { site: mesh.site_id, mesh: mesh_id };
         let outbox = Outbox::open(disk.clone(), owner, clock.clone()).await?;
+        let commitments = Commitments::open(disk.clone(), clock.clone()).await.map_err(StartFailure::Commitments)?;
         let raft = &config.raft;
         let group = Group::start(GroupConfig {
             node_id: mesh.site_id,
@@ -229,7 +235,8 @@ impl Site {
             let part = View::new(&*frozen).study(study).ok()??.parts.into_iter().next()?.part;
             Some((part.says.patient.id, part.says.patient.issuer))
         });
-        let ingest = Ingest::new(store.clone(), clock.clone(), metrics.clone(), gather, mesh_patient);
+        let ingest =
+            Ingest::new(store.clone(), clock.clone(), metrics.clone(), Senders::new(&config), gather, mesh_patient);
         let dicom = scp::Port::new(ingest.clone(), metrics.clone());
         let disk_of_node = disk.clone();
         let parts = Parts {
@@ -247,6 +254,7 @@ impl Site {
             ingest,
             metrics,
             outbox,
+            commitments,
             state_clock: StateClock::default(),
         };
         let inner = Inner {
@@ -276,6 +284,8 @@ impl Site {
         self.run(copies::run(node.clone(), shutdown.clone()));
         self.run(copies::bring_claimed(node.clone(), shutdown.clone()));
         self.run(copies::confined::run(node.clone(), shutdown.clone()));
+        self.run(commitment::run(node.clone(), shutdown.clone()));
+        self.run(commitment::report(node.clone(), shutdown.clone()));
         self.run(node.outbox().clone().keep(shutdown.clone()));
         self.run(outbox::send(node.clone(), shutdown.clone()));
         let (metrics, stopped) = (node.metrics().clone(), shutdown.clone());

@@ -12,6 +12,7 @@ use crate::site::SITES_MAX;
 const USAGE: &str = "\
 usage: chaos run [--seed N] [--minutes M | --hours H] [options]
        chaos sweep --seeds A..B [--minutes M] [options]
+       chaos kills [--seed N] [--count N]      one node, killed that many times (500) while it takes images in
        chaos wan-check
        chaos faults
 options: --sites N          sites at the start, 3 to 10 (5)
@@ -27,6 +28,8 @@ pub(crate) enum Task {
     Run,
     WanCheck,
     Faults,
+    /// So many kills of one node.
+    Kills(u32),
 }
 
 /// The arguments.
@@ -52,6 +55,7 @@ impl Arguments {
             Some("run" | "sweep") => Task::Run,
             Some("wan-check") => Task::WanCheck,
             Some("faults") => Task::Faults,
+            Some("kills") => Task::Kills(500),
             _ => bail!("{USAGE}"),
         };
         let mut arguments = Self {
@@ -77,6 +81,10 @@ impl Arguments {
                     let (first, last) = text.split_once("..").context("seeds are A..B, B included")?;
                     arguments.seeds = first.parse()?..=last.parse()?;
                 }
+                "--count" => match &mut arguments.task {
+                    Task::Kills(count) => *count = value()?.parse()?,
+                    _ => bail!("--count is of `chaos kills`"),
+                },
                 "--minutes" => arguments.duration = minutes(&value()?)?,
                 "--hours" => arguments.duration = minutes(&value()?)? * 60,
                 "--sites" => arguments.sites = value()?.parse()?,
@@ -108,7 +116,9 @@ mod tests {
         assert_eq!((sweep.seeds, sweep.duration), (3..=7, Duration::from_secs(30)));
         assert_eq!(sweep.faults.len(), 2);
         assert_eq!(parse("run --hours 2").expect("good").duration, Duration::from_secs(7200));
-        for bad in ["", "walk", "run --seed", "run --sites 2", "run --faults typo", "run --minutes -1"] {
+        assert_eq!(parse("kills --count 7").expect("good").task, Task::Kills(7));
+        for bad in ["run --count 7", "", "walk", "run --seed", "run --sites 2", "run --faults typo", "run --minutes -1"]
+        {
             assert!(parse(bad).is_err(), "{bad:?}");
         }
     }

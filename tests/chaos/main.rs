@@ -18,7 +18,9 @@
 use std::process::ExitCode;
 
 use anyhow::bail;
+use maillage_tests::kills::{Toll, kill_often};
 use maillage_tests::wan::{self, Shape, Wan};
+use maillage_tests::{Mesh, Settings};
 use tokio::signal::unix::{SignalKind, signal};
 
 mod arguments;
@@ -68,6 +70,9 @@ async fn task(arguments: &Arguments) -> anyhow::Result<bool> {
         }
         return Ok(true);
     }
+    if let Task::Kills(count) = arguments.task {
+        return kills(count, *arguments.seeds.start()).await;
+    }
     if let Some(why) = wan::missing() {
         if arguments.may_skip {
             println!("skipped: chaos: {why}");
@@ -84,6 +89,24 @@ async fn task(arguments: &Arguments) -> anyhow::Result<bool> {
         good &= run::run(arguments, seed).await?;
     }
     Ok(good)
+}
+
+/// Kills a node so many times while it takes images in; ends with a panic at the first that is lost.
+async fn kills(count: u32, seed: u64) -> anyhow::Result<bool> {
+    let node = std::env::current_exe()?.with_file_name("maillage");
+    let settings = |_| Settings { quiet_seconds: 600, ..Settings::default() };
+    let mut mesh = Mesh::start(&node, 1, settings).await;
+    let toll = kill_often(&mut mesh, count, seed, |toll| {
+        if toll.kills.is_multiple_of(25) {
+            println!("{:>4} kills: {} acknowledged, all there", toll.kills, toll.acknowledged);
+        }
+    });
+    let Toll { kills, acknowledged, unacknowledged } = toll.await;
+    println!(
+        "seed {seed}: {kills} kills, {acknowledged} instances acknowledged, each there bit for bit; {unacknowledged} \
+         more were durable when the answer was cut off"
+    );
+    Ok(true)
 }
 
 /// Measures the emulated network, and whether the measurement notices a network that is not as asked.

@@ -4,6 +4,7 @@ use std::fs;
 
 use maillage_dicom::dimse::scu::ScuError;
 use maillage_tests::exams::requested;
+use maillage_tests::kills::kill_often;
 use maillage_tests::study::{CALLED, CALLING, associate, echo, file};
 use maillage_tests::{Caller, Mesh, Settings, Slices, until};
 use serde_json::{Value, json};
@@ -69,6 +70,101 @@ async fn kill_9_in_the_midst_of_sending_loses_no_confirmed_instance() {
     // A sender that was cut off sends all again; each is there once.
     study.send(site.dicom()).await;
     study.is_whole_at(site.http()).await;
+}
+
+/// A few of the five hundred that `chaos kills` does.
+#[tokio::test]
+async fn ten_kills_at_random_points_lose_nothing_that_was_acknowledged() {
+    let settings = |_| Settings { quiet_seconds: 60, ..Settings::default() };
+    let mut mesh = Mesh::start(binary(), 1, settings).await;
+    let toll = kill_often(&mut mesh, 10, 1, |_| {}).await;
+    assert!(toll.acknowledged > 0, "nothing was acknowledged: the kills came too early to show anything");
+}
+
+#[tokio::test]
+async fn a_quota_refuses_what_is_new_and_never_what_is_sent_again() {
+    let lines = vec![("[ingest]", "day_mib = 1".to_owned())];
+    let mesh = Mesh::start(binary(), 1, |_| Settings { lines: lines.clone(), ..Settings::default() }).await;
+    let site = &mesh.sites[0];
+    let study = Slices::new("A1", "P1", 40);
+    let mut association = associate(site.dicom(), CALLING, CALLED).await.expect("an association");
+    let mut stored = study.clone();
+    stored.instances.clear();
+    let mut refused = 0;
+    for (uid, dataset) in &study.instances {
+        let status = maillage_tests::study::store(&mut association, uid, dataset.clone()).await.expect("an answer");
+        if status.is_stored() {
+            stored.instances.insert(uid.clone(), dataset.clone());
+        } else {
+            assert_eq!((status.code(), status.comment()), (0xA700, "the sender's quota of the day is used up"));
+            refused += 1;
+        }
+    }
+    let bytes: usize = stored.instances.values().map(bytes::Bytes::len).sum();
+    assert!(refused > 0 && bytes <= 1 << 20 && bytes > 1 << 19, "{refused} refused, {bytes} bytes stored");
+    association.release().await.expect("a released association");
+    stored.send(site.dicom()).await;
+    stored.is_whole_at(site.http()).await;
+    // By STOW-RS another sender: its address, whose day has not begun.
+    let http = site.http();
+    for n in 0..3 {
+        let body = stow_body(study.instances.iter().skip(n * 13).take(13));
+        let headers = [("content-type", "multipart/related; type=\"application/dicom\"; boundary=b")];
+        let answer = http.send(&hyper::Method::POST, "/dicom-web/studies", &headers, body).await.expect("an answer");
+        if answer.status == 429 {
+            assert_eq!(answer.header("retry-after"), "60");
+            return;
+        }
+        assert!(matches!(answer.status, 200 | 202), "{}", answer.status);
+    }
+    let another = Slices::new("A2", "P2", 40);
+    let headers = [("content-type", "multipart/related; type=\"application/dicom\"; boundary=b")];
+    for (n, one) in another.instances.iter().enumerate() {
+        let body = stow_body(std::iter::once(one));
+        let answer = http.send(&hyper::Method::POST, "/dicom-web/studies", &headers, body).await.expect("an answer");
+        if answer.status == 429 {
+            assert!(n > 0);
+            assert_eq!(answer.header("retry-after"), "60");
+            return;
+        }
+        answer.expect(200);
+    }
+    panic!("STOW-RS has no quota");
+}
+
+/// A multipart body of these instances.
+fn stow_body<'s>(instances: impl Iterator<Item = (&'s String, &'s bytes::Bytes)>) -> Vec<u8> {
+    let mut body = Vec::new();
+    for (uid, dataset) in instances {
+        body.extend_from_slice(b"--b\r\ncontent-type: application/dicom\r\n\r\n");
+        body.extend_from_slice(&file(uid, dataset));
+        body.extend_from_slice(b"\r\n");
+    }
+    body.extend_from_slice(b"--b--\r\n");
+    body
+}
+
+#[tokio::test]
+async fn a_sender_over_its_rate_waits_for_its_answers_and_another_does_not() {
+    // A study of 20 slices has some 660 KiB: three seconds more than the first, which is free.
+    let limit = "senders = [{ ae_title = \"TEST-CT\", rate_kib_s = 165 }]";
+    let lines = vec![("[ingest]", limit.to_owned())];
+    let mesh = Mesh::start(binary(), 1, |_| Settings { lines: lines.clone(), ..Settings::default() }).await;
+    let site = &mesh.sites[0];
+    let (limited, free) = (Slices::new("A1", "P1", 20), Slices::new("A2", "P2", 20));
+    let since = tokio::time::Instant::now();
+    limited.send(site.dicom()).await;
+    let took = since.elapsed();
+    assert!(took >= std::time::Duration::from_millis(2500), "not held back: {took:?}");
+    let mut association = associate(site.dicom(), "OTHER", CALLED).await.expect("an association");
+    let since = tokio::time::Instant::now();
+    for (uid, dataset) in &free.instances {
+        let status = maillage_tests::study::store(&mut association, uid, dataset.clone()).await.expect("an answer");
+        assert!(status.is_stored());
+    }
+    assert!(since.elapsed() < took, "one sender's rate is not another's");
+    association.release().await.expect("a released association");
+    limited.is_whole_at(site.http()).await;
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ mod api;
 mod catching_up;
 mod cli;
 mod commands;
+mod commitment;
 mod config;
 mod demo;
 mod directory;

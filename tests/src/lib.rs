@@ -16,6 +16,7 @@
 pub mod draw;
 pub mod exams;
 pub mod http;
+pub mod kills;
 pub mod mesh;
 pub mod multipart;
 pub mod port;

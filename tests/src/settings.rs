@@ -38,6 +38,8 @@ pub struct Settings {
     pub syslog: Option<String>,
     /// The hospitals' group of its readers; empty for none.
     pub territory: String,
+    /// Further lines, each with the section that it stands in, as `[storage]`.
+    pub lines: Vec<(&'static str, String)>,
 }
 
 impl Default for Settings {
@@ -54,6 +56,7 @@ impl Default for Settings {
             format_max: None,
             syslog: None,
             territory: String::new(),
+            lines: Vec::new(),
         }
     }
 }
@@ -95,6 +98,12 @@ impl Settings {
         ];
         for (table, longer) in tables.into_iter().flatten() {
             text = text.replacen(table, &longer, 1);
+        }
+        for (section, line) in &self.lines {
+            if !text.contains(section) {
+                text = text.replacen("[dicom]\n", &format!("{section}\n[dicom]\n"), 1);
+            }
+            text = text.replacen(&format!("{section}\n"), &format!("{section}\n{line}\n"), 1);
         }
         if self.callers.is_empty() {
             text.push_str("any_caller = true\n");

@@ -12,6 +12,7 @@
 
 pub mod ae_title;
 pub mod attributes;
+pub mod commitment;
 pub mod dimse;
 mod element;
 pub mod json;

@@ -40,6 +40,7 @@ pub(super) fn check(config: &Config, problem: &mut dyn FnMut(&'static str, Strin
     raft(config, problem);
     http(config, problem);
     dicom(config, problem);
+    ingest(config, problem);
     storage(config, problem);
     audit(config, problem);
     ports(config, problem);
@@ -174,6 +175,23 @@ fn dicom(config: &Config, problem: &mut dyn FnMut(&'static str, String)) {
     }
 }
 
+fn ingest(config: &Config, problem: &mut dyn FnMut(&'static str, String)) {
+    let ingest = &config.ingest;
+    for (setting, value) in [("ingest.rate_kib_s", ingest.rate_kib_s), ("ingest.day_mib", ingest.day_mib)] {
+        if value > NUMBER_MAX >> 20 {
+            problem(setting, format!("must be at most {}", NUMBER_MAX >> 20));
+        }
+    }
+    for sender in &ingest.senders {
+        if sender.ae_title.is_some() == sender.address.is_some() {
+            problem("ingest.senders", "each needs either an ae_title or an address".to_owned());
+        }
+        if sender.rate_kib_s.max(sender.day_mib) > NUMBER_MAX >> 20 {
+            problem("ingest.senders", format!("limits must be at most {}", NUMBER_MAX >> 20));
+        }
+    }
+}
+
 fn storage(config: &Config, problem: &mut dyn FnMut(&'static str, String)) {
     let storage = &config.storage;
     if !(1..=COPIES_MAX).contains(&storage.copies) {
@@ -182,6 +200,9 @@ fn storage(config: &Config, problem: &mut dyn FnMut(&'static str, String)) {
     // In bytes it must fit 64 bits.
     if storage.reserve_mib > NUMBER_MAX >> 20 {
         problem("storage.reserve_mib", format!("must be at most {}", NUMBER_MAX >> 20));
+    }
+    if storage.commitment_timeout_s == 0 || storage.commitment_timeout_s > NUMBER_MAX / 1000 {
+        problem("storage.commitment_timeout_s", format!("must be 1 to {}", NUMBER_MAX / 1000));
     }
     if storage.placement_grace_s > NUMBER_MAX / 1000 {
         problem("storage.placement_grace_s", format!("must be at most {}", NUMBER_MAX / 1000));

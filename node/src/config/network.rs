@@ -28,6 +28,17 @@ pub(crate) enum NetworkError {
 }
 
 impl Network {
+    /// Whether the address is in the range. An IPv4 address that came in IPv6 form counts as IPv4.
+    pub(crate) fn contains(&self, address: IpAddr) -> bool {
+        let bits = |address: IpAddr| match address {
+            IpAddr::V4(address) => u128::from(address.to_bits()),
+            IpAddr::V6(address) => address.to_bits(),
+        };
+        let address = address.to_canonical();
+        let prefix = |address: IpAddr| masked(bits(address), self.width(), self.prefix_len);
+        address.is_ipv4() == self.address.is_ipv4() && prefix(address) == prefix(self.address)
+    }
+
     fn width(&self) -> u8 {
         if self.address.is_ipv4() { 32 } else { 128 }
     }

@@ -169,12 +169,25 @@ pub(crate) static SETTINGS: &[Setting] = &[
     setting!(dicom.quiet_seconds, Bare, None,
         "A study with no new instance for so long is complete: it goes to the waiting room."),
 
+    setting!(ingest.rate_kib_s, Bare, None,
+        "What each sender may send a second: a calling AE title, or an address that uses STOW-RS. Who is\n\
+         faster waits for its answers. 0: no limit."),
+    setting!(ingest.day_mib, Bare, None,
+        "What each sender may send a UTC day that is new here, counted since the node started; then it is\n\
+         refused. 0: no limit."),
+    setting!(ingest.senders, Tables, None,
+        "Senders with limits of their own, by AE title (C-STORE) or address (STOW-RS); the first that fits.\n\
+         senders = [{ ae_title = \"CT1\", rate_kib_s = 20000 }, { address = \"10.1.0.7\", day_mib = 50000 }]"),
+
     setting!(storage.reserve_mib, Bare, None,
         "With less free space than this, images are refused; the queue goes on."),
     setting!(storage.copies, Bare, None,
         "Copies of every image in the mesh, 1 to 7. Used by `maillage init` only, then set mesh-wide."),
     setting!(storage.placement_grace_s, Bare, None,
         "Time that a lost site has to come back before its copies are made elsewhere."),
+    setting!(storage.commitment_timeout_s, Bare, None,
+        "A sender that asks for storage commitment is told within this time; what is not on two zones by\n\
+         then has failed, and the sender keeps it."),
 
     setting!(audit.syslog, Text, None,
         "Send the whole mesh's audit trail there, as DICOM audit messages: \"udp://HOST:PORT\" or\n\

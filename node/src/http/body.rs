@@ -63,6 +63,12 @@ impl Pieces {
         }
     }
 
+    /// Reads nothing for a while, which is not held against the sender.
+    pub(crate) async fn pause(&mut self, wait: Duration) {
+        tokio::time::sleep(wait).await;
+        self.started += wait;
+    }
+
     /// All of it, at most `limit` bytes. Memory grows with what arrives, never with what is declared.
     ///
     /// # Errors

@@ -99,6 +99,10 @@ impl Problem {
         not_recorded: INSUFFICIENT_STORAGE, "not-recorded", "It cannot be recorded here, so nothing was done";
         /// Parts of one study name different patients.
         several_patients: CONFLICT, "several-patients", "The study names several patients";
+        /// The sender has sent what it may today.
+        too_much: TOO_MANY_REQUESTS, "quota", "The sender's quota is used up";
+        /// The Transaction UID stands for another request.
+        transaction_used: CONFLICT, "transaction-used", "The transaction UID is already in use";
         /// What was asked for is no longer kept.
         gone: GONE, "gone", "What was asked for is no longer kept";
     }
@@ -159,7 +163,7 @@ impl IntoResponse for Problem {
         let mut response = (self.status, body).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+        if matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::INSUFFICIENT_STORAGE) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_S));
         }
         response.extensions_mut().insert(self);
@@ -290,6 +294,7 @@ impl From<IngestError> for Problem {
         let (reason, detail) = (error.reason(), error.to_string());
         let problem = match error {
             IngestError::Rejected(_) | IngestError::Mismatch(_) => Self::rejected(detail),
+            IngestError::Quota => Self::too_much(detail),
             IngestError::OtherPatient => Self::other_patient(detail),
             IngestError::Store(error) => error.into(),
             IngestError::Internal(_) => Self::internal(detail),

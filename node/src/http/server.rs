@@ -7,6 +7,7 @@
 use std::fs::Permissions;
 use std::future::Future as _;
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -15,7 +16,10 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -83,6 +87,10 @@ pub(crate) async fn bind_control(path: &Path) -> Result<UnixListener, BindError>
     Ok(listener)
 }
 
+/// The address of the client at the other end of a TCP connection: an extension of each of its requests.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Remote(pub(crate) IpAddr);
+
 /// Serves `router` on TCP until `shutdown`.
 pub(crate) async fn serve_tcp(listener: TcpListener, router: Router, shutdown: CancellationToken) {
     let places = Places::new(shutdown);
@@ -92,10 +100,11 @@ pub(crate) async fn serve_tcp(listener: TcpListener, router: Router, shutdown: C
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, remote)) => {
+                let remote = Some(Remote(remote.ip().to_canonical()));
                 // Without it small answers wait for acknowledgements; failing to set it breaks nothing.
                 let _ = stream.set_nodelay(true);
-                maillage_host::spawn(serve(stream, router.clone(), places.shutdown.clone(), place));
+                maillage_host::spawn(serve(stream, remote, router.clone(), places.shutdown.clone(), place));
             }
             Err(error) => places.pause(&error).await,
         }
@@ -113,7 +122,7 @@ pub(crate) async fn serve_unix(listener: UnixListener, router: Router, shutdown:
         };
         match accepted {
             Ok((stream, _)) if may_control(&stream) => {
-                maillage_host::spawn(serve(stream, router.clone(), places.shutdown.clone(), place));
+                maillage_host::spawn(serve(stream, None, router.clone(), places.shutdown.clone(), place));
             }
             Ok(_) => tracing::warn!("control connection of another user refused"),
             Err(error) => places.pause(&error).await,
@@ -160,17 +169,29 @@ impl Places {
 }
 
 /// Serves one connection.
-async fn serve<S>(stream: S, router: Router, shutdown: CancellationToken, place: OwnedSemaphorePermit)
-where
+async fn serve<S>(
+    stream: S,
+    remote: Option<Remote>,
+    router: Router,
+    shutdown: CancellationToken,
+    place: OwnedSemaphorePermit,
+) where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let stream = TokioIo::new(Unstalled { stream, stalled: None });
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        if let Some(remote) = remote {
+            request.extensions_mut().insert(remote);
+        }
+        router.call(request)
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADERS_TIMEOUT)
         .max_headers(HEADERS_MAX)
         .max_buf_size(BUFFER_BYTES_MAX)
-        .serve_connection(stream, TowerToHyperService::new(router))
+        .serve_connection(stream, service)
         // A WebSocket leaves HTTP behind, and its place: it has one among the event streams.
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);

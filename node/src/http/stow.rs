@@ -6,11 +6,12 @@
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{Extensions, HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::BytesMut;
 use serde_json::{Value, json};
 
+use super::Remote;
 use super::app::App;
 use super::body::{Pieces, require};
 use super::multipart::{MultipartError, PartReader, Piece};
@@ -23,6 +24,9 @@ const BODY_BYTES_MAX: u64 = 64 << 30;
 /// The most instances in one request; its answer is built in memory.
 const PARTS_MAX: usize = 20_000;
 
+/// When to send again what there was no room or no quota for, in seconds.
+const RETRY_AFTER_S: &str = "60";
+
 /// Failure reasons, PS3.18 table 10.5.1-1 and PS3.4 section GG.4.2.
 const OUT_OF_RESOURCES: u16 = 0xA700;
 const DOES_NOT_MATCH: u16 = 0xA900;
@@ -33,7 +37,12 @@ const PROCESSING_FAILURE: u16 = 0x0110;
 const KEPT_APART: u16 = 0xB007;
 
 /// Takes in a multipart body of Part 10 files.
-pub(super) async fn store(State(app): State<App>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
+pub(super) async fn store(
+    State(app): State<App>,
+    extensions: Extensions,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
     let media = require(&headers, "multipart/related")?;
     if media.parameter("type").is_some_and(|kind| !kind.eq_ignore_ascii_case("application/dicom")) {
         return Err(Problem::media_type("the parts must be application/dicom"));
@@ -41,6 +50,7 @@ pub(super) async fn store(State(app): State<App>, headers: HeaderMap, body: Body
     let mut reader = PartReader::new(&media).map_err(malformed)?;
     let mut pieces = Pieces::new(&headers, body, BODY_BYTES_MAX)?;
     let _place = app.upload_place().await?;
+    let source = Source::Stow(extensions.get::<Remote>().map(|remote| remote.0));
     let mut stored = Answer::default();
     let mut part = Part::default();
     let mut total: u64 = 0;
@@ -73,9 +83,16 @@ pub(super) async fn store(State(app): State<App>, headers: HeaderMap, body: Body
                         app.node.metrics().rejected("stow", "part");
                         stored.failed.push(reason);
                     }
-                    None => match app.node.ingest().receive_file(Source::Stow, part.bytes.freeze()).await {
-                        Ok(received) => stored.received.push(received),
-                        Err(error) => stored.failed.push(failure_reason(&error)),
+                    None => match app.node.ingest().receive_file(source.clone(), part.bytes.freeze()).await {
+                        Ok(received) => {
+                            // Before more is read: a sender that is faster than it may be waits in TCP.
+                            pieces.pause(received.wait).await;
+                            stored.received.push(received);
+                        }
+                        Err(error) => {
+                            stored.later = Later::of(&error).or(stored.later);
+                            stored.failed.push(failure_reason(&error));
+                        }
                     },
                 }
             }
@@ -113,8 +130,35 @@ fn failure_reason(error: &IngestError) -> u16 {
     match error {
         IngestError::Rejected(_) => CANNOT_UNDERSTAND,
         IngestError::Mismatch(_) | IngestError::OtherPatient => DOES_NOT_MATCH,
-        IngestError::Store(StoreError::Full { .. }) => OUT_OF_RESOURCES,
+        IngestError::Quota | IngestError::Store(StoreError::Full { .. }) => OUT_OF_RESOURCES,
         IngestError::Store(_) | IngestError::Internal(_) => PROCESSING_FAILURE,
+    }
+}
+
+/// Why a sender should come back later with what failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Later {
+    /// There is no room.
+    NoRoom,
+    /// Its quota is used up.
+    Quota,
+}
+
+impl Later {
+    fn of(error: &IngestError) -> Option<Self> {
+        match error {
+            IngestError::Quota => Some(Self::Quota),
+            IngestError::Store(StoreError::Full { .. }) => Some(Self::NoRoom),
+            _ => None,
+        }
+    }
+
+    /// RFC 9110 section 15.6 and RFC 4918 section 11.5; RFC 6585 section 4.
+    fn status(self) -> StatusCode {
+        match self {
+            Self::NoRoom => StatusCode::INSUFFICIENT_STORAGE,
+            Self::Quota => StatusCode::TOO_MANY_REQUESTS,
+        }
     }
 }
 
@@ -123,6 +167,8 @@ fn failure_reason(error: &IngestError) -> u16 {
 struct Answer {
     received: Vec<Received>,
     failed: Vec<u16>,
+    /// Of those that failed, the last that may yet succeed.
+    later: Option<Later>,
 }
 
 impl Answer {
@@ -130,20 +176,25 @@ impl Answer {
         self.received.len() + self.failed.len()
     }
 
-    /// 200 when all are stored, 202 when some failed or were kept apart, 409 when none is stored.
+    /// 200 when all are stored, 202 when some failed or were kept apart. When none is stored, 507 or 429 if
+    /// they may be sent again later, else 409. `Retry-After` goes with all that may.
     fn respond(self) -> Result<Response, Problem> {
         if self.parts() == 0 {
             return Err(Problem::invalid("the body holds no part"));
         }
         let status = if self.received.is_empty() {
-            StatusCode::CONFLICT
+            self.later.map_or(StatusCode::CONFLICT, Later::status)
         } else if self.failed.is_empty() && self.received.iter().all(|one| one.outcome != ReceivedAs::Conflict) {
             StatusCode::OK
         } else {
             StatusCode::ACCEPTED
         };
         let kind = [(header::CONTENT_TYPE, HeaderValue::from_static("application/dicom+json"))];
-        Ok((status, kind, self.to_json().to_string()).into_response())
+        let mut response = (status, kind, self.to_json().to_string()).into_response();
+        if self.later.is_some() {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_S));
+        }
+        Ok(response)
     }
 
     /// The Store Instances Response, PS3.18 annex I.2, in the DICOM JSON model of annex F. Instances
@@ -188,16 +239,25 @@ impl Answer {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn received(outcome: ReceivedAs) -> Received {
         let uid = |text: &str| text.to_owned();
-        Received { study: uid("1.2"), series: uid("1.3"), sop_instance: uid("1.4"), sop_class: uid("1.5"), outcome }
+        Received {
+            study: uid("1.2"),
+            series: uid("1.3"),
+            sop_instance: uid("1.4"),
+            sop_class: uid("1.5"),
+            outcome,
+            wait: Duration::ZERO,
+        }
     }
 
     #[test]
     fn the_answer_tells_of_each_instance() {
-        let answer = Answer { received: vec![received(ReceivedAs::New)], failed: vec![CANNOT_UNDERSTAND] };
+        let answer = Answer { received: vec![received(ReceivedAs::New)], failed: vec![CANNOT_UNDERSTAND], later: None };
         assert_eq!(
             answer.to_json(),
             json!({
@@ -216,13 +276,25 @@ mod tests {
     fn the_status_tells_whether_all_some_or_none_is_stored() {
         let status = |received: Vec<ReceivedAs>, failed: &[u16]| {
             let received = received.into_iter().map(self::received).collect();
-            Answer { received, failed: failed.to_vec() }.respond().map(|answer| answer.status().as_u16())
+            Answer { received, failed: failed.to_vec(), later: None }.respond().map(|answer| answer.status().as_u16())
         };
         assert_eq!(status(vec![ReceivedAs::New, ReceivedAs::Duplicate], &[]), Ok(200));
         assert_eq!(status(vec![ReceivedAs::New], &[PROCESSING_FAILURE]), Ok(202));
         assert_eq!(status(vec![ReceivedAs::Conflict], &[]), Ok(202));
         assert_eq!(status(vec![], &[PROCESSING_FAILURE]), Ok(409));
         assert_eq!(status(vec![], &[]).expect_err("no part").status(), StatusCode::BAD_REQUEST);
+    }
+
+    #[test]
+    fn what_may_succeed_later_says_when() {
+        let answer = |received: Vec<Received>, later| {
+            let answer = Answer { received, failed: vec![OUT_OF_RESOURCES], later: Some(later) }.respond();
+            let answer = answer.expect("an answer");
+            (answer.status().as_u16(), answer.headers().contains_key(header::RETRY_AFTER))
+        };
+        assert_eq!(answer(vec![], Later::NoRoom), (507, true));
+        assert_eq!(answer(vec![], Later::Quota), (429, true));
+        assert_eq!(answer(vec![received(ReceivedAs::New)], Later::NoRoom), (202, true));
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod admission;
 mod association;
 mod budget;
 mod config;
+mod event;
 mod handler;
 mod negotiate;
 mod reject;
@@ -33,6 +34,7 @@ use self::budget::Budget;
 
 pub use association::SERVICE_LEN_MAX;
 pub use config::{AddressRange, AddressRangeError, CalledPolicy, CallingPolicy, KnownPeer, ScpConfig};
+pub use event::EventLine;
 pub use handler::{
     AssociationEnd, AssociationInfo, AssociationSummary, BoxFuture, NoEvents, ScpEvents, StoreHandler, StoreRequest,
 };

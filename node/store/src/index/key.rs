@@ -43,6 +43,11 @@ pub(crate) fn instance(study_uid: &str, series_uid: &str, sop_instance: &str) ->
     [&instances(study_uid), series_uid.as_bytes(), b"\0", sop_instance.as_bytes()].concat()
 }
 
+/// The prefix of all conflicts of a SOP instance.
+pub(crate) fn conflicts(sop_instance: &str) -> Vec<u8> {
+    [CONFLICT, sop_instance.as_bytes(), b"\0"].concat()
+}
+
 pub(crate) fn conflict(sop_instance: &str, dataset_hash: Hash) -> Vec<u8> {
     [CONFLICT, sop_instance.as_bytes(), b"\0", &dataset_hash.0[..]].concat()
 }

@@ -102,6 +102,16 @@ impl Store {
         .await
     }
 
+    /// Whether other bytes came under this SOP instance UID than those that it stands for.
+    ///
+    /// # Errors
+    /// `Index`.
+    pub async fn is_contested(&self, sop_instance: &str) -> Result<bool, StoreError> {
+        let prefix = key::conflicts(sop_instance);
+        let rows = self.index(move |index| index.rows::<InstanceRow>(&prefix, None, 1)).await?;
+        Ok(!rows.is_empty())
+    }
+
     /// Stores an encoded manifest of either kind; returns its address.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! One connection, from its first byte to its last.
 
+mod event;
 mod service;
 
 use std::net::SocketAddr;
@@ -7,11 +8,13 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tracing::Instrument;
 
 use super::admission::{Place, Stranger};
 use super::budget::Share;
+use super::event::{EventLine, ServiceEvent};
 use super::negotiate::{self, Accepted, Context};
 use super::{AssociationEnd, AssociationInfo, AssociationSummary, RejectReason, Shared, StoreRequest};
 use crate::dimse::command::{C_CANCEL_RQ, C_ECHO_RQ, C_STORE_RQ, COMMAND_LEN_MAX, Command, RESPONSE};
@@ -21,6 +24,7 @@ use crate::dimse::status::StoreStatus;
 use crate::dimse::wire::{Wire, WireError, WireLimits, command_pdus};
 use crate::uid::Uid;
 
+use event::Outstanding;
 pub use service::SERVICE_LEN_MAX;
 
 /// First guess of an instance's length: a compressed slice.
@@ -118,7 +122,20 @@ async fn serve_association(
     let summary = AssociationSummary { stored: 0, refused: 0, bytes: 0, end: AssociationEnd::Shutdown };
     let peer_max = request.user.max_pdu;
     let guess = FIRST_GUESS_LEN;
-    let mut association = Association { shared: &shared, wire, info, contexts, peer_max, guess, summary };
+    let (line, events) = EventLine::new();
+    let mut association = Association {
+        shared: &shared,
+        wire,
+        info,
+        contexts,
+        peer_max,
+        guess,
+        summary,
+        line,
+        events,
+        outstanding: None,
+        next_event_id: 1,
+    };
     let answer = answer.encode();
     let outcome = tokio::select! {
         biased;
@@ -186,6 +203,13 @@ struct Association<'a> {
     /// Likely length of the next instance.
     guess: usize,
     summary: AssociationSummary,
+    /// What services are given to tell events by …
+    line: EventLine,
+    /// … and where those come out.
+    events: mpsc::Receiver<ServiceEvent>,
+    /// The event that the peer has not answered.
+    outstanding: Option<Outstanding>,
+    next_event_id: u16,
 }
 
 /// What became of a data set.
@@ -201,6 +225,11 @@ impl Association<'_> {
             let header = tokio::select! {
                 biased;
                 () = self.shared.shutdown.cancelled() => return Ok(AssociationEnd::Shutdown),
+                // Only between messages, and one at a time; an idle wait may be broken off.
+                Some(event) = self.events.recv(), if self.outstanding.is_none() => {
+                    self.send_event(event).await?;
+                    continue;
+                }
                 header = self.wire.idle_header(self.shared.config.idle_timeout) => header?,
             };
             match header.kind {
@@ -235,7 +264,7 @@ impl Association<'_> {
             C_STORE_RQ => self.store(&context, &command).await,
             // There is never anything under way that could be cancelled.
             C_CANCEL_RQ => Ok(()),
-            field if field & RESPONSE != 0 => Err(WireError::OutOfTurn),
+            field if field & RESPONSE != 0 => self.event_answered(&context, &command).await,
             _ => {
                 self.pass_over_data(&context, &command).await?;
                 self.respond(&context, &command, &StoreStatus::from_code(0x0211, "unrecognized operation")).await
@@ -280,6 +309,7 @@ impl Association<'_> {
                     self.guess = (dataset.len() + dataset.len() / 64 + 64).min(GUESS_LEN_MAX);
                     let status = self.shared.handler.store(request, dataset).await;
                     drop(share);
+                    self.shared.handler.pace(&self.info).await;
                     status
                 }
             },

@@ -25,6 +25,12 @@ pub trait StoreHandler: Send + Sync + 'static {
     /// The command and the data set may contradict each other: the handler checks that the UIDs
     /// agree and answers [`StoreStatus::does_not_match`] when they do not.
     fn store(&self, request: StoreRequest, dataset: Bytes) -> BoxFuture<'_, StoreStatus>;
+
+    /// Awaited before each C-STORE is answered, when its data set is out of memory: a sender that is faster
+    /// than it may be waits here, at no cost.
+    fn pace(&self, _association: &AssociationInfo) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 /// The C-STORE-RQ that came with a data set.

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use dicom_core::Tag;
 use tokio::sync::mpsc;
 
-use super::BoxFuture;
+use super::{BoxFuture, EventLine};
 use crate::ae_title::AeTitle;
 use crate::dimse::operation::Operation;
 use crate::dimse::status::Status;
@@ -62,6 +62,8 @@ pub struct ServiceRequest {
     pub transfer_syntax: Uid,
     /// The data set, sound by the pre-scan; empty when there is none.
     pub dataset: Bytes,
+    /// The way back to the requestor while its association is open.
+    pub events: EventLine,
 }
 
 /// How an operation ended.

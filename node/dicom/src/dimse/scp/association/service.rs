@@ -121,6 +121,7 @@ impl Association<'_> {
             attributes: command.attributes.clone(),
             transfer_syntax: context.transfer_syntax.clone(),
             dataset: Bytes::new(),
+            events: self.line.clone(),
         })
     }
 

@@ -1,0 +1,191 @@
+//! Whether an instance is safe: rules without I/O.
+//!
+//! Safe is what two distinct zones hold. A holder counts when it has said, after its fsync, that it holds
+//! a publication which lists the instance with the same bytes, and when it is there or away for no longer
+//! than a site may be before its copies are made anew: what a site holds that is gone for good is no copy.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use maillage_consensus::ids::SiteId;
+use maillage_consensus::mesh::{Site, Study};
+use maillage_store::{Hash, StudyManifest};
+
+use super::record::{Reference, reason};
+
+/// Zones in which an instance must be: with one, a fire takes it.
+const ZONES_MIN: usize = 2;
+
+/// An instance as it lies in this node's store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Here {
+    pub(super) sop_class: String,
+    pub(super) study: String,
+    pub(super) dataset: Hash,
+    /// Whether other bytes came under the same UID and were put apart.
+    pub(super) contested: bool,
+}
+
+/// What is said of one reference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Durable in two zones.
+    Safe,
+    /// Not yet.
+    Pending,
+    /// Not, for this reason.
+    Failed(u16),
+}
+
+/// A publication of a study, and the zones in which holders have it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Publication {
+    /// Address of the study's manifest.
+    pub(super) manifest: Hash,
+    /// Distinct zones of the holders that count.
+    pub(super) zones: BTreeSet<String>,
+}
+
+/// Zones by SOP Instance UID and the BLAKE3 of the data set.
+#[derive(Debug, Default)]
+pub(super) struct Coverage(BTreeMap<(String, Hash), BTreeSet<String>>);
+
+/// The publications of a study that somebody who counts holds: each part as it is, and as it was before.
+pub(super) fn publications(study: &Study, sites: &[Site], now_ms: u64, grace_ms: u64) -> Vec<Publication> {
+    let zones = |holders: &[SiteId]| -> BTreeSet<String> {
+        let there = |site: &&Site| {
+            let away = site.away_since.is_some_and(|at| now_ms.saturating_sub(at.0) < grace_ms);
+            holders.contains(&site.id) && (site.session_open || away)
+        };
+        sites.iter().filter(there).map(|site| site.description.zone.as_str().to_owned()).collect()
+    };
+    let of_part = |held: &maillage_consensus::mesh::HeldPart| {
+        let now = Publication { manifest: Hash(held.part.manifest), zones: zones(&held.holders) };
+        let before = held
+            .previous
+            .as_ref()
+            .map(|earlier| Publication { manifest: Hash(earlier.part.manifest), zones: zones(&earlier.holders) });
+        std::iter::once(now).chain(before)
+    };
+    study.parts.iter().flat_map(of_part).filter(|publication| !publication.zones.is_empty()).collect()
+}
+
+impl Coverage {
+    /// Counts a publication, whose manifest this is.
+    pub(super) fn add(&mut self, zones: &BTreeSet<String>, manifest: &StudyManifest) {
+        for instance in &manifest.instances {
+            let covered = self.0.entry((instance.sop_instance.clone(), instance.dataset_hash)).or_default();
+            covered.extend(zones.iter().cloned());
+        }
+    }
+
+    fn zones(&self, reference: &Reference, dataset: Hash) -> usize {
+        let key = (reference.sop_instance.as_str().to_owned(), dataset);
+        self.0.get(&key).map_or(0, BTreeSet::len)
+    }
+}
+
+/// What is said of `reference`, of which this is here.
+pub(super) fn verdict(reference: &Reference, here: Option<&Here>, coverage: &Coverage) -> Verdict {
+    let Some(here) = here else { return Verdict::Failed(reason::NO_SUCH_INSTANCE) };
+    if here.sop_class != reference.sop_class.as_str() {
+        return Verdict::Failed(reason::CLASS_CONFLICT);
+    }
+    if here.contested {
+        // The sender may mean the bytes that were put apart, of which there is one copy.
+        return Verdict::Failed(reason::PROCESSING);
+    }
+    if coverage.zones(reference, here.dataset) >= ZONES_MIN { Verdict::Safe } else { Verdict::Pending }
+}
+
+#[cfg(test)]
+mod tests {
+    use maillage_consensus::command::UnixMillisField;
+    use maillage_dicom::Uid;
+    use maillage_store::InstanceEntry;
+
+    use super::*;
+    use crate::roster::testing::site;
+
+    const BYTES: Hash = Hash([7; 32]);
+
+    fn manifest(instances: &[(&str, Hash)]) -> StudyManifest {
+        let entry = |(sop, dataset_hash): &(&str, Hash)| InstanceEntry {
+            sop_instance: (*sop).to_owned(),
+            series_uid: "1.1".to_owned(),
+            manifest: Hash([1; 32]),
+            bytes: 1,
+            dataset_hash: *dataset_hash,
+        };
+        StudyManifest::new("1.2".to_owned(), 1, 1, instances.iter().map(entry).collect())
+    }
+
+    fn zones(names: &[&str]) -> BTreeSet<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    fn reference() -> Reference {
+        let uid = |text: &str| Uid::parse(text).expect("a uid");
+        Reference { sop_class: uid("1.5"), sop_instance: uid("1.3") }
+    }
+
+    fn here() -> Here {
+        Here { sop_class: "1.5".to_owned(), study: "1.2".to_owned(), dataset: BYTES, contested: false }
+    }
+
+    fn covered(publications: &[(&[&str], &[(&str, Hash)])]) -> Verdict {
+        let mut coverage = Coverage::default();
+        for (names, instances) in publications {
+            coverage.add(&zones(names), &manifest(instances));
+        }
+        verdict(&reference(), Some(&here()), &coverage)
+    }
+
+    #[test]
+    fn one_copy_is_not_safe_and_neither_are_two_in_one_zone() {
+        assert_eq!(covered(&[]), Verdict::Pending);
+        assert_eq!(covered(&[(&["a"], &[("1.3", BYTES)])]), Verdict::Pending);
+        // The same zone by two parts: one building that burns.
+        assert_eq!(covered(&[(&["a"], &[("1.3", BYTES)]), (&["a"], &[("1.3", BYTES)])]), Verdict::Pending);
+        assert_eq!(covered(&[(&["a", "b"], &[("1.3", BYTES)])]), Verdict::Safe);
+        assert_eq!(covered(&[(&["a"], &[("1.3", BYTES)]), (&["b"], &[("1.3", BYTES)])]), Verdict::Safe);
+    }
+
+    #[test]
+    fn copies_of_something_else_do_not_count() {
+        let others = Hash([8; 32]);
+        assert_eq!(covered(&[(&["a", "b"], &[("1.4", BYTES)])]), Verdict::Pending, "not in the publication");
+        assert_eq!(covered(&[(&["a", "b"], &[("1.3", others)])]), Verdict::Pending, "other bytes of the same UID");
+        assert_eq!(
+            covered(&[(&["a"], &[("1.3", BYTES)]), (&["b"], &[("1.3", others)])]),
+            Verdict::Pending,
+            "each of two versions once is neither twice"
+        );
+    }
+
+    #[test]
+    fn unknown_misnamed_and_contested_instances_fail_whatever_is_held() {
+        let mut coverage = Coverage::default();
+        coverage.add(&zones(&["a", "b"]), &manifest(&[("1.3", BYTES)]));
+        let failed = |here: Option<Here>| verdict(&reference(), here.as_ref(), &coverage);
+        assert_eq!(failed(None), Verdict::Failed(0x0112));
+        assert_eq!(failed(Some(Here { sop_class: "1.6".to_owned(), ..here() })), Verdict::Failed(0x0119));
+        assert_eq!(failed(Some(Here { contested: true, ..here() })), Verdict::Failed(0x0110));
+        assert_eq!(failed(Some(here())), Verdict::Safe);
+    }
+
+    #[test]
+    fn holders_count_while_they_are_there_or_not_long_gone() {
+        let mut sites: Vec<Site> = [(1, "a"), (2, "b"), (3, "c")].map(|(id, zone)| site(id, zone)).into();
+        let holders = [1, 2].map(SiteId).to_vec();
+        let study = crate::commitment::tests::study("1.2", [9; 32], holders);
+        let now = |sites: &[Site]| publications(&study, sites, 1_000_000, 1_000)[0].zones.clone();
+        assert_eq!(now(&sites), zones(&["a", "b"]));
+        sites[1].session_open = false;
+        sites[1].away_since = Some(UnixMillisField(999_500));
+        assert_eq!(now(&sites), zones(&["a", "b"]), "away for half the grace");
+        sites[1].away_since = Some(UnixMillisField(999_000));
+        assert_eq!(now(&sites), zones(&["a"]), "away for all of it");
+        sites.remove(0);
+        assert!(publications(&study, &sites, 1_000_000, 1_000).is_empty(), "a site that was removed holds nothing");
+    }
+}

@@ -1,0 +1,99 @@
+//! Transactions on a disk that forgets, and the shapes that other tests need.
+
+use maillage_consensus::command::{StudyPart, UnixMillisField};
+use maillage_consensus::exam::{Patient, Priority, Request, Text8};
+use maillage_consensus::ids::{ExamId, Line, SiteId, UidText};
+use maillage_consensus::mesh::{HeldPart, Study};
+
+use super::*;
+
+/// A study of one part.
+pub(super) fn study(uid: &str, manifest: [u8; 32], holders: Vec<SiteId>) -> Study {
+    let uid = UidText::filled(uid).expect("a uid");
+    let says = Request {
+        accession: Line::default(),
+        patient: Patient {
+            id: Line::default(),
+            issuer: Line::default(),
+            name: Line::default(),
+            birth_date: Text8::default(),
+            sex: Text8::default(),
+        },
+        modality: Text8::default(),
+        description: Line::default(),
+        hospital: Line::default(),
+        physician: Line::default(),
+        priority: Priority::Urgent,
+        awaits_images: true,
+    };
+    let part = StudyPart {
+        study: uid.clone(),
+        manifest,
+        sequence: 1,
+        instances: 1,
+        bytes: 1,
+        first_received_at: UnixMillisField(0),
+        last_received_at: UnixMillisField(0),
+        says,
+    };
+    Study { uid, parts: vec![HeldPart { origin: SiteId(1), exam: ExamId(1), part, holders, previous: None }] }
+}
+
+fn uid(text: &str) -> Uid {
+    Uid::parse(text).expect("a uid")
+}
+
+fn references(names: &[&str]) -> Vec<Reference> {
+    names.iter().map(|name| Reference { sop_class: uid("1.5"), sop_instance: uid(name) }).collect()
+}
+
+fn clock() -> Clock {
+    Clock::from_fn(|| UnixMillis(1_000))
+}
+
+#[tokio::test]
+async fn a_transaction_outlives_the_process_and_so_does_its_end() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let disk = Disk::real(folder.path());
+    let first = Commitments::open(disk.clone(), clock()).await.expect("opens");
+    first.request(uid("1.9"), Requester::Web, references(&["1.1", "1.2"])).await.expect("taken");
+    let again = Commitments::open(disk.clone(), clock()).await.expect("opens");
+    let known = again.get(&uid("1.9")).expect("known");
+    assert_eq!((known.references.len(), known.settled), (2, None));
+    let settled = Settled { at: UnixMillisField(2_000), failed: vec![(0, reason::PROCESSING)] };
+    again.change(&uid("1.9"), |one| one.settled = Some(settled.clone())).await.expect("changed");
+    let third = Commitments::open(disk, clock()).await.expect("opens");
+    assert_eq!(third.get(&uid("1.9")).expect("known").settled, Some(settled));
+}
+
+#[tokio::test]
+async fn a_repeated_request_is_the_same_and_another_under_its_uid_is_refused() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let all = Commitments::open(Disk::real(folder.path()), clock()).await.expect("opens");
+    let ask = async |names: &[&str]| all.request(uid("1.9"), Requester::Web, references(names)).await;
+    assert_eq!(ask(&["1.1"]).await, Ok(()));
+    assert_eq!(ask(&["1.1"]).await, Ok(()));
+    assert_eq!(ask(&["1.2"]).await, Err(RequestError::Duplicate));
+    assert_eq!(ask(&[]).await, Err(RequestError::Empty));
+    let many = vec![references(&["1.1"])[0].clone(); REFERENCES_MAX + 1];
+    assert_eq!(all.request(uid("1.8"), Requester::Web, many).await, Err(RequestError::TooMany));
+}
+
+#[tokio::test]
+async fn a_damaged_transaction_is_set_aside_and_the_others_stay() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let disk = Disk::real(folder.path());
+    let all = Commitments::open(disk.clone(), clock()).await.expect("opens");
+    for name in ["1.8", "1.9"] {
+        all.request(uid(name), Requester::Web, references(&["1.1"])).await.expect("taken");
+    }
+    let name = disk.list("commitment").await.expect("a list").remove(0);
+    let path = format!("commitment/{name}");
+    let mut bytes = disk.read(&path).await.expect("read").to_vec();
+    *bytes.last_mut().expect("a byte") ^= 1;
+    disk.replace(&path, bytes.into()).await.expect("written");
+    let again = Commitments::open(disk.clone(), clock()).await.expect("opens");
+    let known = [uid("1.8"), uid("1.9")].iter().filter(|uid| again.get(uid).is_some()).count();
+    assert_eq!(known, 1);
+    assert!(disk.list("commitment").await.expect("a list").iter().any(|name| name.ends_with(".damaged")));
+}
