@@ -23,6 +23,9 @@ pub(crate) type Step = (u64, u32);
 /// An AE title, and the one workitem that it subscribed to; none: the worklist.
 type Subscribed = (String, Option<Step>);
 
+/// The facts that are looked at.
+type Sample = (Vec<(Step, Won)>, Vec<(Subscribed, u64)>);
+
 /// Who performs a workitem.
 #[derive(Debug, Clone)]
 struct Won {
@@ -137,7 +140,7 @@ impl Steps {
         }
     }
 
-    fn sample(&self, all: bool) -> (Vec<(Step, Won)>, Vec<(Subscribed, u64)>) {
+    fn sample(&self, all: bool) -> Sample {
         let mut facts = lock(&self.facts);
         let mut rng = facts.rng.take().unwrap_or_else(|| Rng::new(0));
         let mut won: Vec<_> = facts.won.iter().map(|(step, won)| (*step, won.clone())).collect();
