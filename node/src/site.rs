@@ -39,7 +39,7 @@ use crate::outbox::{self, Outbox, Owner};
 use crate::presence::Presence;
 use crate::roster::Roster;
 use crate::senders::Senders;
-use crate::{arriving, audit, commitment, copies, duties, founding, gather, http, joining, links, scp};
+use crate::{arriving, audit, copies, duties, founding, gather, http, joining, links, scp};
 
 pub use crate::config::{ConfigError, Settings};
 pub use crate::data_dir::{MeshFile, MeshFileMember};
