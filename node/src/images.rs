@@ -18,8 +18,8 @@ use maillage_consensus::raft::Group;
 use maillage_dicom::Uid;
 use maillage_dicom::part10::{self, FileMeta};
 use maillage_store::{
-    CHUNK_BYTES_MAX, Hash, INSTANCE_MANIFEST_BYTES_MAX, InstanceManifest, Proof, STUDY_MANIFEST_BYTES_MAX, Store, StoreError,
-    StudyManifest, VerifyReport,
+    CHUNK_BYTES_MAX, Hash, INSTANCE_MANIFEST_BYTES_MAX, InstanceManifest, Proof, STUDY_MANIFEST_BYTES_MAX, Store,
+    StoreError, StudyManifest, VerifyReport,
 };
 use maillage_transport::PeerId;
 use maillage_transport::chunk::{ChunkSource, Class};

@@ -19,7 +19,8 @@ use maillage_dicom::prescan::{self, NativePixels};
 use maillage_dicom::{Redacted, Rejection, Uid};
 use maillage_host::{Clock, offload};
 use maillage_store::{
-    CutInstance, Cutting, InstanceIdentity, InstanceManifest, ManifestFlags, Piece, PixelPart, Store, StoreError, Stored,
+    CutInstance, Cutting, InstanceIdentity, InstanceManifest, ManifestFlags, Piece, PixelPart, Store, StoreError,
+    Stored,
 };
 use tokio::sync::mpsc;
 
@@ -315,8 +316,12 @@ impl Ingest {
             offload(move || Ok(cutting.code(n)))
         };
         let internal = |error: std::io::Error| IngestError::Internal(error.to_string());
-        let pieces: Vec<Option<Piece>> =
-            stream::iter(0..cutting.to_code()).map(one).buffered(CODED_AT_ONCE).try_collect().await.map_err(internal)?;
+        let pieces: Vec<Option<Piece>> = stream::iter(0..cutting.to_code())
+            .map(one)
+            .buffered(CODED_AT_ONCE)
+            .try_collect()
+            .await
+            .map_err(internal)?;
         let is_coded = !pieces.is_empty();
         let pieces = pieces.into_iter().flatten().collect();
         let cutting = Arc::unwrap_or_clone(cutting);

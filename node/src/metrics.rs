@@ -162,7 +162,11 @@ impl Metrics {
             http_requests: registered(&mut registry, "http_requests", "HTTP requests answered"),
             instances_received: registered(&mut registry, "instances_received", "DICOM instances made durable"),
             received_bytes: registered(&mut registry, "received_bytes", "Bytes of their data sets"),
-            coded_bytes: registered(&mut registry, "coded_bytes", "Bytes of pixels before (raw) and after coding (stored)"),
+            coded_bytes: registered(
+                &mut registry,
+                "coded_bytes",
+                "Bytes of pixels before (raw) and after coding (stored)",
+            ),
             codec_differed: registered(
                 &mut registry,
                 "codec_differed",

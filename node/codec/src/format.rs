@@ -85,7 +85,9 @@ impl Rows<'_> {
         let flags = width | if subtracted { SUBTRACTED } else { 0 };
         let mut out = vec![VERSION, ROWS, flags, u8::try_from(components).unwrap_or(u8::MAX)];
         let mut put = |number: usize| out.extend_from_slice(&u32::try_from(number).unwrap_or(u32::MAX).to_le_bytes());
-        for number in [columns, usize::from(mask), self.prefix.len(), self.rows as usize, self.tail.len(), self.bits.len()] {
+        for number in
+            [columns, usize::from(mask), self.prefix.len(), self.rows as usize, self.tail.len(), self.bits.len()]
+        {
             put(number);
         }
         out.extend_from_slice(self.prefix);

@@ -9,9 +9,7 @@ pub(crate) fn residuals(row: &[i16], above: &[i16], out: &mut [i16]) {
     let (Some((&first, _)), Some((&first_above, _))) = (row.split_first(), above.split_first()) else { return };
     let (Some((out_first, out)), Some(here)) = (out.split_first_mut(), row.get(1..)) else { return };
     *out_first = first.wrapping_sub(first_above);
-    for ((((out, &here), &left), &up), &corner) in
-        out.iter_mut().zip(here).zip(row).zip(&above[1..]).zip(above)
-    {
+    for ((((out, &here), &left), &up), &corner) in out.iter_mut().zip(here).zip(row).zip(&above[1..]).zip(above) {
         let (low, high) = (left.min(up), left.max(up));
         let plane = left.wrapping_add(up).wrapping_sub(corner);
         // Between low and high the plane can't have wrapped.

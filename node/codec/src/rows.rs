@@ -65,7 +65,9 @@ fn put_symbols(residuals: &[i16], contexts: &[u16], symbols: &mut Vec<u16>, bits
     for (residuals, contexts) in residuals.chunks(SEGMENT).zip(contexts.chunks(SEGMENT)) {
         let all = residuals.iter().fold(0, |all, residual| all | token::fold(*residual));
         if all < DIRECT {
-            symbols.extend(residuals.iter().zip(contexts).map(|(residual, context)| symbol(*context, token::fold(*residual))));
+            symbols.extend(
+                residuals.iter().zip(contexts).map(|(residual, context)| symbol(*context, token::fold(*residual))),
+            );
             continue;
         }
         symbols.extend(residuals.iter().zip(contexts).map(|(residual, context)| {

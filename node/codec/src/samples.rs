@@ -75,9 +75,9 @@ impl Layout {
             _ => [0x8000, 0, sign],
         };
         let subtracted: &[bool] = if components == 3 { &[false, true] } else { &[false] };
-        let layouts = masks
-            .iter()
-            .flat_map(|mask| subtracted.iter().map(move |subtracted| Self { mask: *mask, subtracted: *subtracted, ..plain }));
+        let layouts = masks.iter().flat_map(|mask| {
+            subtracted.iter().map(move |subtracted| Self { mask: *mask, subtracted: *subtracted, ..plain })
+        });
         layouts.min_by_key(|layout| layout.roughness(body)).unwrap_or(plain)
     }
 

@@ -280,7 +280,12 @@ mod tests {
     fn a_place_or_shape_that_makes_no_sense_is_cut_as_if_there_were_no_rows() {
         let dataset = Bytes::from(vec![7; 5_000]);
         let shape = Shape { width: SampleWidth::One, components: 1, columns: 10, bits_stored: 8 };
-        let rows = [(0, shape), (4_000, shape), (1_008, Shape { columns: 0, ..shape }), (1_008, Shape { components: 9, ..shape })];
+        let rows = [
+            (0, shape),
+            (4_000, shape),
+            (1_008, Shape { columns: 0, ..shape }),
+            (1_008, Shape { components: 9, ..shape }),
+        ];
         for rows in rows {
             let part = PixelPart { offset: 1_000, rows: Some(rows) };
             assert_eq!(coded(&dataset, part), cut(dataset.clone(), 1_000));

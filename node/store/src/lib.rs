@@ -30,15 +30,14 @@ mod writer;
 
 pub use chunk::{CHUNK_BYTES_MAX, Chunk, WrongHash};
 pub use config::StoreConfig;
-pub use cut::{Cutting, CutInstance, Piece, PixelPart, cut};
+pub use cut::{CutInstance, Cutting, Piece, PixelPart, cut};
 pub use error::{OpenError, Refusal, StoreError};
 pub use event::StoreEvent;
 pub use hash::{Hash, HashParseError};
 pub use library::{Conflict, HeldStudy, Instance, InstanceCommit, Stored, StudySeen, StudySummary};
 pub use manifest::{
-    ChunkEntry, Form, FormError,
-    INSTANCE_MANIFEST_BYTES_MAX, InstanceEntry, InstanceIdentity, InstanceManifest, ManifestError, ManifestFlags,
-    STUDY_MANIFEST_BYTES_MAX, StudyManifest,
+    ChunkEntry, Form, FormError, INSTANCE_MANIFEST_BYTES_MAX, InstanceEntry, InstanceIdentity, InstanceManifest,
+    ManifestError, ManifestFlags, STUDY_MANIFEST_BYTES_MAX, StudyManifest,
 };
 pub use pack::PackId;
 pub use proof::Proof;

@@ -39,7 +39,8 @@ pub(crate) fn image(shape: &Shape, rows: usize, content: Content, seed: u64) -> 
         for x in 0..columns {
             for component in 0..components {
                 let noise = numbers.next();
-                let smooth = (400 + 3 * x + 2 * y + 5 * component + 300 * usize::from((x / 7 + y / 5) % 2 == 0)) as u64 + noise % 6;
+                let smooth = (400 + 3 * x + 2 * y + 5 * component + 300 * usize::from((x / 7 + y / 5) % 2 == 0)) as u64
+                    + noise % 6;
                 let sample = match content {
                     Content::Constant => 77,
                     Content::Image => smooth,
