@@ -18,8 +18,8 @@ use maillage_consensus::raft::Group;
 use maillage_dicom::Uid;
 use maillage_dicom::part10::{self, FileMeta};
 use maillage_store::{
-    CHUNK_BYTES_MAX, Hash, INSTANCE_MANIFEST_BYTES_MAX, InstanceManifest, STUDY_MANIFEST_BYTES_MAX, Store, StoreError,
-    StudyManifest, VerifyReport,
+    CHUNK_BYTES_MAX, Hash, INSTANCE_MANIFEST_BYTES_MAX, InstanceManifest, Proof, STUDY_MANIFEST_BYTES_MAX, Store,
+    StoreError, StudyManifest, VerifyReport,
 };
 use maillage_transport::PeerId;
 use maillage_transport::chunk::{ChunkSource, Class};
@@ -320,12 +320,14 @@ impl Images {
         let head = stream::once(std::future::ready(Ok(header(instance))));
         let images = self.clone();
         let (manifest, holders) = (Arc::clone(&instance.manifest), Arc::clone(&instance.holders));
-        let chunks: Vec<(Hash, u32)> = manifest.chunks.clone();
-        let pieces = stream::iter(chunks).map(move |(hash, len)| {
+        let pieces = stream::iter(manifest.chunks.clone()).map(move |entry| {
             let (images, holders) = (images.clone(), Arc::clone(&holders));
-            async move { images.chunk(hash, len as usize, &holders).await }
+            async move {
+                let stored = images.chunk(entry.hash, entry.len as usize, &holders).await?;
+                Ok(Store::open_chunk(entry, stored).await?)
+            }
         });
-        head.chain(pieces.buffered(READ_AHEAD))
+        head.chain(Proof::of(&manifest).check(pieces.buffered(READ_AHEAD)))
     }
 
     async fn chunk(&self, hash: Hash, len: usize, holders: &[PeerId]) -> Result<Bytes, ImagesError> {
@@ -436,5 +438,6 @@ impl ChunkSource for StoreSource {
     }
 }
 
-/// The longest chunk is the same on the wire and on disk.
+/// The longest chunk is the same on the wire, on disk and decoded.
 const _: () = assert!(CHUNK_BYTES_MAX == maillage_transport::chunk::CHUNK_LEN_MAX);
+const _: () = assert!(CHUNK_BYTES_MAX == maillage_codec::RAW_LEN_MAX);

@@ -1,8 +1,8 @@
 //! The ingest path: from bytes that a stranger sent to an instance that is durably ours.
 //!
 //! ```text
-//! bytes -> pre-scan -> attributes -> cut into chunks -> store (one fsync a group) -> acknowledged
-//!                                                          \-> gather: the study goes to the mesh
+//! bytes -> pre-scan -> attributes -> cut -> code, prove -> store (one fsync a group) -> acknowledged
+//!                                                             \-> gather: the study goes to the mesh
 //! ```
 //! Nothing is acknowledged before the store says that it is durable.
 
@@ -12,14 +12,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use maillage_codec::{SampleWidth, Shape};
 use maillage_consensus::ids::Line;
 use maillage_dicom::attributes::Attributes;
 use maillage_dicom::part10::{self, PreambleKind};
-use maillage_dicom::prescan;
+use maillage_dicom::prescan::{self, NativePixels};
 use maillage_dicom::{Redacted, Rejection, Uid};
 use maillage_host::{Clock, offload};
 use maillage_store::{
-    CutInstance, Hash, InstanceIdentity, InstanceManifest, ManifestFlags, Store, StoreError, Stored, cut,
+    CutInstance, Cutting, Hash, InstanceIdentity, InstanceManifest, ManifestFlags, Piece, PixelPart, Store, StoreError,
+    Stored,
 };
 use tokio::sync::mpsc;
 
@@ -28,6 +31,10 @@ use crate::senders::{Sender, Senders};
 
 /// Studies whose patient is remembered, so that most instances need no read of the store.
 const PATIENTS_REMEMBERED: usize = 256;
+/// Pieces of one instance that are coded at once: more would only take the processors from other senders.
+const CODED_AT_ONCE: usize = 4;
+/// The mesh's format at which every site reads manifests that list coded chunks.
+pub(crate) const FORMAT_OF_CODED_CHUNKS: u8 = 2;
 /// The version of the attributes inside an instance manifest: one byte, then postcard.
 const ATTRIBUTES_VERSION: u8 = 1;
 
@@ -177,6 +184,8 @@ impl std::fmt::Debug for Ingest {
 /// A patient's id and its issuer, as the mesh writes them.
 pub(crate) type PatientKey = (Line, Line);
 type Turn = Arc<tokio::sync::Mutex<Option<PatientKey>>>;
+/// Whether every site of the mesh can read coded chunks.
+pub(crate) type MayCode = Box<dyn Fn() -> bool + Send + Sync>;
 /// The patient of a study as the mesh knows it.
 pub(crate) type MeshPatient = Box<dyn Fn(&str) -> Option<PatientKey> + Send + Sync>;
 
@@ -189,11 +198,12 @@ struct Shared {
     gather: mpsc::UnboundedSender<Arrival>,
     turns: Mutex<HashMap<String, Turn>>,
     mesh_patient: MeshPatient,
+    may_code: MayCode,
 }
 
 struct Prepared {
     attributes: Attributes,
-    cut: CutInstance,
+    cutting: Cutting,
     undecodable: bool,
 }
 
@@ -207,8 +217,18 @@ impl Ingest {
         senders: Senders,
         gather: mpsc::UnboundedSender<Arrival>,
         mesh_patient: MeshPatient,
+        may_code: MayCode,
     ) -> Self {
-        Self(Arc::new(Shared { store, clock, metrics, senders, gather, turns: Mutex::default(), mesh_patient }))
+        Self(Arc::new(Shared {
+            store,
+            clock,
+            metrics,
+            senders,
+            gather,
+            turns: Mutex::default(),
+            mesh_patient,
+            may_code,
+        }))
     }
 
     /// Hints that whoever sent this study is done.
@@ -271,16 +291,18 @@ impl Ingest {
     async fn take(&self, source: &Source, announced: Announced, dataset: Bytes) -> Result<Received, IngestError> {
         let shared = &*self.0;
         let transfer_syntax = announced.transfer_syntax.clone();
-        // Hashing and scanning a large data set would hold up an async thread.
-        let prepared = offload(move || Ok(prepare(dataset, &transfer_syntax)));
+        let may_code = (shared.may_code)();
+        // Scanning a large data set would hold up an async thread.
+        let prepared = offload(move || Ok(prepare(dataset, &transfer_syntax, may_code)));
         let prepared = prepared.await.map_err(|error| IngestError::Internal(error.to_string()))??;
-        let Prepared { attributes, cut, undecodable } = prepared;
+        let Prepared { attributes, cutting, undecodable } = prepared;
         if attributes.sop_instance_uid != announced.sop_instance {
             return Err(IngestError::Mismatch("instance"));
         }
         if attributes.sop_class_uid != announced.sop_class {
             return Err(IngestError::Mismatch("class"));
         }
+        let cut = self.code(cutting).await?;
         let patient = patient_of(&attributes);
         let turn = self.turn(attributes.study_uid.as_str());
         let mut known = turn.lock().await;
@@ -326,6 +348,34 @@ impl Ingest {
         Ok(Received { outcome, ..received })
     }
 
+    /// Codes what of an instance can be coded, its pieces side by side, and proves that it decodes.
+    async fn code(&self, cutting: Cutting) -> Result<CutInstance, IngestError> {
+        let cutting = Arc::new(cutting);
+        let one = |n: usize| {
+            let cutting = Arc::clone(&cutting);
+            offload(move || Ok(cutting.code(n)))
+        };
+        let internal = |error: std::io::Error| IngestError::Internal(error.to_string());
+        let pieces: Vec<Option<Piece>> = stream::iter(0..cutting.to_code())
+            .map(one)
+            .buffered(CODED_AT_ONCE)
+            .try_collect()
+            .await
+            .map_err(internal)?;
+        let is_coded = !pieces.is_empty();
+        let pieces = pieces.into_iter().flatten().collect();
+        let cutting = Arc::unwrap_or_clone(cutting);
+        let cut = offload(move || Ok(cutting.finish(pieces))).await.map_err(internal)?;
+        if is_coded {
+            let differed = cut.differed() as u64;
+            self.0.metrics.coded(cut.total_len() - cut.head_len(), cut.stored_len() - cut.head_len(), differed);
+            if differed > 0 {
+                tracing::warn!(pieces = differed, "coded pixels did not decode to what they were: they are kept raw");
+            }
+        }
+        Ok(cut)
+    }
+
     /// One study, one patient: an instance of another patient under a known study's UID is refused,
     /// so that its sender keeps it, rather than shown under the wrong name. `known` is the study's
     /// patient, read on first use from what is here and from what the mesh knows.
@@ -369,11 +419,22 @@ impl Ingest {
     }
 }
 
-fn prepare(dataset: Bytes, transfer_syntax: &Uid) -> Result<Prepared, Rejection> {
+fn prepare(dataset: Bytes, transfer_syntax: &Uid, may_code: bool) -> Result<Prepared, Rejection> {
     let scan = prescan::scan(&dataset, transfer_syntax)?;
     let attributes = maillage_dicom::attributes::read(scan.head(&dataset), transfer_syntax)?;
-    let at = scan.cut(&dataset);
-    Ok(Prepared { attributes, cut: cut(dataset, at), undecodable: scan.undecodable.is_some() })
+    let rows = scan.native_pixels.filter(|_| may_code).map(|native| (native.value_offset, shape_of(&native)));
+    let part = PixelPart { offset: scan.cut(&dataset), rows };
+    Ok(Prepared { attributes, cutting: Cutting::new(dataset, part), undecodable: scan.undecodable.is_some() })
+}
+
+fn shape_of(native: &NativePixels) -> Shape {
+    let width = match (native.rows.sample_bytes, native.is_big_endian) {
+        (1, _) => SampleWidth::One,
+        (_, false) => SampleWidth::TwoLittle,
+        (_, true) => SampleWidth::TwoBig,
+    };
+    let rows = &native.rows;
+    Shape { width, components: rows.components, columns: rows.columns.into(), bits_stored: rows.bits_stored }
 }
 
 fn patient_of(attributes: &Attributes) -> PatientKey {

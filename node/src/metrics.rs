@@ -36,6 +36,8 @@ struct Shared {
     http_requests: Family<HttpRequest, Counter>,
     instances_received: Family<ByOutcome, Counter>,
     received_bytes: Counter,
+    coded_bytes: Family<ByForm, Counter>,
+    codec_differed: Counter,
     claims: Family<ByOutcome, Counter>,
     commands: Family<ByKind, Counter>,
     command_duration: Histogram,
@@ -71,6 +73,11 @@ struct ByOutcome {
 struct ByKind {
     kind: &'static str,
     outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByForm {
+    form: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -156,6 +163,16 @@ impl Metrics {
             http_requests: registered(&mut registry, "http_requests", "HTTP requests answered"),
             instances_received: registered(&mut registry, "instances_received", "DICOM instances made durable"),
             received_bytes: registered(&mut registry, "received_bytes", "Bytes of their data sets"),
+            coded_bytes: registered(
+                &mut registry,
+                "coded_bytes",
+                "Bytes of pixels before (raw) and after coding (stored)",
+            ),
+            codec_differed: registered(
+                &mut registry,
+                "codec_differed",
+                "Pieces that did not decode to what they were coded from, kept raw",
+            ),
             claims: registered(&mut registry, "claims", "Claims asked for through this node"),
             commands: registered(&mut registry, "commands", "Commands proposed through this node"),
             command_duration: Histogram::new(COMMAND_BUCKETS),
@@ -180,6 +197,14 @@ impl Metrics {
             shared.command_duration.clone(),
         );
         Self(Arc::new(Shared { registry, ..shared }))
+    }
+
+    /// A data set was cut: its bytes and the stored ones, and the pieces that had to stay raw by a defect.
+    pub(crate) fn coded(&self, raw: u64, stored: u64, differed: u64) {
+        for (form, bytes) in [("raw", raw), ("stored", stored)] {
+            self.0.coded_bytes.get_or_create(&ByForm { form }).inc_by(bytes);
+        }
+        self.0.codec_differed.inc_by(differed);
     }
 
     /// Something from outside was refused: at which interface, and a short stable reason.
@@ -380,6 +405,7 @@ mod tests {
         metrics.rejected("http", "cross-site");
         metrics.http_request("/api/v1/exams/{id}", "GET", 200);
         metrics.received("new", 1000);
+        metrics.coded(1000, 200, 0);
         metrics.command("claim-next", "granted", Duration::from_millis(3));
         let open = metrics.association();
         let scrape = Scrape {
@@ -396,6 +422,8 @@ mod tests {
             "maillage_http_requests_total{route=\"/api/v1/exams/{id}\",method=\"GET\",status=\"200\"} 1",
             "maillage_instances_received_total{outcome=\"new\"} 1",
             "maillage_received_bytes_total 1000",
+            "maillage_coded_bytes_total{form=\"stored\"} 200",
+            "maillage_codec_differed_total 0",
             "maillage_claims_total{outcome=\"granted\"} 1",
             "maillage_commands_total{kind=\"claim-next\",outcome=\"granted\"} 1",
             "maillage_command_duration_seconds_bucket{le=\"0.005\"} 1",

@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::commitment::{self, Commitments};
 use crate::images::{Images, StoreSource};
-use crate::ingest::{Arrival, Ingest};
+use crate::ingest::{Arrival, FORMAT_OF_CODED_CHUNKS, Ingest};
 use crate::links::MeshLinks;
 use crate::metrics::Metrics;
 use crate::node::{Node, Parts};
@@ -235,8 +235,13 @@ impl Site {
             let part = View::new(&*frozen).study(study).ok()??.parts.into_iter().next()?.part;
             Some((part.says.patient.id, part.says.patient.issuer))
         });
+        let known = group.clone();
+        let may_code = Box::new(move || {
+            View::new(&*known.reader().view()).format().is_ok_and(|format| format >= FORMAT_OF_CODED_CHUNKS)
+        });
+        let senders = Senders::new(&config);
         let ingest =
-            Ingest::new(store.clone(), clock.clone(), metrics.clone(), Senders::new(&config), gather, mesh_patient);
+            Ingest::new(store.clone(), clock.clone(), metrics.clone(), senders, gather, mesh_patient, may_code);
         let dicom = scp::Port::new(ingest.clone(), metrics.clone());
         let disk_of_node = disk.clone();
         let parts = Parts {

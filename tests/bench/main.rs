@@ -4,6 +4,7 @@
 //! main -- ingest (a CT study by C-STORE: node, storescp, Orthanc, the bare disk)
 //!      -- copy   (that study to a second node: node, bare quinn)
 //!      -- claims (claims by HTTP on three nodes: mesh, etcd)
+//!      -- codec  (pixels of real files and of the phantom: ours, zstd, JPEG-LS, HTJ2K)
 //!      -- scale  (the state at its size: by name only, it takes an hour at 24 million exams)
 //! ```
 //! A figure means nothing without its peer in the same minute on the same disk, so every figure is
@@ -25,6 +26,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 
 mod claims;
+mod codec;
 mod copy;
 mod http;
 mod ingest;
@@ -43,7 +45,7 @@ const PART_LIMIT: Duration = Duration::from_secs(300);
 /// … but for the one that loads what it measures.
 const SCALE_LIMIT: Duration = Duration::from_secs(4 * 3600);
 const USAGE: &str =
-    "usage: bench [ingest|copy|claims|all|scale] [--rounds N] [--slices N] [--exams N] [--json FILE] [--dir DIR]";
+    "usage: bench [ingest|copy|claims|codec|all|scale] [--rounds N] [--slices N] [--exams N] [--json FILE] [--dir DIR]";
 
 /// What to do.
 struct Arguments {
@@ -65,9 +67,10 @@ impl Arguments {
                 "ingest" => arguments.parts.push("ingest"),
                 "copy" => arguments.parts.push("copy"),
                 "claims" => arguments.parts.push("claims"),
+                "codec" => arguments.parts.push("codec"),
                 "scale" => arguments.parts.push("scale"),
                 "--exams" => arguments.exams = value()?.parse::<u64>()?.clamp(1, 100_000_000),
-                "all" => arguments.parts.extend(["ingest", "copy", "claims"]),
+                "all" => arguments.parts.extend(["ingest", "copy", "claims", "codec"]),
                 "--rounds" => arguments.rounds = value()?.parse::<usize>()?.clamp(1, 100),
                 "--slices" => arguments.slices = value()?.parse::<u32>()?.clamp(1, 5000),
                 "--json" => arguments.json = Some(value()?.into()),
@@ -76,7 +79,7 @@ impl Arguments {
             }
         }
         if arguments.parts.is_empty() {
-            arguments.parts.extend(["ingest", "copy", "claims"]);
+            arguments.parts.extend(["ingest", "copy", "claims", "codec"]);
         }
         Ok(arguments)
     }
@@ -122,6 +125,7 @@ async fn all(arguments: Arguments) -> anyhow::Result<()> {
             match (*part, &study) {
                 ("ingest", Some(study)) => ingest::run(&lab, study).await,
                 ("copy", Some(study)) => copy::run(&lab, study).await,
+                ("codec", _) => codec::run(&lab).await,
                 ("scale", _) => scale::run(&lab, arguments.exams).await,
                 _ => claims::run(&lab).await,
             }

@@ -11,13 +11,13 @@
 mod geometry;
 mod inflate;
 
-use crate::element::Coding;
+use crate::element::{Coding, header};
 use crate::rejection::Rejection;
 use crate::transfer_syntax::Layout;
 use crate::uid::Uid;
 use crate::walk::walk;
 
-pub use geometry::Undecodable;
+pub use geometry::{PixelRows, Undecodable};
 
 /// Deepest nesting of sequences. Structured reports reach about 15; the readers behind us recurse.
 pub const DEPTH_MAX: usize = 64;
@@ -39,6 +39,8 @@ pub struct Scan {
     pub pixel_offset: Option<usize>,
     /// Whether there are pixels at all.
     pub has_pixels: bool,
+    /// Where and what the pixels are, when they are uncompressed and of one or two bytes a sample.
+    pub native_pixels: Option<NativePixels>,
     /// Why the pixels cannot be decoded, when that is known already.
     pub undecodable: Option<Undecodable>,
     /// What is odd about the data set, each at most once.
@@ -49,6 +51,17 @@ pub struct Scan {
     pub elements: usize,
     head_len: usize,
     inflated_head: Option<Vec<u8>>,
+}
+
+/// Uncompressed pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NativePixels {
+    /// Where the value of the pixel element begins.
+    pub value_offset: usize,
+    /// What its rows look like.
+    pub rows: PixelRows,
+    /// Whether the upper byte of a sample comes first.
+    pub is_big_endian: bool,
 }
 
 /// Something odd that is tolerated.
@@ -111,6 +124,7 @@ pub fn scan(dataset: &[u8], transfer_syntax: &Uid) -> Result<Scan, Rejection> {
     head.shrink_to_fit();
     scan.inflated_head = Some(head);
     scan.pixel_offset = None;
+    scan.native_pixels = None;
     Ok(scan)
 }
 
@@ -125,8 +139,19 @@ fn scan_elements(bytes: &[u8], layout: Layout) -> Result<Scan, Rejection> {
         (walked.trailing_zeros, Warning::TrailingZeros),
         (verdict == Ok(geometry::Fit::Surplus), Warning::PixelSurplus),
     ];
+    let coding = coding_of(layout);
+    let native = walked.pixel_offset.filter(|_| layout != Layout::EncapsulatedLe).zip(geometry.rows());
+    let native_pixels = match native {
+        Some((offset, rows)) => Some(NativePixels {
+            value_offset: offset + header(bytes, offset, coding)?.len,
+            rows,
+            is_big_endian: coding == Coding::ExplicitBe,
+        }),
+        None => None,
+    };
     Ok(Scan {
         pixel_offset: walked.pixel_offset,
+        native_pixels,
         has_pixels: walked.pixel_offset.is_some(),
         undecodable: verdict.err(),
         warnings: warnings.into_iter().filter(|(present, _)| *present).map(|(_, warning)| warning).collect(),

@@ -53,7 +53,7 @@ impl Images {
 
         let mut lengths: BTreeMap<Hash, usize> = BTreeMap::new();
         for chunk in hashes.iter().filter_map(|hash| instances.get(hash)).flat_map(|instance| &instance.chunks) {
-            lengths.insert(chunk.0, chunk.1 as usize);
+            lengths.insert(chunk.hash, chunk.len as usize);
         }
         let all: Vec<Hash> = lengths.keys().copied().collect();
         let absent: BTreeSet<Hash> = store.missing(&all).await?.into_iter().collect();
@@ -63,8 +63,8 @@ impl Images {
             .iter()
             .filter_map(|hash| instances.get(hash))
             .flat_map(|instance| &instance.chunks)
-            .filter(|chunk| absent.contains(&chunk.0) && seen.insert(chunk.0))
-            .map(|chunk| (chunk.0, chunk.1 as usize))
+            .filter(|chunk| absent.contains(&chunk.hash) && seen.insert(chunk.hash))
+            .map(|chunk| (chunk.hash, chunk.len as usize))
             .collect();
         let total: u64 = lengths.values().map(|len| *len as u64).sum();
         let fetched = self.pull_chunks(wanted, &holders, class, total, progress).await?;

@@ -33,6 +33,9 @@ pub enum StoreError {
     /// A piece that the operation needs is not here.
     #[error("read {0}: not stored here")]
     Missing(Hash),
+    /// The stored bytes are what their address says, and not what the instance's manifest says of them.
+    #[error("read {0}: the chunk is not in the form that its manifest says")]
+    Contradictory(Hash),
     /// The operation makes no sense as asked.
     #[error("write: {0}")]
     Refused(#[from] Refusal),

@@ -3,7 +3,8 @@
 //! Everything is addressed by its BLAKE3 hash and verified by it at every read; nothing is
 //! acknowledged before the fsync behind it. The packs are the truth; the index (in an embedded
 //! engine that may lag behind them after a crash) is completed from them when a store opens. This
-//! crate knows no network, no queue and no DICOM: a data set is bytes with one offset to cut at.
+//! crate knows no network, no queue and no DICOM: a data set is bytes with one offset to cut at, and perhaps
+//! rows of samples behind it, which are then stored by `maillage_codec`.
 //!
 //! ```text
 //! put ─ queue (bounded in bytes) ─ writer task ─ pack file ─ fsync ─ index batch ─ acknowledgement
@@ -20,6 +21,7 @@ mod index;
 mod library;
 mod manifest;
 mod pack;
+mod proof;
 mod recovery;
 mod replay;
 mod store;
@@ -28,16 +30,17 @@ mod writer;
 
 pub use chunk::{CHUNK_BYTES_MAX, Chunk, WrongHash};
 pub use config::StoreConfig;
-pub use cut::{CutInstance, cut};
+pub use cut::{CutInstance, Cutting, Piece, PixelPart, cut};
 pub use error::{OpenError, Refusal, StoreError};
 pub use event::StoreEvent;
 pub use hash::{Hash, HashParseError};
 pub use library::{Conflict, HeldStudy, Instance, InstanceCommit, Stored, StudySeen, StudySummary};
 pub use manifest::{
-    INSTANCE_MANIFEST_BYTES_MAX, InstanceEntry, InstanceIdentity, InstanceManifest, ManifestError, ManifestFlags,
-    STUDY_MANIFEST_BYTES_MAX, StudyManifest,
+    ChunkEntry, Form, FormError, INSTANCE_MANIFEST_BYTES_MAX, InstanceEntry, InstanceIdentity, InstanceManifest,
+    ManifestError, ManifestFlags, STUDY_MANIFEST_BYTES_MAX, StudyManifest,
 };
 pub use pack::PackId;
+pub use proof::Proof;
 pub use recovery::{Damage, Recovery, TornTail};
 pub use store::{PutGroup, Stats, Store};
 pub use verify::{Hold, VerifyReport};

@@ -7,14 +7,18 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+mod form;
 mod instance;
 mod study;
 
+pub use form::{ChunkEntry, Form, FormError};
 pub use instance::{INSTANCE_MANIFEST_BYTES_MAX, InstanceIdentity, InstanceManifest, ManifestFlags};
 pub use study::{InstanceEntry, STUDY_MANIFEST_BYTES_MAX, StudyManifest};
 
-/// The only version so far.
-const VERSION: u8 = 1;
+/// The version of study manifests, and of instance manifests whose chunks are all raw.
+const VERSION_1: u8 = 1;
+/// The version of instance manifests that say each chunk's form.
+const VERSION_2: u8 = 2;
 /// The longest unique identifier (PS3.5 section 9.1).
 const UID_LEN_MAX: usize = 64;
 
@@ -41,24 +45,27 @@ pub enum ManifestError {
     Invalid(&'static str),
 }
 
-fn encode<T: Serialize>(kind: u8, manifest: &T, limit: usize) -> Result<Vec<u8>, ManifestError> {
-    let encoded = postcard::to_extend(manifest, vec![VERSION, kind]).map_err(|_| ManifestError::Malformed)?;
+fn encode<T: Serialize>(prefix: [u8; 2], manifest: &T, limit: usize) -> Result<Vec<u8>, ManifestError> {
+    let encoded = postcard::to_extend(manifest, prefix.to_vec()).map_err(|_| ManifestError::Malformed)?;
     if encoded.len() > limit { Err(ManifestError::TooLarge) } else { Ok(encoded) }
 }
 
-fn decode<T: Serialize + DeserializeOwned>(kind: u8, bytes: &[u8], limit: usize) -> Result<T, ManifestError> {
+/// The version of a manifest of this kind, and its body.
+fn open(kind: u8, bytes: &[u8], limit: usize) -> Result<(u8, &[u8]), ManifestError> {
     if bytes.len() > limit {
         return Err(ManifestError::TooLarge);
     }
-    let body = match bytes {
-        [VERSION, found, body @ ..] if *found == kind => body,
-        [VERSION, ..] | [] => return Err(ManifestError::Kind),
-        [version, ..] => return Err(ManifestError::Version(*version)),
-    };
+    match bytes {
+        [version @ (VERSION_1 | VERSION_2), found, body @ ..] if *found == kind => Ok((*version, body)),
+        [VERSION_1 | VERSION_2, ..] | [] => Err(ManifestError::Kind),
+        [version, ..] => Err(ManifestError::Version(*version)),
+    }
+}
+
+fn decode<T: Serialize + DeserializeOwned>(body: &[u8]) -> Result<T, ManifestError> {
     // No length in the bytes is trusted for allocation: serde caps what it reserves, and every
     // element takes at least one of the bytes that are here.
-    let manifest: T = postcard::from_bytes(body).map_err(|_| ManifestError::Malformed)?;
-    if encode(kind, &manifest, limit)? == bytes { Ok(manifest) } else { Err(ManifestError::NotCanonical) }
+    postcard::from_bytes(body).map_err(|_| ManifestError::Malformed)
 }
 
 fn check_uid(uid: &str, what: &'static str) -> Result<(), ManifestError> {

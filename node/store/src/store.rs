@@ -17,8 +17,9 @@ use crate::event::StoreEvent;
 use crate::hash::Hash;
 use crate::index::{ChunkRow, Index};
 use crate::library::{InstanceCommit, Stored};
-use crate::manifest::{InstanceManifest, STUDY_MANIFEST_BYTES_MAX};
+use crate::manifest::{ChunkEntry, Form, InstanceManifest, STUDY_MANIFEST_BYTES_MAX};
 use crate::pack::PackFiles;
+use crate::proof::Proof;
 use crate::recovery::Recovery;
 use crate::replay::{Replayed, replay};
 use crate::writer::{Closing, Content, Put, Request, Shared, Writer};
@@ -228,29 +229,41 @@ impl Store {
         .await
     }
 
-    /// The data set of an instance, chunk by chunk, each verified. All chunks must be local: the
-    /// first that is not ends the stream with `Missing` or `Corrupt`.
+    /// The data set of an instance, piece by piece, as it was received: each verified, then decoded if it
+    /// is coded. All chunks must be local: the first that is not ends the stream with `Missing` or
+    /// `Corrupt`. What does not add up to the data set ends it with `Contradictory`, instead of the
+    /// last piece.
     pub fn read_instance(
         &self,
         manifest: &InstanceManifest,
     ) -> impl Stream<Item = Result<Bytes, StoreError>> + Send + use<> {
         let store = self.clone();
-        let mut ended = false;
-        stream::iter(manifest.chunks.clone())
-            .map(move |(hash, len)| {
-                let store = store.clone();
-                async move {
-                    let bytes = store.get(hash).await?.ok_or(StoreError::Missing(hash))?;
-                    // A manifest that lies about a length would shift every offset behind it.
-                    if bytes.len() == len as usize { Ok(bytes) } else { Err(StoreError::Corrupt(hash)) }
-                }
-            })
-            .buffered(READ_AHEAD)
-            .take_while(move |chunk| {
-                let goes_on = !ended;
-                ended = chunk.is_err();
-                futures::future::ready(goes_on)
-            })
+        let stored = stream::iter(manifest.chunks.clone()).map(move |entry| {
+            let store = store.clone();
+            async move {
+                let stored = store.get(entry.hash).await?.ok_or(StoreError::Missing(entry.hash))?;
+                Self::open_chunk(entry, stored).await
+            }
+        });
+        Proof::of(manifest).check(stored.buffered(READ_AHEAD))
+    }
+
+    /// The data set's bytes of a chunk whose stored bytes have been compared with its address.
+    ///
+    /// # Errors
+    /// `Contradictory` when the entry lies about them; `Read` when the machine failed.
+    pub async fn open_chunk(entry: ChunkEntry, stored: Bytes) -> Result<Bytes, StoreError> {
+        let opened = match entry.form {
+            Form::Raw => entry.open(stored),
+            Form::Coded => {
+                let opened = offload(move || Ok(entry.open(stored))).await;
+                opened.map_err(|error| StoreError::Read(Arc::new(error)))?
+            }
+        };
+        opened.map_err(|error| {
+            tracing::error!(chunk = %entry.hash.fmt_short(), %error, "a chunk is not what its manifest says");
+            StoreError::Contradictory(entry.hash)
+        })
     }
 
     /// Queues a put and waits until it is durable.

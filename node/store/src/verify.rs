@@ -36,7 +36,7 @@ pub struct VerifyReport {
     pub instances: u64,
     /// Chunks read and found right.
     pub chunks: u64,
-    /// Their bytes.
+    /// Their bytes as stored.
     pub bytes: u64,
     /// Manifests and chunks that are not here.
     pub missing: Vec<Hash>,
@@ -139,26 +139,29 @@ impl Store {
         report: &mut VerifyReport,
     ) -> Result<(), StoreError> {
         let mut whole = Some(blake3::Hasher::new());
-        let mut lengths_agree = true;
-        for &(hash, len) in &manifest.chunks {
-            let read = self.get(hash).await;
-            let Some(bytes) = report.note(hash, read)? else {
+        let mut opens = true;
+        for chunk in manifest.chunks.iter().copied() {
+            let read = self.get(chunk.hash).await;
+            let Some(stored) = report.note(chunk.hash, read)? else {
                 whole = None;
                 continue;
             };
-            lengths_agree &= bytes.len() == len as usize;
             report.chunks += 1;
-            report.bytes += bytes.len() as u64;
+            report.bytes += stored.len() as u64;
             if let Some(mut hasher) = whole.take() {
                 let hashed = offload(move || {
-                    hasher.update(&bytes);
-                    Ok(hasher)
+                    let opened = chunk.open(stored).ok();
+                    Ok(opened.map(|bytes| {
+                        hasher.update(&bytes);
+                        hasher
+                    }))
                 });
-                whole = Some(hashed.await.map_err(|error| StoreError::Read(Arc::new(error)))?);
+                whole = hashed.await.map_err(|error| StoreError::Read(Arc::new(error)))?;
+                opens &= whole.is_some();
             }
         }
         let hash_agrees = whole.is_none_or(|whole| *whole.finalize().as_bytes() == manifest.dataset_hash.0);
-        if !hash_agrees || !lengths_agree {
+        if !hash_agrees || !opens {
             report.contradictory.push(entry.manifest);
         }
         Ok(())
@@ -203,7 +206,7 @@ impl Store {
             match manifest {
                 Ok(Some(manifest)) => {
                     pieces.hashes.push(hash);
-                    pieces.hashes.extend(manifest.chunks.iter().map(|(hash, _)| *hash));
+                    pieces.hashes.extend(manifest.chunks.iter().map(|chunk| chunk.hash));
                 }
                 Ok(None) | Err(StoreError::Corrupt(_)) => pieces.absent.push(hash),
                 Err(error) => return Err(error),

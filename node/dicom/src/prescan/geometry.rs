@@ -46,6 +46,19 @@ pub(super) enum Fit {
     Surplus,
 }
 
+/// What the rows of native pixels look like in their bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PixelRows {
+    /// 1 or 2.
+    pub sample_bytes: u8,
+    /// Samples that lie together: those of a pixel, or 1 when each component has a plane of its own.
+    pub components: u8,
+    /// How often these repeat in a row.
+    pub columns: u16,
+    /// Bits Stored (0028,0101).
+    pub bits_stored: u8,
+}
+
 /// Collects what the verdict needs; visits a whole data set.
 #[derive(Debug, Default)]
 pub(super) struct Geometry {
@@ -54,6 +67,8 @@ pub(super) struct Geometry {
     frames: Number,
     samples: Number,
     bits_allocated: Number,
+    bits_stored: Number,
+    planar_configuration: Number,
     photometric: Photometric,
     pixels: Option<Pixels>,
     palette: [Palette; 3],
@@ -101,6 +116,8 @@ impl Visit for Geometry {
             tags::COLUMNS => self.columns = unsigned_short(element),
             tags::SAMPLES_PER_PIXEL => self.samples = unsigned_short(element),
             tags::BITS_ALLOCATED => self.bits_allocated = unsigned_short(element),
+            tags::BITS_STORED => self.bits_stored = unsigned_short(element),
+            tags::PLANAR_CONFIGURATION => self.planar_configuration = unsigned_short(element),
             tags::NUMBER_OF_FRAMES => self.frames = integer_string(element),
             tags::PHOTOMETRIC_INTERPRETATION => self.photometric = photometric(element),
             PIXEL_DATA | FLOAT_PIXEL_DATA | DOUBLE_PIXEL_DATA => {
@@ -124,6 +141,34 @@ impl Visit for Geometry {
 impl Geometry {
     fn colour(&mut self, element: &Element<'_>) -> &mut Palette {
         &mut self.palette[usize::from(element.tag.element() & 3).saturating_sub(1).min(2)]
+    }
+
+    /// What the rows of native pixels look like; `None` when they are not of one or two bytes a sample.
+    pub(super) fn rows(&self) -> Option<PixelRows> {
+        let (Some(Pixels::Native(_)), Number::Value(columns)) = (self.pixels, self.columns) else { return None };
+        let columns = u16::try_from(columns).ok()?;
+        let sample_bytes = match self.bits_allocated {
+            Number::Value(8) => 1,
+            Number::Value(16) => 2,
+            _ => return None,
+        };
+        let samples = match self.samples {
+            Number::Value(samples @ 1..=4) => u8::try_from(samples).ok()?,
+            _ => return None,
+        };
+        let bits_stored = match self.bits_stored {
+            Number::Value(bits) => u8::try_from(bits.clamp(1, 8 * sample_bytes)).ok()?,
+            _ => u8::try_from(8 * sample_bytes).ok()?,
+        };
+        let is_planar = matches!(self.planar_configuration, Number::Value(1));
+        let (columns, components) = match (samples, self.photometric) {
+            // Two luminances, then what two pixels share of either colour.
+            (3, Photometric::Subsampled) => (columns / 2, 4),
+            _ if is_planar => (columns, 1),
+            _ => (columns, samples),
+        };
+        let sample_bytes = if sample_bytes == 1 { 1 } else { 2 };
+        Some(PixelRows { sample_bytes, components, columns, bits_stored })
     }
 
     pub(super) fn verdict(&self) -> Result<Fit, Undecodable> {

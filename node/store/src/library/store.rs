@@ -35,8 +35,7 @@ impl Store {
         let encoded = Chunk::new(manifest.encode().map_err(Refusal::Manifest)?);
         let commit = InstanceCommit::of_encoded(&manifest, encoded.hash(), received_at, source)?;
         let address = commit.manifest;
-        let CutInstance { head: mut chunks, pixels, .. } = cut;
-        chunks.extend(pixels);
+        let chunks = cut.into_chunks();
         let closing = Some(Closing::Instance(commit));
         let stored = self.submit(Content { chunks, manifests: vec![encoded], closing }).await?;
         Ok(stored.unwrap_or(Stored::New { manifest: address }))

@@ -3,13 +3,13 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{ManifestError, check_uid, decode, encode};
-use crate::chunk::{CHUNK_BYTES_MAX, Chunk};
+use super::{ChunkEntry, Form, ManifestError, VERSION_1, VERSION_2, check_uid, decode, encode, open};
+use crate::chunk::CHUNK_BYTES_MAX;
 use crate::cut::CutInstance;
 use crate::hash::Hash;
 
 /// The largest encoded instance manifest: 1 MiB, so that it travels as a chunk does. That is room for
-/// 25,000 chunks (24 GiB) beside the attributes.
+/// 24,000 chunks (23 GiB) beside the attributes.
 pub const INSTANCE_MANIFEST_BYTES_MAX: usize = CHUNK_BYTES_MAX;
 
 const KIND: u8 = b'I';
@@ -33,8 +33,8 @@ pub struct InstanceManifest {
     pub total_len: u64,
     /// Bytes before PixelData; a chunk begins there.
     pub head_len: u64,
-    /// Address and length in bytes of each chunk, in order.
-    pub chunks: Vec<(Hash, u32)>,
+    /// Each chunk, in order.
+    pub chunks: Vec<ChunkEntry>,
     /// The node's own encoding of the DICOM attributes; opaque here.
     #[serde(with = "serde_bytes")]
     pub attributes: Vec<u8>,
@@ -79,7 +79,7 @@ impl InstanceManifest {
             dataset_hash: cut.dataset_hash,
             total_len: cut.total_len(),
             head_len: cut.head_len(),
-            chunks: cut.chunks().map(entry).collect(),
+            chunks: cut.entries().collect(),
             attributes,
             flags,
         }
@@ -97,11 +97,11 @@ impl InstanceManifest {
         check_uid(&self.transfer_syntax, "the transfer syntax UID is not a UID")?;
         let mut at = 0_u64;
         let mut head_ends = self.head_len == 0;
-        for &(_, len) in &self.chunks {
-            if len == 0 || len as usize > CHUNK_BYTES_MAX {
-                return Err(ManifestError::Invalid("a chunk has between 1 and 1048576 bytes"));
+        for chunk in &self.chunks {
+            if !chunk.is_sound() {
+                return Err(ManifestError::Invalid("a chunk has between 1 and 1048576 bytes, fewer when coded"));
             }
-            at += u64::from(len);
+            at += u64::from(chunk.raw_len);
             head_ends |= at == self.head_len;
         }
         if at != self.total_len {
@@ -113,13 +113,14 @@ impl InstanceManifest {
         Ok(())
     }
 
-    /// The canonical bytes; their BLAKE3 is the address.
+    /// The canonical bytes; their BLAKE3 is the address. Version 1 when every chunk is raw, as it always
+    /// was: what is not coded stays readable by nodes that know no codec, and keeps its address.
     ///
     /// # Errors
     /// As [`InstanceManifest::validate`], or `TooLarge`.
     pub fn encode(&self) -> Result<Bytes, ManifestError> {
         self.validate()?;
-        encode(KIND, self, INSTANCE_MANIFEST_BYTES_MAX).map(Bytes::from)
+        self.encode_unchecked().map(Bytes::from)
     }
 
     /// Reads what a peer or a disk gave. Never panics, never allocates beyond the bytes' own size.
@@ -127,9 +128,26 @@ impl InstanceManifest {
     /// # Errors
     /// See [`ManifestError`].
     pub fn decode(bytes: &[u8]) -> Result<Self, ManifestError> {
-        let manifest: Self = decode(KIND, bytes, INSTANCE_MANIFEST_BYTES_MAX)?;
+        let (version, body) = open(KIND, bytes, INSTANCE_MANIFEST_BYTES_MAX)?;
+        let manifest: Self = if version == VERSION_1 { decode::<V1>(body)?.into() } else { decode(body)? };
+        if manifest.encode_unchecked()? != bytes {
+            return Err(ManifestError::NotCanonical);
+        }
         manifest.validate()?;
         Ok(manifest)
+    }
+
+    fn encode_unchecked(&self) -> Result<Vec<u8>, ManifestError> {
+        if self.is_coded() {
+            encode([VERSION_2, KIND], self, INSTANCE_MANIFEST_BYTES_MAX)
+        } else {
+            encode([VERSION_1, KIND], &V1::from(self.clone()), INSTANCE_MANIFEST_BYTES_MAX)
+        }
+    }
+
+    /// Whether any chunk is other than the data set's own bytes.
+    pub fn is_coded(&self) -> bool {
+        self.chunks.iter().any(|chunk| chunk.form != Form::Raw)
     }
 
     /// Whether the manifest says of `cut` exactly what it is.
@@ -137,12 +155,61 @@ impl InstanceManifest {
         self.dataset_hash == cut.dataset_hash
             && self.total_len == cut.total_len()
             && self.head_len == cut.head_len()
-            && self.chunks.iter().copied().eq(cut.chunks().map(entry))
+            && self.chunks.iter().copied().eq(cut.entries())
     }
 }
 
-fn entry(chunk: &Chunk) -> (Hash, u32) {
-    (chunk.hash(), u32::try_from(chunk.byte_len()).unwrap_or(u32::MAX))
+/// Version 1 as it is encoded: each chunk by its address and length, and raw.
+#[derive(Serialize, Deserialize)]
+struct V1 {
+    sop_instance: String,
+    sop_class: String,
+    series_uid: String,
+    study_uid: String,
+    transfer_syntax: String,
+    dataset_hash: Hash,
+    total_len: u64,
+    head_len: u64,
+    chunks: Vec<(Hash, u32)>,
+    #[serde(with = "serde_bytes")]
+    attributes: Vec<u8>,
+    flags: ManifestFlags,
+}
+
+impl From<V1> for InstanceManifest {
+    fn from(v1: V1) -> Self {
+        Self {
+            sop_instance: v1.sop_instance,
+            sop_class: v1.sop_class,
+            series_uid: v1.series_uid,
+            study_uid: v1.study_uid,
+            transfer_syntax: v1.transfer_syntax,
+            dataset_hash: v1.dataset_hash,
+            total_len: v1.total_len,
+            head_len: v1.head_len,
+            chunks: v1.chunks.into_iter().map(|(hash, len)| ChunkEntry::raw(hash, len)).collect(),
+            attributes: v1.attributes,
+            flags: v1.flags,
+        }
+    }
+}
+
+impl From<InstanceManifest> for V1 {
+    fn from(manifest: InstanceManifest) -> Self {
+        Self {
+            sop_instance: manifest.sop_instance,
+            sop_class: manifest.sop_class,
+            series_uid: manifest.series_uid,
+            study_uid: manifest.study_uid,
+            transfer_syntax: manifest.transfer_syntax,
+            dataset_hash: manifest.dataset_hash,
+            total_len: manifest.total_len,
+            head_len: manifest.head_len,
+            chunks: manifest.chunks.into_iter().map(|chunk| (chunk.hash, chunk.len)).collect(),
+            attributes: manifest.attributes,
+            flags: manifest.flags,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -178,22 +245,41 @@ mod tests {
         assert_eq!(InstanceManifest::decode(&encoded), Ok(sample()));
     }
 
+    fn coded_sample() -> InstanceManifest {
+        let mut manifest = sample();
+        let coded = ChunkEntry { hash: Hash([7; 32]), len: 300, form: Form::Coded, raw_len: 1000 };
+        manifest.chunks.push(coded);
+        manifest.total_len += 1000;
+        manifest
+    }
+
+    #[test]
+    fn the_encoding_of_version_2_does_not_change_and_is_only_of_what_has_coded_chunks() {
+        let encoded = coded_sample().encode().expect("encode");
+        let hex: String = encoded.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, include_str!("golden/instance-v2.hex").trim());
+        assert_eq!(InstanceManifest::decode(&encoded), Ok(coded_sample()));
+        let raw_in_version_2 = encode([VERSION_2, KIND], &sample(), INSTANCE_MANIFEST_BYTES_MAX).expect("encode");
+        assert_eq!(InstanceManifest::decode(&raw_in_version_2), Err(ManifestError::NotCanonical));
+    }
+
     #[test]
     fn rules_are_enforced_when_decoding() {
         type Break = fn(&mut InstanceManifest);
-        let broken: [(Break, &str); 6] = [
+        let broken: [(Break, &str); 7] = [
             (|m| m.sop_instance = "../../x".into(), "SOP instance"),
             (|m| m.study_uid = "1".repeat(65), "study"),
             (|m| m.series_uid = "1\0".into(), "series"),
             (|m| m.total_len += 1, "add up"),
             (|m| m.head_len = 5, "head"),
-            (|m| m.chunks[0].1 = 0, "between"),
+            (|m| (m.chunks[0].len, m.chunks[0].raw_len) = (0, 0), "between"),
+            (|m| m.chunks[1].form = Form::Coded, "between"),
         ];
         for (break_it, what) in broken {
             let mut manifest = sample();
             break_it(&mut manifest);
             assert!(manifest.encode().is_err());
-            let bytes = encode(KIND, &manifest, INSTANCE_MANIFEST_BYTES_MAX).expect("encode unchecked");
+            let bytes = manifest.encode_unchecked().expect("encode unchecked");
             let error = InstanceManifest::decode(&bytes).expect_err("refused");
             assert!(error.to_string().contains(what), "{error} names {what}");
         }
@@ -203,8 +289,8 @@ mod tests {
     fn another_version_kind_or_a_longer_spelling_is_refused() {
         let good = sample().encode().expect("encode");
         let mut other = good.to_vec();
-        other[0] = 2;
-        assert_eq!(InstanceManifest::decode(&other), Err(ManifestError::Version(2)));
+        other[0] = 3;
+        assert_eq!(InstanceManifest::decode(&other), Err(ManifestError::Version(3)));
         other[0] = 1;
         other[1] = b'S';
         assert_eq!(InstanceManifest::decode(&other), Err(ManifestError::Kind));

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{ManifestError, check_uid, decode, encode};
+use super::{ManifestError, VERSION_1, check_uid, decode, encode, open};
 use crate::hash::Hash;
 
 /// The largest encoded study manifest: 16 MiB, some 70,000 instances. One beyond 1 MiB (4,500
@@ -74,7 +74,7 @@ impl StudyManifest {
     /// As [`StudyManifest::validate`], or `TooLarge`.
     pub fn encode(&self) -> Result<Bytes, ManifestError> {
         self.validate()?;
-        encode(KIND, self, STUDY_MANIFEST_BYTES_MAX).map(Bytes::from)
+        encode([VERSION_1, KIND], self, STUDY_MANIFEST_BYTES_MAX).map(Bytes::from)
     }
 
     /// Reads what a peer or a disk gave. Never panics, never allocates far beyond the bytes' size.
@@ -82,7 +82,13 @@ impl StudyManifest {
     /// # Errors
     /// See [`ManifestError`].
     pub fn decode(bytes: &[u8]) -> Result<Self, ManifestError> {
-        let manifest: Self = decode(KIND, bytes, STUDY_MANIFEST_BYTES_MAX)?;
+        let manifest: Self = match open(KIND, bytes, STUDY_MANIFEST_BYTES_MAX)? {
+            (VERSION_1, body) => decode(body)?,
+            (version, _) => return Err(ManifestError::Version(version)),
+        };
+        if encode([VERSION_1, KIND], &manifest, STUDY_MANIFEST_BYTES_MAX)? != bytes {
+            return Err(ManifestError::NotCanonical);
+        }
         manifest.validate()?;
         Ok(manifest)
     }
@@ -132,7 +138,7 @@ mod tests {
         let unsorted = StudyManifest { instances: reversed, ..sorted.clone() };
         let twice = StudyManifest { instances: vec![entry("1", "1"), entry("1", "1")], ..sorted };
         for manifest in [unsorted, twice] {
-            let bytes = encode(KIND, &manifest, STUDY_MANIFEST_BYTES_MAX).expect("encode unchecked");
+            let bytes = encode([VERSION_1, KIND], &manifest, STUDY_MANIFEST_BYTES_MAX).expect("encode unchecked");
             assert!(matches!(StudyManifest::decode(&bytes), Err(ManifestError::Invalid(_))));
         }
     }

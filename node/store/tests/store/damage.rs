@@ -73,7 +73,7 @@ async fn a_damaged_chunk_is_quarantined_announced_and_repaired_by_a_put() {
     let disk = faulty.disk();
     let home = Arc::default();
     let instances = filled(&disk, &home).await;
-    let chunk = instances[3].cut.pixels[0].clone();
+    let chunk = instances[3].cut.pixels[0].chunk().clone();
     let (path, at) = locate(&disk, chunk.bytes()).await;
     flip(&disk, &path, at + 5_000, 3).await;
 
@@ -84,7 +84,7 @@ async fn a_damaged_chunk_is_quarantined_announced_and_repaired_by_a_put() {
     assert!(matches!(store.get(chunk.hash()).await, Err(StoreError::Corrupt(_))), "and stays so");
     assert_eq!(events.recv().await, Ok(StoreEvent::Quarantined(chunk.hash())));
     assert!(!store.has(chunk.hash()).await.expect("has"));
-    let asked = [instances[2].cut.pixels[0].hash(), chunk.hash()];
+    let asked = [instances[2].cut.pixels[0].chunk().hash(), chunk.hash()];
     assert_eq!(store.missing(&asked).await.expect("missing"), [chunk.hash()]);
     assert_eq!(store.bad_chunks(9).await.expect("bad"), [chunk.hash()]);
     assert_eq!(store.stats().await.expect("stats").bad, 1);
@@ -120,7 +120,7 @@ async fn a_forged_record_inside_a_payload_is_not_found_by_resynchronising() {
     assert_eq!(store.recovery().damage.len(), 1, "the header is gone");
     assert!(store.has(Chunk::new("after".into()).hash()).await.expect("has"), "what follows is found");
     assert_eq!(store.instances(STUDY).await.expect("instances"), []);
-    assert!(!store.has(instances[0].cut.pixels[0].hash()).await.expect("has"));
+    assert!(!store.has(instances[0].cut.pixels[0].chunk().hash()).await.expect("has"));
 }
 
 #[tokio::test]
@@ -180,7 +180,7 @@ async fn damage_to_a_held_study_ends_the_hold() {
     assert_eq!(store.held().await.expect("held").len(), 1);
     assert!(store.verify_study(address).await.expect("verify").is_complete());
 
-    let chunk = &instances[7].cut.head[0];
+    let chunk = instances[7].cut.head[0].chunk();
     let (path, at) = locate(&disk, chunk.bytes()).await;
     flip(&disk, &path, at, 0).await;
     let mut events = store.events();

@@ -43,7 +43,7 @@ async fn other_bytes_under_a_taken_uid_are_kept_apart_and_listed() {
     assert_eq!((conflicts[0].first, conflicts[0].second.entry.manifest), (Some(manifest), other));
     let kept = store.instance_manifest(other).await.expect("read").expect("stored");
     assert_eq!(kept.dataset_hash, second.cut.dataset_hash);
-    assert!(store.has_all(&kept.chunks.iter().map(|(hash, _)| *hash).collect::<Vec<_>>()).await.expect("has"));
+    assert!(store.has_all(&kept.chunks.iter().map(|chunk| chunk.hash).collect::<Vec<_>>()).await.expect("has"));
 
     let text = listing(&store).await;
     store.close().await.expect("close");

@@ -1,5 +1,6 @@
 //! The store against crashes, damage, full disks and crowds, by its public interface.
 
+mod coded;
 mod crash;
 mod damage;
 mod disk_full;

@@ -93,8 +93,8 @@ async fn instances_of_half_a_megabyte_on_a_real_disk() {
     let begun = Instant::now();
     for instance in instances.iter().take(1_000) {
         let manifest = store.instance_manifest(instance.entry.manifest).await.expect("read").expect("stored");
-        for (hash, _) in manifest.chunks {
-            store.get(hash).await.expect("get").expect("stored");
+        for chunk in manifest.chunks {
+            store.get(chunk.hash).await.expect("get").expect("stored");
         }
     }
     println!("read and verified: {:.0} MB/s", megabytes_per_second(1_000, begun));
