@@ -35,6 +35,7 @@ mod repair;
 mod sessions;
 mod trail;
 mod ups;
+mod upsd;
 
 /// The program under test.
 fn binary() -> &'static Path {

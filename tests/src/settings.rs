@@ -20,6 +20,8 @@ pub struct Settings {
     pub zone: String,
     /// Callers of the DICOM port; anybody when empty.
     pub callers: Vec<Caller>,
+    /// Whom the site calls by DICOM: AE titles and where they listen.
+    pub peers: Vec<(String, SocketAddr)>,
     /// Silence after which a site's claims are free, in seconds.
     pub session_ttl_s: u64,
     /// Log entries between two snapshots.
@@ -45,6 +47,7 @@ impl Default for Settings {
         Self {
             zone: String::new(),
             callers: Vec::new(),
+            peers: Vec::new(),
             session_ttl_s: 30,
             snapshot_every: 20_000,
             keep_log: 5_000,
@@ -109,6 +112,11 @@ impl Settings {
             let address = caller.address.as_ref().map(|address| format!("address = \"{address}\"\n"));
             let address = address.unwrap_or_default();
             write!(text, "[[dicom.callers]]\nae_title = \"{}\"\n{address}", caller.ae_title).expect("to memory");
+        }
+        for (ae_title, at) in &self.peers {
+            let (host, port) = (at.ip(), at.port());
+            write!(text, "[[dicom.peers]]\nae_title = \"{ae_title}\"\nhost = \"{host}\"\nport = {port}\n")
+                .expect("to memory");
         }
         text
     }

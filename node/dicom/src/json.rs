@@ -118,7 +118,7 @@ impl Reader<'_> {
         charset: &mut Charset,
         depth: usize,
     ) -> Result<Value, ReadError> {
-        let vr = header.vr.and_then(|vr| VR::from_binary(vr)).unwrap_or_else(|| match header.vr {
+        let vr = header.vr.and_then(VR::from_binary).unwrap_or_else(|| match header.vr {
             None => dictionary_vr(header.tag),
             Some(_) => VR::UN,
         });

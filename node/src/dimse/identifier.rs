@@ -44,6 +44,8 @@ impl Asked {
         let Value::Object(map) = result else { return Dataset::default() };
         let mut dataset = Dataset::of_described(map);
         dataset.retain(|tag| self.fields.contains(&tag));
+        // As every text that this node writes; a search leaves it out.
+        dataset.put(tags::SPECIFIC_CHARACTER_SET, "CS", "ISO_IR 192");
         dataset
     }
 }
@@ -111,7 +113,8 @@ mod tests {
             "00100010": { "vr": "PN", "Value": [{ "Alphabetic": "DOE" }] },
             "00100020": { "vr": "LO", "Value": ["P1"] },
         }));
-        assert_eq!(returned.elements().map(|(tag, _)| tag).collect::<Vec<_>>(), [0x0008_0018, 0x0010_0010]);
+        let tags: Vec<u32> = returned.elements().map(|(tag, _)| tag).collect();
+        assert_eq!(tags, [0x0008_0005, 0x0008_0018, 0x0010_0010]);
         assert_eq!(
             filter_keys(&dataset(&json!({ "00741000": { "vr": "CS", "Value": ["SCHEDULED"] } }))),
             Ok(vec![("00741000".to_owned(), "SCHEDULED".to_owned())])

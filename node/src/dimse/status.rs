@@ -85,9 +85,10 @@ pub(super) fn of(refused: &Refused, doing: Doing) -> Status {
         },
         Refused::NoTarget { scheduled: true } => SCHEDULED_BY_CREATION,
         Refused::NoTarget { scheduled: false } => INVALID_ARGUMENT,
-        Refused::TransactionMissing | Refused::TransactionBroken(_) | Refused::TransactionIncorrect => {
-            WRONG_TRANSACTION
-        }
+        Refused::TransactionMissing
+        | Refused::TransactionBroken(_)
+        | Refused::TransactionIncorrect
+        | Refused::NotTheirs(_) => WRONG_TRANSACTION,
         Refused::NotClaimed => NOT_IN_PROGRESS,
         Refused::Ended(WorkitemState::Completed) if doing == Doing::Cancel => COMPLETED,
         Refused::Ended(_) => NO_LONGER_UPDATED,
@@ -126,6 +127,7 @@ mod tests {
         for (refused, doing, expected) in [
             (Refused::NoSuchStep, Doing::Other, 0xC307),
             (Refused::TransactionIncorrect, Doing::Change, 0xC301),
+            (Refused::NotTheirs(WorkitemState::InProgress), Doing::Change, 0xC301),
             (in_state(WorkitemState::InProgress), Doing::Change, 0xC302),
             (in_state(WorkitemState::Scheduled), Doing::Change, 0xC310),
             (in_state(WorkitemState::Completed), Doing::Change, 0xC300),

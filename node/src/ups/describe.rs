@@ -79,6 +79,7 @@ impl Scene {
             dataset.put_items(tags::REPLACED_STEPS, vec![item]);
         }
         dataset.complete(self.defaults(exam, workitem));
+        self.put_performed(&mut dataset, workitem);
         // Never, whatever a client stored.
         dataset.remove(tags::TRANSACTION_UID);
         Ok(dataset)
@@ -137,8 +138,7 @@ impl Scene {
         }
         dataset.put_items(tags::INPUT_INFORMATION, self.input(exam, step.kind));
         dataset.put_items(tags::REFERENCED_REQUESTS, vec![requested(exam)]);
-        let performed = workitem.performer.as_ref().map(|claim| self.performed(workitem, claim));
-        dataset.put_items(tags::PERFORMED_PROCEDURE, performed.into_iter().collect());
+        dataset.put_items(tags::PERFORMED_PROCEDURE, Vec::new());
         dataset
     }
 
@@ -161,6 +161,15 @@ impl Scene {
             item
         };
         exam.studies.iter().map(|uid| study(uid.as_str())).collect()
+    }
+
+    /// What the performer says of its work, with all that a final state needs (PS3.4 table CC.2.5-3): what it
+    /// leaves out is the mesh's to say.
+    fn put_performed(&self, dataset: &mut Dataset, workitem: &Workitem) {
+        let Some(claim) = &workitem.performer else { return };
+        let mut item = dataset.item(tags::PERFORMED_PROCEDURE);
+        item.complete(self.performed(workitem, claim));
+        dataset.put_items(tags::PERFORMED_PROCEDURE, vec![item]);
     }
 
     /// What was performed, by whom, where and when: what PS3.4 table CC.2.5-3 asks of a completed step.
@@ -198,6 +207,11 @@ fn put_progress(dataset: &mut Dataset, workitem: &Workitem) {
         let mut item = dataset.item(tags::PROGRESS_INFORMATION);
         item.put_time(tags::CANCELLATION_DATE_TIME, workitem.at);
         item.put(tags::REASON_FOR_CANCELLATION, "LT", workitem.reason.as_str());
+        if !item.is_valued(tags::DISCONTINUATION_REASON_CODES) {
+            // PS3.16 CID 9300; the reason itself is a text here.
+            let code = Code { value: "110513", scheme: "DCM", meaning: "Discontinued for unspecified reason" };
+            item.put_code(tags::DISCONTINUATION_REASON_CODES, &code);
+        }
         dataset.put_items(tags::PROGRESS_INFORMATION, vec![item]);
     }
 }

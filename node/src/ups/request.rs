@@ -88,8 +88,15 @@ const FIXED: [u32; 17] = [
 ];
 
 /// Needed with a value once they are updated (N-SET type 1).
-const NEVER_EMPTIED: [u32; 4] =
-    [tags::PRIORITY, tags::PROCEDURE_STEP_LABEL, tags::WORKLIST_LABEL, tags::START_DATE_TIME];
+const NEVER_EMPTIED: [u32; 7] = [
+    tags::PRIORITY,
+    tags::PROCEDURE_STEP_LABEL,
+    tags::WORKLIST_LABEL,
+    tags::START_DATE_TIME,
+    tags::EXPECTED_COMPLETION_DATE_TIME,
+    tags::WORKITEM_CODES,
+    tags::COMMENTS_ON_STEP,
+];
 
 /// General purpose workitems of PS3.16 CID 9231 that are no reading: nobody here performs them.
 const OTHER_WORK: [&str; 8] = ["110001", "110002", "110003", "110004", "110006", "110007", "110008", "110009"];
@@ -202,7 +209,8 @@ pub(crate) fn update(mut dataset: Dataset) -> Result<Update, Unfit> {
     if let Some(tag) = FIXED.into_iter().find(|tag| dataset.has(*tag)) {
         return Err(Unfit::invalid(format!("{} may not be changed", key(tag))));
     }
-    if let Some(tag) = NEVER_EMPTIED.into_iter().find(|tag| dataset.has(*tag) && dataset.text(*tag).is_empty()) {
+    let is_empty = |tag: u32| dataset.text(tag).is_empty() && dataset.items(tag).is_empty();
+    if let Some(tag) = NEVER_EMPTIED.into_iter().find(|tag| dataset.has(*tag) && is_empty(*tag)) {
         return Err(Unfit { kind: UnfitKind::NoValue, what: format!("{} needs a value", key(tag)) });
     }
     let priority = match dataset.text(tags::PRIORITY) {
@@ -375,6 +383,10 @@ mod tests {
         for tag in ["00741000", "00080018", "00100010", "0040A370"] {
             assert!(update_of(json!({ tag: { "vr": "LO", "Value": ["x"] } })).is_err(), "{tag}");
         }
-        assert!(update_of(json!({ "00741204": { "vr": "LO" } })).is_err(), "a label is never emptied");
+        for (tag, vr) in [("00741204", "LO"), ("00404018", "SQ"), ("00400400", "LT"), ("00404011", "DT")] {
+            assert!(update_of(json!({ tag: { "vr": vr } })).is_err(), "{tag} is never emptied");
+        }
+        let code = json!({ "00080100": { "vr": "SH", "Value": ["110005"] } });
+        assert!(update_of(json!({ "00404018": { "vr": "SQ", "Value": [code] } })).is_ok());
     }
 }

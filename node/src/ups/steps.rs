@@ -46,6 +46,9 @@ pub(crate) enum Refused {
     /// It is not the step's.
     #[error("the Transaction UID is not the workitem's")]
     TransactionIncorrect,
+    /// It is not the one under which the step is, or was, performed, which is past what is asked anyway.
+    #[error("the workitem is {0:?} under another Transaction UID")]
+    NotTheirs(WorkitemState),
     /// One was given for a step that nobody performs.
     #[error("nobody performs the workitem")]
     NotClaimed,
@@ -234,12 +237,15 @@ pub(crate) async fn change(
     match outcome {
         Outcome::Claimed(_) | Outcome::Done => Ok(Changed::Now),
         Outcome::Refused(Refusal::WrongTransaction) => Err(Refused::TransactionIncorrect),
-        Outcome::Refused(Refusal::WorkitemState { state }) if state == to && is_ended(to) => {
+        Outcome::Refused(Refusal::WorkitemState { state }) => {
             let workitem = node.read(|view| view.workitem(exam, number))?;
             let performer = workitem.and_then(|workitem| workitem.performer);
-            match performer {
-                Some(claim) if claim.transaction_uid != transaction_uid => Err(Refused::TransactionIncorrect),
-                _ => Ok(Changed::Before(to)),
+            let is_anothers = performer.is_some_and(|claim| claim.transaction_uid != transaction_uid);
+            match (state == to && is_ended(to), is_anothers) {
+                (true, true) => Err(Refused::TransactionIncorrect),
+                (true, false) => Ok(Changed::Before(to)),
+                (false, true) if state != WorkitemState::Scheduled => Err(Refused::NotTheirs(state)),
+                (false, _) => Err(Refusal::WorkitemState { state }.into()),
             }
         }
         Outcome::Refused(refusal) => Err(refusal.into()),

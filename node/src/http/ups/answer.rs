@@ -69,6 +69,11 @@ impl From<CommandError> for Refused {
 pub(super) fn refused(refused: steps::Refused, service: &str, conflict: Option<&str>) -> Refused {
     let with = |problem: Problem, text: &str| Refused::with(problem, service, text);
     let text = refused.to_string();
+    // PS3.18 has no text of its own for it.
+    let refused = match refused {
+        steps::Refused::NotTheirs(state) => steps::Refused::Refusal(Refusal::WorkitemState { state }),
+        other => other,
+    };
     match refused {
         steps::Refused::NoSuchStep | steps::Refused::NoSuchSubscription => Problem::not_found(text).into(),
         steps::Refused::Unfit(_) | steps::Refused::OtherCommand(_) => Problem::invalid(text).into(),
@@ -79,7 +84,9 @@ pub(super) fn refused(refused: steps::Refused, service: &str, conflict: Option<&
         steps::Refused::NotClaimed => {
             with(Refusal::WorkitemState { state: WorkitemState::Scheduled }.into(), warnings::NOT_CLAIMED)
         }
-        steps::Refused::Ended(_) => with(Problem::invalid(text), warnings::INCONSISTENT_UPDATE),
+        steps::Refused::Ended(_) | steps::Refused::NotTheirs(_) => {
+            with(Problem::invalid(text), warnings::INCONSISTENT_UPDATE)
+        }
         steps::Refused::Command(error) => error.into(),
         steps::Refused::State(error) => Problem::internal(error).into(),
         steps::Refused::Refusal(refusal) => {
