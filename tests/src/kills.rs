@@ -81,7 +81,6 @@ async fn round(site: &mut Site, number: u32, until: Duration) -> Round {
     let mut senders = JoinSet::new();
     for share in shares {
         let to = site.dicom();
-        #[expect(clippy::disallowed_methods, reason = "a sender of the harness, never simulated")]
         senders.spawn(async move {
             let mut acknowledged = Vec::new();
             let Ok(mut association) = associate(to, CALLING, CALLED).await else { return acknowledged };
@@ -110,8 +109,7 @@ async fn check(http: Http, round: &Round, seed: u64) -> (usize, usize) {
     }
     let answer = answer.expect(200);
     let parts = answer.parts().into_iter().map(|part| dataset(&part.body));
-    let there: BTreeMap<String, Bytes> =
-        parts.map(|dataset| (text(&dataset, 0x0008, 0x0018, "UI"), Bytes::from(dataset))).collect();
+    let there: BTreeMap<String, Bytes> = parts.map(|dataset| (text(&dataset, 0x0008, 0x0018, "UI"), dataset)).collect();
     for uid in &round.acknowledged {
         assert!(there.contains_key(uid), "seed {seed}: {uid} was acknowledged and is gone");
     }

@@ -132,7 +132,10 @@ mod tests {
         Here { sop_class: "1.5".to_owned(), study: "1.2".to_owned(), dataset: BYTES, contested: false }
     }
 
-    fn covered(publications: &[(&[&str], &[(&str, Hash)])]) -> Verdict {
+    /// The zones of a publication, and the instances that it lists.
+    type Listed<'a> = (&'a [&'a str], &'a [(&'a str, Hash)]);
+
+    fn covered(publications: &[Listed<'_>]) -> Verdict {
         let mut coverage = Coverage::default();
         for (names, instances) in publications {
             coverage.add(&zones(names), &manifest(instances));
