@@ -8,6 +8,7 @@
 //! ```text
 //! put ─ queue (bounded in bytes) ─ writer task ─ pack file ─ fsync ─ index batch ─ acknowledgement
 //! get ─ index ─ pack file ─ BLAKE3 ─ bytes, or quarantine and an event
+//! purge ─ writer task ─ intent file ─ index ─ zeroes over the bytes, or the pack removed
 //! ```
 
 mod chunk;
@@ -20,6 +21,7 @@ mod index;
 mod library;
 mod manifest;
 mod pack;
+mod purge;
 mod recovery;
 mod replay;
 mod store;
@@ -38,6 +40,7 @@ pub use manifest::{
     STUDY_MANIFEST_BYTES_MAX, StudyManifest,
 };
 pub use pack::PackId;
+pub use purge::Reclaimed;
 pub use recovery::{Damage, Recovery, TornTail};
 pub use store::{PutGroup, Stats, Store};
 pub use verify::{Hold, VerifyReport};
