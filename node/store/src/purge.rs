@@ -39,7 +39,13 @@ const CHECKSUM_LEN: usize = 32;
 #[derive(Debug, Clone)]
 pub(crate) enum PurgeWhat {
     /// A publication of a study, with all earlier ones of its origin, and what only they refer to.
-    Study(Hash),
+    Study {
+        /// Its address.
+        manifest: Hash,
+        /// Whether this is the node that published it: what it wrote down later was never published, and
+        /// keeps nothing of it.
+        own: bool,
+    },
     /// Pieces that no manifest refers to.
     Unreferenced(Arc<Vec<Hash>>),
 }

@@ -300,7 +300,10 @@ impl Writer {
         let index = Arc::clone(&self.shared.index);
         let planned =
             offload(move || purge::plan(&index, &what)).await.map_err(|error| fatal("plan a purge", &error))?;
-        let Some(Step { intent, left }) = planned else { return Ok(false) };
+        let Some(Step { intent, left }) = planned else {
+            self.seal_spent().await?;
+            return Ok(false);
+        };
         let intent = match self.shared.intents.write(&self.shared.files, intent).await {
             Ok(intent) => intent,
             Err(error) => return Err(room_error(&self.shared, "write down a purge", error).await.into()),
@@ -315,12 +318,18 @@ impl Writer {
         });
         let rows = applied.await.map_err(|error| fatal("index a purge", &error))?;
         self.open.iter_mut().for_each(|open| open.recount(&rows));
+        self.seal_spent().await?;
+        Ok(left)
+    }
+
+    /// Seals packs past their day, and those in which nothing is left, so that their files can go.
+    async fn seal_spent(&mut self) -> Result<(), WriteError> {
         let today = self.today();
         while let Some(position) = self.open.iter().position(|open| open.is_spent() || open.day() < today) {
             self.open[position].seal(&self.shared).await?;
             self.open.remove(position);
         }
-        Ok(left)
+        Ok(())
     }
 
     /// A full disk refuses what must be written, not what is here already.

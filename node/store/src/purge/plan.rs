@@ -25,7 +25,7 @@ pub(crate) struct Step {
 pub(crate) fn plan(index: &Index, what: &PurgeWhat) -> io::Result<Option<Step>> {
     let mut planner = Planner { txn: index.txn(), dead: BTreeMap::new(), unlinked: BTreeSet::new() };
     let left = match what {
-        PurgeWhat::Study(manifest) => planner.study(*manifest)?,
+        PurgeWhat::Study { manifest, own } => planner.study(*manifest, *own)?,
         PurgeWhat::Unreferenced(hashes) => planner.unreferenced(hashes)?,
     };
     if planner.dead.is_empty() && planner.unlinked.is_empty() {
@@ -33,7 +33,7 @@ pub(crate) fn plan(index: &Index, what: &PurgeWhat) -> io::Result<Option<Step>> 
     }
     let salts = index.pack_rows()?.into_iter().map(|(id, row)| (id, row.salt)).collect();
     let manifest = match what {
-        PurgeWhat::Study(manifest) => Some(*manifest),
+        PurgeWhat::Study { manifest, .. } => Some(*manifest),
         PurgeWhat::Unreferenced(_) => None,
     };
     let intent = Intent::new(manifest, planner.dead, planner.unlinked, &salts);
@@ -99,15 +99,19 @@ struct Planner<'a> {
 
 impl Planner<'_> {
     /// Whether instances are left.
-    fn study(&mut self, manifest: Hash) -> io::Result<bool> {
-        let mut publications = BTreeSet::from([manifest]);
+    fn study(&mut self, manifest: Hash, own: bool) -> io::Result<bool> {
+        let (mut publications, mut later) = (BTreeSet::from([manifest]), BTreeSet::new());
         if let Some(EdgesRow::Study { study_uid, origin, sequence, .. }) = self.txn.get(&key::edges(manifest))? {
             // What the same site published before, this one replaced.
             for key in self.txn.keys(&key::publications_of(&study_uid, origin))? {
-                let earlier = key::publication_parts(&key).filter(|(number, _)| *number < sequence);
-                publications.extend(earlier.map(|(_, address)| address));
+                match key::publication_parts(&key) {
+                    Some((number, address)) if number < sequence => drop(publications.insert(address)),
+                    Some((number, address)) if number > sequence && own => drop(later.insert(address)),
+                    _ => {}
+                }
             }
         }
+        let all: BTreeSet<Hash> = publications.union(&later).copied().collect();
         let mut taken = 0;
         for publication in &publications {
             let row: Option<EdgesRow> = self.txn.get(&key::edges(*publication))?;
@@ -117,13 +121,13 @@ impl Planner<'_> {
                 }
                 let goes =
                     self.txn.get::<EdgesRow>(&key::edges(*instance))?.is_some() || self.txn.chunk(*instance)?.is_some();
-                if goes && self.is_only_in(*instance, &publications)? {
+                if goes && self.is_only_in(*instance, &all)? {
                     self.instance(*instance)?;
                     taken += 1;
                 }
             }
         }
-        for publication in publications {
+        for publication in all {
             let held: Option<HeldRow> = self.txn.get(&key::held(publication))?;
             if let Some(row) = held {
                 self.is_dead(row.place, Dead::Hold(publication));

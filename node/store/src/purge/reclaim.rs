@@ -35,12 +35,13 @@ pub struct Reclaimed {
 impl Store {
     /// Purges a publication of a study, the earlier ones of the same origin, and everything that nothing
     /// else here refers to. Returns when no byte of it is in any file of the store. What was not here is no
-    /// error; asking again is safe.
+    /// error; asking again is safe. `own`: this node published it, and the mesh knows no later publication, so
+    /// that one which was prepared here keeps nothing of it.
     ///
     /// # Errors
     /// `Full`, `Closed`, `Failed` or `Index`; what was not purged then is by the next call or opening.
-    pub async fn purge(&self, study_manifest: Hash) -> Result<(), StoreError> {
-        while self.purge_step(PurgeWhat::Study(study_manifest)).await? {
+    pub async fn purge(&self, manifest: Hash, own: bool) -> Result<(), StoreError> {
+        while self.purge_step(PurgeWhat::Study { manifest, own }).await? {
             self.carry_out_purges().await?;
         }
         self.carry_out_purges().await

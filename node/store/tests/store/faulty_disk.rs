@@ -117,6 +117,25 @@ impl FaultyDisk {
         });
     }
 
+    /// The first file in which one of `needles` is, durable or not. In one pass, by their first bytes.
+    pub(crate) fn file_with(&self, needles: &[&[u8]]) -> Option<String> {
+        let start = |bytes: &[u8]| bytes.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
+        let starts: BTreeMap<u64, &[u8]> =
+            needles.iter().map(|needle| (start(needle).expect("long"), *needle)).collect();
+        let has = |bytes: &[u8]| {
+            let mut last = start(bytes).unwrap_or_default();
+            for at in 0..bytes.len().saturating_sub(8) {
+                if last != 0 && starts.get(&last).is_some_and(|needle| bytes[at..].starts_with(needle)) {
+                    return true;
+                }
+                last = last >> 8 | u64::from(bytes[at + 8]) << 56;
+            }
+            false
+        };
+        let found = |content: &Content| has(&content.seen) || has(&content.durable);
+        lock(&self.files).iter().find(|(_, content)| found(&lock(content))).map(|(name, _)| name.clone())
+    }
+
     pub(crate) fn used(&self) -> u64 {
         lock(&self.files).values().map(|content| lock(content).seen.len() as u64).sum()
     }
