@@ -29,6 +29,7 @@ mod node;
 mod outbox;
 mod output;
 mod presence;
+mod purge;
 mod roster;
 mod scp;
 mod serve;

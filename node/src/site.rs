@@ -36,6 +36,7 @@ use crate::metrics::Metrics;
 use crate::node::{Node, Parts};
 use crate::outbox::{self, Outbox, Owner};
 use crate::presence::Presence;
+use crate::purge;
 use crate::roster::Roster;
 use crate::{audit, copies, duties, founding, gather, http, joining, links, scp};
 
@@ -273,6 +274,7 @@ impl Site {
         self.run(gather::run(node.clone(), arrivals, shutdown.clone()));
         self.run(copies::run(node.clone(), shutdown.clone()));
         self.run(copies::bring_claimed(node.clone(), shutdown.clone()));
+        self.run(purge::run(node.clone(), shutdown.clone()));
         self.run(node.outbox().clone().keep(shutdown.clone()));
         self.run(outbox::send(node.clone(), shutdown.clone()));
         let (metrics, stopped) = (node.metrics().clone(), shutdown.clone());

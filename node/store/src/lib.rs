@@ -40,7 +40,7 @@ pub use manifest::{
     STUDY_MANIFEST_BYTES_MAX, StudyManifest,
 };
 pub use pack::PackId;
-pub use purge::Reclaimed;
+pub use purge::{Publication, Reclaimed};
 pub use recovery::{Damage, Recovery, TornTail};
 pub use store::{PutGroup, Stats, Store};
 pub use verify::{Hold, VerifyReport};

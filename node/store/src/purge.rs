@@ -35,13 +35,27 @@ const SUFFIX: &str = ".purge";
 /// Bytes of the checksum before an intent's content.
 const CHECKSUM_LEN: usize = 32;
 
+/// A publication of a study, as its manifest says: enough to know it and the earlier ones by, where the manifest
+/// itself never came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Publication {
+    /// Study Instance UID.
+    pub study_uid: String,
+    /// The site that published it.
+    pub origin: u64,
+    /// Its number.
+    pub sequence: u64,
+    /// Address of its manifest.
+    pub manifest: Hash,
+}
+
 /// What the writer may be asked to take out of the index.
 #[derive(Debug, Clone)]
 pub(crate) enum PurgeWhat {
     /// A publication of a study, with all earlier ones of its origin, and what only they refer to.
     Study {
-        /// Its address.
-        manifest: Hash,
+        /// Which.
+        publication: Publication,
         /// Whether this is the node that published it: what it wrote down later was never published, and
         /// keeps nothing of it.
         own: bool,

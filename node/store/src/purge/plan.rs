@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use super::{Dead, DeadRecord, Intent, PurgeWhat};
+use super::{Dead, DeadRecord, Intent, Publication, PurgeWhat};
 use crate::hash::Hash;
 use crate::index::{EdgesRow, HeldRow, Index, InstanceRow, Place, Txn, key};
 use crate::library::{first, superseded_commit, unlink, unlist};
@@ -25,7 +25,7 @@ pub(crate) struct Step {
 pub(crate) fn plan(index: &Index, what: &PurgeWhat) -> io::Result<Option<Step>> {
     let mut planner = Planner { txn: index.txn(), dead: BTreeMap::new(), unlinked: BTreeSet::new() };
     let left = match what {
-        PurgeWhat::Study { manifest, own } => planner.study(*manifest, *own)?,
+        PurgeWhat::Study { publication, own } => planner.study(publication, *own)?,
         PurgeWhat::Unreferenced(hashes) => planner.unreferenced(hashes)?,
     };
     if planner.dead.is_empty() && planner.unlinked.is_empty() {
@@ -33,7 +33,7 @@ pub(crate) fn plan(index: &Index, what: &PurgeWhat) -> io::Result<Option<Step>> 
     }
     let salts = index.pack_rows()?.into_iter().map(|(id, row)| (id, row.salt)).collect();
     let manifest = match what {
-        PurgeWhat::Study { manifest, .. } => Some(*manifest),
+        PurgeWhat::Study { publication, .. } => Some(publication.manifest),
         PurgeWhat::Unreferenced(_) => None,
     };
     let intent = Intent::new(manifest, planner.dead, planner.unlinked, &salts);
@@ -99,16 +99,15 @@ struct Planner<'a> {
 
 impl Planner<'_> {
     /// Whether instances are left.
-    fn study(&mut self, manifest: Hash, own: bool) -> io::Result<bool> {
-        let (mut publications, mut later) = (BTreeSet::from([manifest]), BTreeSet::new());
-        if let Some(EdgesRow::Study { study_uid, origin, sequence, .. }) = self.txn.get(&key::edges(manifest))? {
-            // What the same site published before, this one replaced.
-            for key in self.txn.keys(&key::publications_of(&study_uid, origin))? {
-                match key::publication_parts(&key) {
-                    Some((number, address)) if number < sequence => drop(publications.insert(address)),
-                    Some((number, address)) if number > sequence && own => drop(later.insert(address)),
-                    _ => {}
-                }
+    fn study(&mut self, publication: &Publication, own: bool) -> io::Result<bool> {
+        let Publication { study_uid, origin, sequence, manifest } = publication;
+        let (mut publications, mut later) = (BTreeSet::from([*manifest]), BTreeSet::new());
+        // What the same site published before, this one replaced.
+        for key in self.txn.keys(&key::publications_of(study_uid, *origin))? {
+            match key::publication_parts(&key) {
+                Some((number, address)) if number <= *sequence => drop(publications.insert(address)),
+                Some((_, address)) if own => drop(later.insert(address)),
+                _ => {}
             }
         }
         let all: BTreeSet<Hash> = publications.union(&later).copied().collect();

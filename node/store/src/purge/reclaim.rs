@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::PurgeWhat;
+use super::{Publication, PurgeWhat};
 use crate::chunk::Chunk;
 use crate::error::StoreError;
 use crate::hash::Hash;
@@ -40,8 +40,8 @@ impl Store {
     ///
     /// # Errors
     /// `Full`, `Closed`, `Failed` or `Index`; what was not purged then is by the next call or opening.
-    pub async fn purge(&self, manifest: Hash, own: bool) -> Result<(), StoreError> {
-        while self.purge_step(PurgeWhat::Study { manifest, own }).await? {
+    pub async fn purge(&self, publication: &Publication, own: bool) -> Result<(), StoreError> {
+        while self.purge_step(PurgeWhat::Study { publication: publication.clone(), own }).await? {
             self.carry_out_purges().await?;
         }
         self.carry_out_purges().await

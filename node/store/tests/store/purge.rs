@@ -8,8 +8,8 @@ use bytes::Bytes;
 use maillage_host::engine::MemoryHome;
 use maillage_host::{Batch, Clock, EngineHome, UnixMillis};
 use maillage_store::{
-    Hash, Hold, InstanceIdentity, InstanceManifest, ManifestFlags, PutGroup, Store, StoreError, Stored, StudyManifest,
-    cut,
+    Hash, Hold, InstanceIdentity, InstanceManifest, ManifestFlags, Publication, PutGroup, Store, StoreError, Stored,
+    StudyManifest, cut,
 };
 
 use crate::faulty_disk::FaultyDisk;
@@ -55,6 +55,14 @@ async fn publish(store: &Store, uid: &str, instances: &[TestInstance], origin: u
     address
 }
 
+/// Purges what the manifest at an address says, while it is here.
+async fn purge(store: &Store, manifest: Hash, own: bool) -> Result<(), StoreError> {
+    let said = store.study_manifest(manifest).await?;
+    let said = said.unwrap_or_else(|| StudyManifest::new("1.2.0".into(), 0, 0, Vec::new()));
+    let StudyManifest { study_uid, origin, sequence, .. } = said;
+    store.purge(&Publication { study_uid, origin, sequence, manifest }, own).await
+}
+
 fn assert_gone(faulty: &FaultyDisk, instances: &[TestInstance], when: &str) {
     let mut needles = Vec::new();
     for instance in instances {
@@ -89,7 +97,7 @@ async fn after_a_purge_no_byte_is_in_any_file_and_what_others_share_is_whole() {
     let address = publish(&store, "1.2.1", &first, 1, 1).await;
     let kept = publish(&store, "1.2.2", &second, 1, 1).await;
     assert!(faulty.file_with(&[&first[0].dataset[..NEEDLE]]).is_some(), "the search finds what is there");
-    store.purge(address, false).await.expect("purge");
+    purge(&store, address, false).await.expect("purge");
     assert_gone(&faulty, &first, "after the purge");
     for instance in &second {
         assert_whole(&store, instance).await;
@@ -98,7 +106,7 @@ async fn after_a_purge_no_byte_is_in_any_file_and_what_others_share_is_whole() {
     assert_eq!(store.study_seen("1.2.1").await.expect("index"), None);
     assert!(store.instance(&first[0].manifest.sop_instance).await.expect("index").is_none());
     assert_eq!(store.held().await.expect("held").len(), 1);
-    store.purge(address, false).await.expect("again is no error");
+    purge(&store, address, false).await.expect("again is no error");
     let text = listing(&store).await;
     store.close().await.expect("close");
     for home in [home, Arc::default()] {
@@ -129,13 +137,13 @@ async fn a_purge_takes_earlier_publications_along_and_leaves_what_another_site_p
     for instance in &all[4..] {
         commit(&store, instance).await.expect("commit");
     }
-    store.purge(second, false).await.expect("purge");
+    purge(&store, second, false).await.expect("purge");
     assert_gone(&faulty, &all[..3], "both publications");
     for instance in &all[3..] {
         assert_whole(&store, instance).await;
     }
     assert_eq!(store.held().await.expect("held").len(), 1);
-    store.purge(others, false).await.expect("purge");
+    purge(&store, others, false).await.expect("purge");
     assert_gone(&faulty, &all[..4], "the other site's too");
     assert_eq!(store.study_seen("1.2.1").await.expect("index").expect("seen").instances, 2);
 }
@@ -147,12 +155,12 @@ async fn what_its_own_node_prepared_and_never_published_keeps_nothing_of_a_purge
     let all = study("1.2.1", 4);
     let published = publish(&store, "1.2.1", &all[..3], 1, 1).await;
     publish(&store, "1.2.1", &all[3..], 1, 2).await;
-    store.purge(published, false).await.expect("purge");
+    purge(&store, published, false).await.expect("purge");
     assert_whole(&store, &all[0]).await;
     let all = study("1.2.2", 4);
     let published = publish(&store, "1.2.2", &all[..3], 1, 1).await;
     publish(&store, "1.2.2", &all[3..], 1, 2).await;
-    store.purge(published, true).await.expect("purge");
+    purge(&store, published, true).await.expect("purge");
     assert_gone(&faulty, &all[..3], "its own");
     assert_whole(&store, &all[3]).await;
     assert_eq!(store.held().await.expect("held").iter().filter(|held| held.study_uid == "1.2.2").count(), 0);
@@ -182,7 +190,7 @@ async fn a_conflicting_second_data_set_and_a_repaired_first_place_go_along() {
     assert!(matches!(store.get(chunk.hash()).await, Err(StoreError::Corrupt(_))));
     store.put(PutGroup { chunks: vec![chunk.clone()], ..PutGroup::default() }).await.expect("repair");
     assert_whole(&store, &first[1]).await;
-    store.purge(address, false).await.expect("purge");
+    purge(&store, address, false).await.expect("purge");
     assert_gone(&faulty, &first, "the damaged place too");
     assert_gone(&faulty, &[second], "the second data set");
     assert_eq!(store.conflicts(9).await.expect("conflicts"), []);
@@ -204,7 +212,8 @@ async fn cut_while_purging(nth: u64, at_sync: bool, lag: u64, seed: u64) -> bool
         let mut faults = faulty.faults.lock().expect("lock");
         *(if at_sync { &mut faults.fail_sync_in } else { &mut faults.fail_write_in }) = nth;
     }
-    let purged = store.purge(address, false).await;
+    let publication = Publication { study_uid: "1.2.1".into(), origin: 1, sequence: 1, manifest: address };
+    let purged = store.purge(&publication, false).await;
     // Whatever else was going on: a put may be refused, never lost once acknowledged.
     let late = slice("1.2.2", 9);
     let acknowledged = commit(&store, &late).await.is_ok();
@@ -228,7 +237,7 @@ async fn cut_while_purging(nth: u64, at_sync: bool, lag: u64, seed: u64) -> bool
                 assert_whole(&store, instance).await;
             }
         }
-        store.purge(address, false).await.expect("purge");
+        purge(&store, address, false).await.expect("purge");
         assert_gone(&faulty, &first, &case);
     }
     for instance in &second {
@@ -285,7 +294,7 @@ async fn puts_that_share_chunks_with_what_is_being_purged_lose_nothing() {
                 instance
             });
         }
-        store.purge(address, false).await.expect("purge");
+        purge(&store, address, false).await.expect("purge");
         while let Some(instance) = tasks.join_next().await {
             assert_eq!(read_back(&store, &instance.expect("ran")).await.expect("whole").len() % 40, 20);
         }
@@ -326,7 +335,7 @@ async fn a_days_packs_are_removed_whole_and_little_that_is_kept_is_written_anew(
     });
     let [soon_at, _, held_at] = futures::future::join_all(addresses).await[..] else { panic!("three") };
     assert_eq!(packs(&faulty.disk()).await.len(), 2, "one pack a day");
-    store.purge(soon_at.0, false).await.expect("purge");
+    purge(&store, soon_at.0, false).await.expect("purge");
     assert_gone(&faulty, &soon, "overwritten");
     assert_eq!(store.reclaim().await.expect("reclaim").packs, 0, "its day has not come");
     let used = faulty.used();
@@ -347,7 +356,7 @@ async fn a_days_packs_are_removed_whole_and_little_that_is_kept_is_written_anew(
         store.close().await.expect("close");
     }
     let store = open_at(&faulty, &Arc::default(), &now).await;
-    store.purge(held_at.0, false).await.expect("purge");
+    purge(&store, held_at.0, false).await.expect("purge");
     assert_gone(&faulty, &held, "wherever it had lain");
     for instance in &later {
         assert_whole(&store, instance).await;
