@@ -17,14 +17,14 @@ use maillage_host::disk::{DiskBackend, FileBackend, IoFuture, Space};
 const SECTOR: usize = 512;
 
 #[derive(Default)]
-struct Content {
-    durable: Vec<u8>,
-    seen: Vec<u8>,
+pub(crate) struct Content {
+    pub(crate) durable: Vec<u8>,
+    pub(crate) seen: Vec<u8>,
     unsynced: Vec<Change>,
     name_is_durable: bool,
 }
 
-enum Change {
+pub(crate) enum Change {
     Write(usize, Bytes),
     SetLen(usize),
 }
@@ -47,7 +47,7 @@ pub(crate) struct Faults {
 /// The state of the disk, shared with the test.
 #[derive(Default)]
 pub(crate) struct FaultyDisk {
-    files: Mutex<BTreeMap<String, Arc<Mutex<Content>>>>,
+    pub(crate) files: Mutex<BTreeMap<String, Arc<Mutex<Content>>>>,
     pub(crate) faults: Mutex<Faults>,
     pub(crate) syncs: AtomicU64,
     /// Rises at a power cut: handles of before do nothing any more.
@@ -115,25 +115,6 @@ impl FaultyDisk {
             content.seen.clone_from(&content.durable);
             content.name_is_durable
         });
-    }
-
-    /// The first file in which one of `needles` is, durable or not. In one pass, by their first bytes.
-    pub(crate) fn file_with(&self, needles: &[&[u8]]) -> Option<String> {
-        let start = |bytes: &[u8]| bytes.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
-        let starts: BTreeMap<u64, &[u8]> =
-            needles.iter().map(|needle| (start(needle).expect("long"), *needle)).collect();
-        let has = |bytes: &[u8]| {
-            let mut last = start(bytes).unwrap_or_default();
-            for at in 0..bytes.len().saturating_sub(8) {
-                if last != 0 && starts.get(&last).is_some_and(|needle| bytes[at..].starts_with(needle)) {
-                    return true;
-                }
-                last = last >> 8 | u64::from(bytes[at + 8]) << 56;
-            }
-            false
-        };
-        let found = |content: &Content| has(&content.seen) || has(&content.durable);
-        lock(&self.files).iter().find(|(_, content)| found(&lock(content))).map(|(name, _)| name.clone())
     }
 
     pub(crate) fn used(&self) -> u64 {
