@@ -1,7 +1,7 @@
 //! Images go from every disk when their time is over, also where a site was away; a legal hold keeps them; what
 //! the mesh still waits for is on record.
 
-#![expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "tests look for bytes in a site's files")]
+#![expect(clippy::disallowed_methods, reason = "tests look for bytes in a site's files")]
 
 use std::fs;
 use std::path::Path;
