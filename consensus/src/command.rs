@@ -427,6 +427,38 @@ pub enum Command {
         /// Its signature, or empty.
         signature: serde_bytes::ByteBuf,
     },
+    /// An exam's images must stay, whatever their age.
+    LegalHold {
+        /// Which.
+        exam: ExamId,
+        /// Why.
+        reason: Line,
+    },
+    /// … and need not any longer.
+    ReleaseHold {
+        /// Which.
+        exam: ExamId,
+        /// Why.
+        reason: Line,
+    },
+    /// An exam's images go, everywhere. Without a reason the leader's, when their time is over.
+    Purge {
+        /// Which.
+        exam: ExamId,
+        /// Why, when a person asks before their time is over.
+        reason: Line,
+        /// Whether the patient has withdrawn the consent: no exam need be over then.
+        withdrawn: bool,
+    },
+    /// Nothing of a purged part is left at the proposing site.
+    RecordPurged {
+        /// The exam.
+        exam: ExamId,
+        /// The study.
+        study: UidText,
+        /// The part's study manifest.
+        manifest: Address,
+    },
 }
 
 /// What an application is told of (PS3.18 section 11.10).
@@ -565,13 +597,16 @@ impl Envelope {
                 most(reader.expertise.len(), LIST_MAX, "expertise")?;
                 most(reader.specialties.len(), LIST_MAX, "specialties")
             }
-            Command::SetHospital(hospital) => most(hospital.sites.len(), LIST_MAX, "sites"),
+            Command::SetHospital(hospital) => {
+                most(hospital.sites.len(), LIST_MAX, "sites")?;
+                most(hospital.retention.len(), LIST_MAX, "retention")
+            }
             Command::SetPolicy(policy) => {
                 let shares = policy.kept_for.iter().chain([&policy.kept_for_experts]);
                 if shares.copied().max().is_some_and(|share| share > 1000) || policy.critical_ms < 60_000 {
                     return Err(CommandError::Range("policy"));
                 }
-                Ok(())
+                most(policy.retention.len(), LIST_MAX, "retention")
             }
             Command::RaiseDiscrepancy { grade, .. } if !(1..=4).contains(grade) => Err(CommandError::Range("grade")),
             Command::AddFinding { finding, .. } if finding.score > 1000 => Err(CommandError::Range("score")),

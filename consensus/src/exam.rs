@@ -321,6 +321,32 @@ pub struct Course {
     pub read_twice: bool,
     /// Whether its reader picked it rather than being given it.
     pub picked: bool,
+    /// Why its images must not be purged, while they must not.
+    pub legal_hold: Option<LegalHold>,
+    /// When its images were purged, and why.
+    pub purged: Option<Purged>,
+}
+
+/// An order that an exam's images stay, whatever their age.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LegalHold {
+    /// Why.
+    pub reason: Line,
+    /// By whom.
+    pub user: Name,
+    /// Since when.
+    pub at: UnixMillisField,
+}
+
+/// The end of an exam's images.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Purged {
+    /// Since when no site may show or copy them.
+    pub at: UnixMillisField,
+    /// Why; empty when their time was over.
+    pub reason: Line,
+    /// By whom; empty for the mesh itself.
+    pub user: Name,
 }
 
 /// What a regulator decided.

@@ -31,7 +31,11 @@ pub(crate) const STUDIES: [u8; 1] = [0x30];
 pub(crate) const BELOW_WANTED: [u8; 1] = [0x31];
 /// Studies of which another site than the one that received them holds images that must not leave it. The
 /// value: the manifests, one after the other, that the receiving site has verified since.
-pub(crate) const STRAYED: [u8; 1] = [0x32];
+pub(crate) const STRAYED: [u8; 1] = [0x35];
+/// What is left of purged parts, by exam.
+pub(crate) const TOMBSTONES: [u8; 1] = [0x32];
+/// Purged parts that a site has not confirmed, by site and study.
+pub(crate) const PURGES: [u8; 1] = [0x33];
 pub(crate) const OUTCOME_ENDS: [u8; 1] = [0x41];
 /// The audit trail, by log index.
 pub(crate) const AUDIT: [u8; 1] = [0x50];
@@ -223,6 +227,41 @@ pub(crate) fn study(uid: &str) -> Vec<u8> {
 
 pub(crate) fn below_wanted(uid: &str) -> Vec<u8> {
     join(BELOW_WANTED[0], &[uid.as_bytes()])
+}
+
+/// The parts of an exam that were purged.
+pub(crate) fn tombstones_of(exam: ExamId) -> Vec<u8> {
+    join(TOMBSTONES[0], &[&exam.0.to_be_bytes()])
+}
+
+pub(crate) fn tombstone(exam: ExamId, study: &str, origin: SiteId) -> Vec<u8> {
+    let study = blake3::hash(study.as_bytes());
+    join(TOMBSTONES[0], &[&exam.0.to_be_bytes(), study.as_bytes(), &origin.0.to_be_bytes()])
+}
+
+/// What a site has not confirmed.
+pub(crate) fn purges_of(site: SiteId) -> Vec<u8> {
+    join(PURGES[0], &[&site.0.to_be_bytes()])
+}
+
+/// … of one study.
+pub(crate) fn purges_of_study(site: SiteId, study: &str) -> Vec<u8> {
+    join(PURGES[0], &[&site.0.to_be_bytes(), blake3::hash(study.as_bytes()).as_bytes()])
+}
+
+pub(crate) fn purge(site: SiteId, study: &str, exam: ExamId, origin: SiteId) -> Vec<u8> {
+    [&purges_of_study(site, study)[..], &exam.0.to_be_bytes(), &origin.0.to_be_bytes()].concat()
+}
+
+/// The key of the tombstone that such a key stands for.
+pub(crate) fn tombstone_of(purge: &[u8]) -> Option<Vec<u8>> {
+    let (study, rest) = (purge.get(9..41)?, purge.get(41..57)?);
+    Some(join(TOMBSTONES[0], &[&rest[..8], study, &rest[8..]]))
+}
+
+/// The highest number under which a site published a study that was purged.
+pub(crate) fn last_purged(study: &str, origin: SiteId) -> Vec<u8> {
+    join(0x34, &[blake3::hash(study.as_bytes()).as_bytes(), &origin.0.to_be_bytes()])
 }
 
 pub(crate) fn outcome(id: CommandId) -> Vec<u8> {

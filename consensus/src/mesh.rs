@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::{SiteDescription, StudyPart, UnixMillisField};
 use crate::exam::ExamState;
-use crate::ids::{Address, ExamId, Name, PeerKey, SiteId, UidText};
+use crate::ids::{Address, ExamId, Line, Name, PeerKey, SiteId, UidText};
 use crate::record::{self, Record};
 
 /// The mesh.
@@ -134,6 +134,40 @@ impl Study {
     }
 }
 
+/// What is left of a part of a study whose images were purged: who still has to see to it, and who has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tombstone {
+    /// The exam.
+    pub exam: ExamId,
+    /// The Study Instance UID.
+    pub study: UidText,
+    /// The site that had received the part.
+    pub origin: SiteId,
+    /// Its study manifest.
+    pub manifest: Address,
+    /// An earlier publication's, of which sites may still have something.
+    pub previous: Option<Address>,
+    /// The publication's number: the site's next one has a higher one.
+    pub sequence: u64,
+    /// Instances that it had.
+    pub instances: u32,
+    /// Sites that had said to hold it, in ascending order.
+    pub holders: Vec<SiteId>,
+    /// When it was purged.
+    pub at: UnixMillisField,
+    /// Why; empty when its time was over.
+    pub reason: Line,
+    /// Members that have not confirmed yet, in ascending order.
+    pub pending: Vec<SiteId>,
+    /// Members that have, and when, in that order.
+    pub confirmed: Vec<(SiteId, UnixMillisField)>,
+}
+
+impl Record for Tombstone {
+    const VERSION: u8 = 2;
+    const WHAT: &'static str = "tombstone";
+}
+
 /// How many exams are in each state, kept so that no page has to count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Counts {
@@ -182,6 +216,10 @@ pub struct MoreCounts {
     pub refused: u64,
     /// Exams with a critical result that nobody has acknowledged.
     pub critical_open: u64,
+    /// Purges that some site has not confirmed, counted by part and site.
+    pub purges_pending: u64,
+    /// Exams under legal hold.
+    pub legal_holds: u64,
 }
 
 impl Record for Counts {

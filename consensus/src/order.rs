@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::command::UnixMillisField;
-use crate::exam::{Exam, Priority, Text8};
+use crate::exam::{Exam, ExamState, Priority, Text8};
 use crate::ids::{Line, Name, SiteId};
 use crate::record::Record;
 
@@ -101,11 +101,22 @@ pub struct Hospital {
     pub sites: Vec<SiteId>,
     /// Whether its requests need a regulator, whatever they say themselves.
     pub regulate: bool,
+    /// For how long its images are kept, when it is not as the mesh's policy says.
+    pub retention: Vec<Keep>,
 }
 
 impl Record for Hospital {
     const VERSION: u8 = 2;
     const WHAT: &'static str = "hospital";
+}
+
+/// For how long the images of a modality are kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keep {
+    /// The modality (0008,0060); empty for all that no other rule names.
+    pub modality: Text8,
+    /// Milliseconds from the final report, or from the reception of what was never to be read.
+    pub ms: u64,
 }
 
 /// What a site is for the queue.
@@ -130,11 +141,27 @@ pub struct Policy {
     pub kept_for_experts: u16,
     /// Milliseconds after which an unacknowledged critical result escalates again.
     pub critical_ms: u64,
+    /// For how long images are kept, where their hospital says nothing else; 90 days without any rule.
+    pub retention: Vec<Keep>,
+    /// For how many milliseconds after their reception images are kept of which the report is still to be
+    /// written or delivered: longer than any other rule, since somebody may still wait for it.
+    pub unread_ms: u64,
 }
+
+/// For how long images are kept by default: the service's three months.
+pub const RETENTION_MS: u64 = 90 * 24 * 3_600_000;
+/// … and by default when their exam is not over.
+const UNREAD_MS: u64 = 2 * RETENTION_MS;
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { kept_for: [100, 200, 300], kept_for_experts: 250, critical_ms: 15 * 60_000 }
+        Self {
+            kept_for: [100, 200, 300],
+            kept_for_experts: 250,
+            critical_ms: 15 * 60_000,
+            retention: Vec::new(),
+            unread_ms: UNREAD_MS,
+        }
     }
 }
 
@@ -168,6 +195,24 @@ impl Reader {
 }
 
 impl Policy {
+    /// When the images of an exam are to go, if nothing holds them.
+    pub fn retained_until(&self, hospital: Option<&Hospital>, exam: &Exam) -> UnixMillisField {
+        let of = |rules: &[Keep]| {
+            let named = rules.iter().find(|keep| keep.modality == exam.request.modality);
+            named.or_else(|| rules.iter().find(|keep| keep.modality.is_empty())).map(|keep| keep.ms)
+        };
+        let usual = hospital.and_then(|hospital| of(&hospital.retention)).or_else(|| of(&self.retention));
+        let usual = usual.unwrap_or(RETENTION_MS);
+        let received_at = exam.course.images_at.or(exam.ready_at).unwrap_or(exam.added_at);
+        // A cancellation ends nothing that the images would be kept for.
+        let (since, ms) = match exam.ended_at {
+            Some(ended_at) if matches!(exam.state, ExamState::Delivered | ExamState::FollowedUp) => (ended_at, usual),
+            _ if exam.state.is_off() => (received_at, usual),
+            reported_at => (reported_at.unwrap_or(received_at), usual.max(self.unread_ms)),
+        };
+        UnixMillisField(since.0.saturating_add(ms))
+    }
+
     /// Whether an exam that has been waiting since `ready` is still kept from a reader at `distance`.
     pub fn keeps(&self, priority: Priority, ready: UnixMillisField, now: UnixMillisField, distance: u8) -> bool {
         // A life at stake is kept from nobody.

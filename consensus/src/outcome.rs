@@ -202,6 +202,18 @@ pub enum Refusal {
     /// The mesh keeps enough of these.
     #[error("too many {0}")]
     TooMany(Name),
+    /// A legal hold keeps the images.
+    #[error("a legal hold keeps the images")]
+    OnHold,
+    /// The images' time is not over.
+    #[error("the images are kept until {} (milliseconds since 1970)", .until.0)]
+    Retained {
+        /// When it is.
+        until: UnixMillisField,
+    },
+    /// What the site had of this study is being purged; once it is, what came since can be recorded.
+    #[error("the site has to purge what it had of this study first")]
+    Purging,
 }
 
 impl Refusal {
@@ -210,7 +222,14 @@ impl Refusal {
     pub fn is_transient(&self) -> bool {
         matches!(
             self,
-            Self::NoSession | Self::SessionOver | Self::NotAMember | Self::MeshState(_) | Self::Format { .. }
+            Self::NoSession
+                | Self::SessionOver
+                | Self::OnHold
+                | Self::Retained { .. }
+                | Self::Purging
+                | Self::NotAMember
+                | Self::MeshState(_)
+                | Self::Format { .. }
         )
     }
 }

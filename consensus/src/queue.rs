@@ -10,6 +10,7 @@ mod glass;
 mod regulation;
 mod repeats;
 mod reports;
+mod retention;
 mod settings;
 mod sites;
 mod studies;
@@ -352,6 +353,10 @@ fn run_2(state: &mut State<'_, '_>, envelope: &Envelope) -> Applied {
         Command::AskCancel { exam, number, reason } => workitems::ask_cancel(state, envelope, *exam, *number, reason),
         Command::Subscribe(subscription) => workitems::subscribe(state, subscription),
         Command::Unsubscribe { aet, workitem } => workitems::unsubscribe(state, aet.as_str(), *workitem),
+        Command::LegalHold { exam, reason } => retention::hold(state, *exam, reason),
+        Command::ReleaseHold { exam, reason } => retention::release(state, *exam, reason),
+        Command::Purge { exam, reason, withdrawn } => retention::purge(state, *exam, reason, *withdrawn),
+        Command::RecordPurged { exam, study, manifest } => retention::confirm(state, *exam, study, manifest),
         // Format 1's, which `run` has taken.
         _ => Ok(Refusal::Format { format: state.format }.into()),
     }

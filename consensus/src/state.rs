@@ -11,7 +11,7 @@ use crate::ids::{Address, ExamId, Name, PeerKey, SiteId, UidText};
 use crate::keys;
 use crate::life;
 use crate::machine::ApplyError;
-use crate::mesh::{Counts, JoinToken, Mesh, Site, Study};
+use crate::mesh::{Counts, JoinToken, Mesh, Site, Study, Tombstone};
 use crate::order::{Hospital, Policy, Situation};
 use crate::record::Record;
 use crate::remark::{Remark, What};
@@ -139,11 +139,13 @@ impl<'s, 'a> State<'s, 'a> {
             *counts.of(exam.state) -= 1;
             counts.unsolicited -= u64::from(exam.unsolicited.is_some());
             counts.more.critical_open -= u64::from(exam.course.critical_open > 0);
+            counts.more.legal_holds -= u64::from(exam.course.legal_hold.is_some());
         }
         self.index(after)?;
         *counts.of(after.state) += 1;
         counts.unsolicited += u64::from(after.unsolicited.is_some());
         counts.more.critical_open += u64::from(after.course.critical_open > 0);
+        counts.more.legal_holds += u64::from(after.course.legal_hold.is_some());
         self.write(keys::COUNTS.to_vec(), &counts);
         self.write(keys::exam(after.id), after);
         let from = before.map(|exam| exam.state);
@@ -448,6 +450,68 @@ impl<'s, 'a> State<'s, 'a> {
         }
         self.transaction.put(key, kept);
         Ok(())
+    }
+
+    /// Forgets a study of which no part is left.
+    pub(crate) fn remove_study(&mut self, before: &Study) -> Result<(), ApplyError> {
+        let wanted = self.mesh()?.map_or(1, |mesh| usize::from(mesh.copies));
+        let mut counts = self.counts()?;
+        counts.studies -= 1;
+        counts.studies_below_two -= u64::from(before.copies() < 2);
+        counts.studies_below_wanted -= u64::from(before.copies() < wanted);
+        self.transaction.remove(keys::below_wanted(before.uid.as_str()));
+        self.transaction.remove(keys::study(before.uid.as_str()));
+        self.write(keys::COUNTS.to_vec(), &counts);
+        Ok(())
+    }
+
+    pub(crate) fn tombstone(
+        &self,
+        exam: ExamId,
+        study: &str,
+        manifest: &Address,
+    ) -> Result<Option<Tombstone>, ApplyError> {
+        for (_, bytes) in self.transaction.scan_prefix(&keys::tombstones_of(exam), usize::MAX)? {
+            let tombstone = Tombstone::decode(&bytes)?;
+            if tombstone.study.as_str() == study && tombstone.manifest == *manifest {
+                return Ok(Some(tombstone));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Keeps a tombstone, with the lists of what each site has to confirm.
+    pub(crate) fn put_tombstone(&mut self, before: Option<&Tombstone>, after: &Tombstone) -> Result<(), ApplyError> {
+        let mut counts = self.counts()?;
+        let of = |tombstone: &Tombstone, site: SiteId| {
+            keys::purge(site, tombstone.study.as_str(), tombstone.exam, tombstone.origin)
+        };
+        for site in before.iter().flat_map(|before| &before.pending) {
+            self.transaction.remove(of(after, *site));
+            counts.more.purges_pending -= 1;
+        }
+        for site in &after.pending {
+            self.transaction.put(of(after, *site), []);
+            counts.more.purges_pending += 1;
+        }
+        let last = keys::last_purged(after.study.as_str(), after.origin);
+        if self.last_purged(after.study.as_str(), after.origin)? < after.sequence {
+            self.transaction.put(last, after.sequence.to_be_bytes());
+        }
+        self.write(keys::COUNTS.to_vec(), &counts);
+        self.write(keys::tombstone(after.exam, after.study.as_str(), after.origin), after);
+        Ok(())
+    }
+
+    /// The highest number under which a site published a study that was purged; 0 for none.
+    pub(crate) fn last_purged(&self, study: &str, origin: SiteId) -> Result<u64, ApplyError> {
+        let bytes = self.transaction.get(&keys::last_purged(study, origin))?;
+        Ok(bytes.and_then(|bytes| keys::trailing_number(&bytes)).unwrap_or(0))
+    }
+
+    /// Whether a site has still to purge something of a study.
+    pub(crate) fn has_to_purge(&self, site: SiteId, study: &str) -> Result<bool, ApplyError> {
+        Ok(!self.transaction.scan_prefix(&keys::purges_of_study(site, study), 1)?.is_empty())
     }
 
     /// Counts a copy that is no more.

@@ -15,7 +15,7 @@ use crate::exam::{Exam, ExamState, Report, Workitem};
 use crate::ids::{Address, ExamId, PeerKey, SiteId};
 use crate::keys;
 use crate::machine::ApplyError;
-use crate::mesh::{Counts, HeldPart, JoinToken, Mesh, Site, Study};
+use crate::mesh::{Counts, HeldPart, JoinToken, Mesh, Site, Study, Tombstone};
 use crate::order::{Hospital, Policy, Situation};
 use crate::record::Record;
 use crate::remark::Remark;
@@ -98,6 +98,50 @@ impl<'a> View<'a> {
             exams.extend(self.exam(place.exam)?);
         }
         Ok(exams)
+    }
+
+    /// What is left of an exam's purged parts.
+    pub fn tombstones(&self, exam: ExamId) -> Result<Vec<Tombstone>, ApplyError> {
+        self.all(&keys::tombstones_of(exam), usize::MAX)
+    }
+
+    /// Up to `limit` purged parts that a site has not confirmed, behind `after`; and where the next begin, if
+    /// there may be more.
+    pub fn purges_of(
+        &self,
+        site: SiteId,
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<(Vec<Tombstone>, Option<Vec<u8>>), ApplyError> {
+        let prefix = keys::purges_of(site);
+        let (mut found, mut last) = (Vec::new(), None);
+        self.0.scan(after.map_or(Bound::Included(&prefix[..]), Bound::Excluded), Bound::Unbounded, &mut |key, _| {
+            let goes_on = key.starts_with(&prefix) && found.len() < limit;
+            if goes_on {
+                found.extend(keys::tombstone_of(key));
+                last = Some(key.to_vec());
+            }
+            goes_on
+        })?;
+        let mut tombstones = Vec::new();
+        for key in &found {
+            tombstones.extend(self.read::<Tombstone>(key)?);
+        }
+        Ok((tombstones, last.filter(|_| found.len() == limit)))
+    }
+
+    /// Whether a site has still to purge something of a study, and the highest number under which it had
+    /// published what was purged of it; 0 for none.
+    pub fn purged_of(&self, site: SiteId, study: &str) -> Result<(bool, u64), ApplyError> {
+        let pending = !scan_prefix(self.0, &keys::purges_of_study(site, study), 1)?.is_empty();
+        let last = self.0.get(&keys::last_purged(study, site))?;
+        Ok((pending, last.and_then(|bytes| keys::trailing_number(&bytes)).unwrap_or(0)))
+    }
+
+    /// When an exam's images are to go by the rules of today, if nothing holds them.
+    pub fn retained_until(&self, exam: &Exam) -> Result<UnixMillisField, ApplyError> {
+        let hospital = self.hospital(exam.request.hospital.as_str())?;
+        Ok(self.policy()?.retained_until(hospital.as_ref(), exam))
     }
 
     /// Up to `limit` exams whose request waits for a regulator, first come first.

@@ -19,6 +19,7 @@ use crate::situation;
 pub(crate) mod attest;
 pub(crate) mod clocks;
 mod format;
+mod retention;
 
 /// The most voters: more would slow every commit and bear no likelier loss.
 const VOTERS_MAX: usize = 5;
@@ -37,6 +38,7 @@ pub(crate) async fn run(node: Node, shutdown: CancellationToken) {
     let session = maillage_host::spawn(keep_session(node.clone(), shutdown.clone()));
     let attest = maillage_host::spawn(attest::run(node.clone(), shutdown.clone()));
     let mut failed: BTreeMap<&'static str, String> = BTreeMap::new();
+    let mut retention = retention::Retention::default();
     while shutdown.run_until_cancelled(tokio::time::sleep(ROUND)).await.is_some() {
         let Some(term) = node.group().leads() else { continue };
         for (duty, result) in [
@@ -44,6 +46,7 @@ pub(crate) async fn run(node: Node, shutdown: CancellationToken) {
             ("admit sites to the Raft group", admit(&node).await),
             ("raise the mesh's format", format::raise(&node, term).await),
             ("escalate critical results", escalate(&node, term).await),
+            ("end the retention of images", retention.end(&node, term).await),
             ("lead with a right clock", clocks::mind(&node).await),
         ] {
             // Said once for each new reason, not once a second.

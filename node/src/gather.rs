@@ -145,15 +145,21 @@ fn published(node: &Node, study: &str) -> anyhow::Result<Option<StudyPart>> {
 }
 
 async fn publish(node: &Node, study: &str) -> anyhow::Result<()> {
+    let _turn = node.images().publishing().await;
     // What this node has not applied yet may be its own last publication.
     node.linearize().await?;
+    let (is_purging, last_purged) = node.read(|view| view.purged_of(node.site(), study))?;
+    if is_purging {
+        // It would list images that are to be gone.
+        anyhow::bail!("what was here of the study is being purged first");
+    }
     let instances = node.store().instances(study).await?;
     let Some(says) = what_they_say(node, &instances).await? else { return Ok(()) };
     let known = published(node, study)?;
     if known.as_ref().is_some_and(|part| part.instances as usize == instances.len()) {
         return Ok(());
     }
-    let sequence = known.map_or(1, |part| part.sequence + 1);
+    let sequence = known.map_or(last_purged, |part| part.sequence) + 1;
     let times = instances.iter().map(|instance| instance.received_at.0);
     let (first, last) = (times.clone().min().unwrap_or(0), times.max().unwrap_or(0));
     let entries = instances.into_iter().map(|instance| instance.entry).collect();

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -53,6 +53,9 @@ pub(crate) enum ImagesError {
     /// They stay at the site that received them.
     #[error("the patient refuses the transfer of these images")]
     Confined,
+    /// The part is not known any more: it was purged, or published anew.
+    #[error("this part of the study is not known any more")]
+    Gone,
     /// The study is not held here as a whole.
     #[error("{missing} objects of the study are not here")]
     Incomplete {
@@ -112,6 +115,12 @@ struct Shared {
     fetcher: Fetcher,
     presence: Presence,
     metrics: Metrics,
+    /// Studies of which something is being brought here, and how often at once: they are not purged meanwhile,
+    /// or what arrives later would stay.
+    arriving: Mutex<BTreeMap<String, usize>>,
+    /// Held over a publication, and over the purge of what this site had published: a publication that is on its
+    /// way never lists what is gone.
+    publishing: tokio::sync::Mutex<()>,
 }
 
 impl Images {
@@ -124,12 +133,27 @@ impl Images {
         presence: Presence,
         metrics: Metrics,
     ) -> Self {
-        Self(Arc::new(Shared { site, store, group, roster, fetcher, presence, metrics }))
+        let (arriving, publishing) = (Mutex::default(), tokio::sync::Mutex::default());
+        Self(Arc::new(Shared { site, store, group, roster, fetcher, presence, metrics, arriving, publishing }))
     }
 
     fn known_study(&self, uid: &str) -> Result<Option<Study>, ImagesError> {
         let frozen = self.0.group.reader().view();
         Ok(View::new(&*frozen).study(uid)?)
+    }
+
+    /// The turn to publish, or to purge what was published.
+    pub(crate) async fn publishing(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.0.publishing.lock().await
+    }
+
+    /// Whether something of a study is being brought here.
+    pub(crate) fn is_arriving(&self, study: &str) -> bool {
+        self.arriving().contains_key(study)
+    }
+
+    fn arriving(&self) -> MutexGuard<'_, BTreeMap<String, usize>> {
+        self.0.arriving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Refuses a part that must not leave the site that received it.

@@ -32,6 +32,7 @@ mod node;
 mod outbox;
 mod output;
 mod presence;
+mod purge;
 mod roster;
 mod scp;
 mod senders;

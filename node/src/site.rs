@@ -37,6 +37,7 @@ use crate::metrics::Metrics;
 use crate::node::{Node, Parts};
 use crate::outbox::{self, Outbox, Owner};
 use crate::presence::Presence;
+use crate::purge;
 use crate::roster::Roster;
 use crate::senders::Senders;
 use crate::{arriving, audit, copies, duties, founding, gather, http, joining, links, scp};
@@ -291,6 +292,7 @@ impl Site {
         self.run(copies::confined::run(node.clone(), shutdown.clone()));
         self.run(commitment::run(node.clone(), shutdown.clone()));
         self.run(commitment::report(node.clone(), shutdown.clone()));
+        self.run(purge::run(node.clone(), shutdown.clone()));
         self.run(node.outbox().clone().keep(shutdown.clone()));
         self.run(outbox::send(node.clone(), shutdown.clone()));
         let (metrics, stopped) = (node.metrics().clone(), shutdown.clone());

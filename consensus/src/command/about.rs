@@ -82,6 +82,10 @@ impl Command {
             Self::Subscribe(_) => "subscribe",
             Self::Unsubscribe { .. } => "unsubscribe",
             Self::BreakGlass { .. } => "break-glass",
+            Self::LegalHold { .. } => "legal-hold",
+            Self::ReleaseHold { .. } => "release-hold",
+            Self::Purge { .. } => "purge",
+            Self::RecordPurged { .. } => "record-purged",
         }
     }
 
@@ -115,7 +119,11 @@ impl Command {
             | Self::UpdateWorkitem { exam, .. }
             | Self::ChangeWorkitem { exam, .. }
             | Self::AskCancel { exam, .. }
-            | Self::BreakGlass { exam, .. } => Some(*exam),
+            | Self::BreakGlass { exam, .. }
+            | Self::LegalHold { exam, .. }
+            | Self::ReleaseHold { exam, .. }
+            | Self::Purge { exam, .. }
+            | Self::RecordPurged { exam, .. } => Some(*exam),
             _ => None,
         }
     }
@@ -128,6 +136,9 @@ impl Command {
             | Self::TakeOver { reason, .. }
             | Self::AskCancel { reason, .. }
             | Self::BreakGlass { reason, .. }
+            | Self::LegalHold { reason, .. }
+            | Self::ReleaseHold { reason, .. }
+            | Self::Purge { reason, .. }
             | Self::Regulate { verdict: Verdict::Refused { reason }, .. } => reason.clone(),
             _ => Line::default(),
         }
@@ -135,6 +146,10 @@ impl Command {
 
     /// Whether only the leader itself may propose it.
     pub fn is_the_leaders(&self) -> bool {
-        matches!(self, Self::ExpireSession { .. } | Self::RaiseFormat { .. } | Self::Escalate { .. })
+        match self {
+            Self::ExpireSession { .. } | Self::RaiseFormat { .. } | Self::Escalate { .. } => true,
+            Self::Purge { reason, .. } => reason.is_empty(),
+            _ => false,
+        }
     }
 }

@@ -19,6 +19,8 @@ pub(super) fn add(state: &mut State<'_, '_>, request: &Request, order: Option<&O
     if !request.accession.is_empty() {
         let mut same = state.exams_with_accession(request.accession.as_str())?;
         same.retain(|exam| exam.request.patient.same_as(&request.patient));
+        // What was purged without having been read answers no request.
+        same.retain(|exam| exam.state != ExamState::Purged || exam.course.report.is_some());
         cancelled = same.extract_if(.., |exam| exam.state.is_off()).collect();
         if let Some(exam) = same.iter().find(|exam| exam.unsolicited.is_none()) {
             if order.consent == Consent::Refused && !exam.is_confined() {
@@ -316,7 +318,7 @@ pub(super) fn reconcile(state: &mut State<'_, '_>, unsolicited: ExamId, into: Ex
     if from.unsolicited.is_none() || from.id == target.id {
         return refuse("the first exam is not an unsolicited one");
     }
-    if target.unsolicited.is_some() || target.state.is_off() {
+    if target.unsolicited.is_some() || target.state.is_off() || target.state == ExamState::Purged {
         return refuse("the second exam is not a request to be read");
     }
     if from.state != ExamState::Waiting {

@@ -6,7 +6,7 @@
 use super::{Applied, exams};
 use crate::command::StudyPart;
 use crate::event::Happened;
-use crate::exam::{Exam, Request, Unsolicited};
+use crate::exam::{Exam, ExamState, Request, Unsolicited};
 use crate::ids::{Address, SiteId, UidText};
 use crate::machine::ApplyError;
 use crate::mesh::{EarlierPart, HeldPart, Study};
@@ -27,6 +27,14 @@ pub(super) fn record(state: &mut State<'_, '_>, origin: SiteId, part: &StudyPart
         }
         let unsolicited = state.exam(held.exam)?.and_then(|exam| exam.unsolicited);
         return Ok(Outcome::StudyRecorded { exam: held.exam, unsolicited }.into());
+    }
+    // Else what its publication lists could be images that are to be gone.
+    if state.has_to_purge(origin, part.study.as_str())? {
+        return Ok(Refusal::Purging.into());
+    }
+    let last_purged = state.last_purged(part.study.as_str(), origin)?;
+    if last_purged > 0 && part.sequence <= last_purged {
+        return Ok(Refusal::PartSuperseded { sequence: last_purged }.into());
     }
     // A part published again keeps its exam: its patient was checked at the node, instance by
     // instance, and a person may have reconciled it since. A cancelled exam keeps nothing.
@@ -78,7 +86,8 @@ fn belongs_to(state: &State<'_, '_>, study: &Study, says: &Request) -> Result<Re
         return Ok(Err(Unsolicited::NoIdentifiers));
     }
     let mut requests = state.exams_with_accession(says.accession.as_str())?;
-    requests.retain(|exam| !exam.state.is_off());
+    // What comes after a purge is an exam of its own.
+    requests.retain(|exam| !exam.state.is_off() && exam.state != ExamState::Purged);
     let (same, others): (Vec<_>, Vec<_>) =
         requests.into_iter().partition(|exam| exam.request.patient.same_as(&says.patient));
     let (mut unsolicited, mut requested): (Vec<_>, Vec<_>) =

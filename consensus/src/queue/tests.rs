@@ -14,6 +14,7 @@ mod random;
 mod reference;
 mod repeats;
 mod replica;
+mod retention;
 mod trail;
 mod workitems;
 
@@ -254,7 +255,7 @@ fn regulated() -> Order {
 
 fn hospital(name: &str, place: Place) -> Hospital {
     let (name, finess) = (Line::fitted(name), Text8::default());
-    Hospital { name, finess, place, sites: Vec::new(), regulate: false }
+    Hospital { name, finess, place, sites: Vec::new(), regulate: false, retention: Vec::new() }
 }
 
 fn place(territory: &str, department: &str, region: &str) -> Place {

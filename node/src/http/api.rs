@@ -23,6 +23,7 @@ mod listing;
 mod mesh;
 mod partners;
 mod remarks;
+mod retention;
 mod sheet;
 mod statistics;
 mod studies;
@@ -89,6 +90,9 @@ fn of_exams(table: Table) -> Table {
         .post("/exams/{id}/addendum", life::addend, "Add a word to the final report")
         .post("/exams/{id}/delivery", life::deliver, "The requesting physician has the report")
         .post("/exams/{id}/follow-up", life::follow_up, "What became of the patient")
+        .post("/exams/{id}/legal-hold", retention::hold, "Keep the images, whatever their age")
+        .post("/exams/{id}/legal-hold/release", retention::release, "Keep the images no longer than others")
+        .post("/exams/{id}/purge", retention::purge, "Purge the images before their time is over")
 }
 
 fn of_claims(table: Table) -> Table {

@@ -219,6 +219,11 @@ impl From<Refusal> for Problem {
                 refused(StatusCode::CONFLICT, "workitem-state").with("state", json!(state))
             }
             Refusal::NotFinished(_) => refused(StatusCode::CONFLICT, "not-finished"),
+            Refusal::OnHold => refused(StatusCode::CONFLICT, "legal-hold"),
+            Refusal::Retained { until } => {
+                refused(StatusCode::CONFLICT, "retained").with("until", json!(rfc3339(until)))
+            }
+            Refusal::Purging => refused(StatusCode::CONFLICT, "purging"),
             Refusal::TooMany(_) => refused(StatusCode::TOO_MANY_REQUESTS, "too-many"),
         }
     }
@@ -283,6 +288,7 @@ impl From<ImagesError> for Problem {
             ImagesError::Incomplete { .. } => Self::incomplete(detail),
             ImagesError::SeveralPatients => Self::several_patients(detail),
             ImagesError::Confined => Refusal::ConsentRefused.into(),
+            ImagesError::Gone => Refusal::NoSuchPart.into(),
             ImagesError::Store(error) => error.into(),
             ImagesError::State(error) => error.into(),
         }

@@ -347,6 +347,8 @@ impl MeshStatus {
                 "refused": counts.more.refused,
                 "cancelled": counts.cancelled,
                 "critical_open": counts.more.critical_open,
+                "legal_holds": counts.more.legal_holds,
+                "purges_pending": counts.more.purges_pending,
                 "unsolicited": counts.unsolicited,
                 "overdue": self.overdue,
                 "oldest_urgent_ms": self.oldest_urgent_ms,

@@ -29,6 +29,9 @@ impl Images {
         class: Class,
         progress: Option<&Progress>,
     ) -> Result<FetchReport, ImagesError> {
+        let _arrival = Arrival::begin(self, held.part.study.as_str());
+        // Asked after the arrival is known: a purge either waits for its end, or is seen here.
+        self.is_known(held)?;
         self.may_have(held)?;
         let store = &self.0.store;
         let holders = self.to_ask(&who_may_have(held));
@@ -74,6 +77,12 @@ impl Images {
         }
     }
 
+    fn is_known(&self, held: &HeldPart) -> Result<(), ImagesError> {
+        let study = self.known_study(held.part.study.as_str())?;
+        let is_it = |known: &HeldPart| known.exam == held.exam && known.origin == held.origin;
+        if study.is_some_and(|study| study.parts.iter().any(is_it)) { Ok(()) } else { Err(ImagesError::Gone) }
+    }
+
     /// Fetches chunks and stores them in groups, so that one fsync covers many.
     async fn pull_chunks(
         &self,
@@ -106,6 +115,31 @@ impl Images {
             }
         }
         Ok(absent)
+    }
+}
+
+/// Something of a study on its way here, until this is dropped.
+struct Arrival<'a> {
+    images: &'a Images,
+    study: &'a str,
+}
+
+impl<'a> Arrival<'a> {
+    fn begin(images: &'a Images, study: &'a str) -> Self {
+        *images.arriving().entry(study.to_owned()).or_default() += 1;
+        Self { images, study }
+    }
+}
+
+impl Drop for Arrival<'_> {
+    fn drop(&mut self) {
+        let arriving = &mut *self.images.arriving();
+        if let Some(count) = arriving.get_mut(self.study) {
+            *count -= 1;
+            if *count == 0 {
+                arriving.remove(self.study);
+            }
+        }
     }
 }
 

@@ -82,6 +82,9 @@ pub enum OpenError {
     /// The index could be neither opened nor made anew.
     #[error("open the index: {0}")]
     Index(#[source] io::Error),
+    /// What is being purged could not be read: nothing is opened, or it might come back.
+    #[error("read what is being purged: {0}")]
+    Intent(#[source] io::Error),
     /// A pack could not be read or repaired.
     #[error("replay pack {pack}: {error}")]
     Pack {

@@ -4,7 +4,7 @@
 //! complete, so that after a crash exactly what it lacks is replayed, however far it fell behind.
 //! All calls block for the engine and belong inside `offload`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,10 +20,10 @@ use crate::pack::{PackFiles, PackId};
 pub(crate) mod key;
 mod rows;
 
-pub(crate) use rows::{ChunkRow, HeldRow, InstanceRow, PackRow, StudyRow};
+pub(crate) use rows::{ChunkRow, EdgesRow, HeldRow, InstanceRow, PackRow, Place, StudyRow};
 
 /// Rises when keys or rows change; an index of another version is made anew from the packs.
-const FORMAT: &[u8] = &[1];
+const FORMAT: &[u8] = &[2];
 
 /// An open index.
 #[derive(Debug)]
@@ -37,6 +37,25 @@ pub(crate) struct Index {
 pub(crate) struct Txn<'a> {
     engine: &'a dyn Engine,
     changes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    /// What the changes do to the counts of packs.
+    tallies: BTreeMap<PackId, Tally>,
+}
+
+/// Records that rows began (positive) or ceased to point at in one pack.
+#[derive(Debug, Clone, Copy, Default)]
+struct Tally {
+    live: i64,
+    chunks: i64,
+    bytes: i64,
+}
+
+impl Tally {
+    fn apply(self, row: &mut PackRow) {
+        let add = |count: &mut u64, change: i64| *count = count.saturating_add_signed(change);
+        add(&mut row.live, self.live);
+        add(&mut row.chunks, self.chunks);
+        add(&mut row.bytes, self.bytes);
+    }
 }
 
 impl Index {
@@ -70,7 +89,7 @@ impl Index {
     }
 
     pub(crate) fn txn(&self) -> Txn<'_> {
-        Txn { engine: &*self.engine, changes: BTreeMap::new() }
+        Txn { engine: &*self.engine, changes: BTreeMap::new(), tallies: BTreeMap::new() }
     }
 
     /// Applies the changes of a transaction at once. Durable after [`Index::persist`].
@@ -92,7 +111,7 @@ impl Index {
         }
         txn.put(key::chunk(hash), &ChunkRow { bad: true, ..*seen })?;
         txn.put_empty(key::bad(hash));
-        self.engine.commit(txn.into_batch())?;
+        self.engine.commit(txn.into_batch(None)?.0)?;
         Ok(true)
     }
 
@@ -148,7 +167,7 @@ impl Txn<'_> {
         Ok(())
     }
 
-    fn put_empty(&mut self, key: Vec<u8>) {
+    pub(crate) fn put_empty(&mut self, key: Vec<u8>) {
         self.changes.insert(key, Some(Vec::new()));
     }
 
@@ -165,33 +184,93 @@ impl Txn<'_> {
         Ok(self.chunk(hash)?.is_some_and(|row| row.is_live(files)))
     }
 
-    /// Lists a chunk or manifest at a new place. `Listed` says what it replaces.
-    pub(crate) fn list(&mut self, hash: Hash, row: &ChunkRow) -> io::Result<Listed> {
+    /// Lists a chunk or manifest at a new place. Whether it replaces one that was quarantined.
+    pub(crate) fn list(&mut self, hash: Hash, row: &ChunkRow) -> io::Result<bool> {
         let before = self.chunk(hash)?;
+        if before.is_some_and(|before| before.place() == row.place()) {
+            return Ok(false);
+        }
         self.put(key::chunk(hash), row)?;
-        Ok(match before {
-            None => Listed::New,
-            Some(ChunkRow { bad: false, .. }) => Listed::Moved,
-            Some(_) => {
-                self.remove(key::bad(hash));
-                Listed::Repaired
+        self.count(row.pack, 1, Some(row.len));
+        let Some(before) = before else { return Ok(false) };
+        self.count(before.pack, -1, Some(before.len));
+        self.supersede(hash, before.place())?;
+        if before.bad {
+            self.remove(key::bad(hash));
+        }
+        Ok(before.bad)
+    }
+
+    /// A row points (1) or points no more (-1) at a record of `pack`; `piece` is the length of a chunk or manifest.
+    pub(crate) fn count(&mut self, pack: PackId, change: i64, piece: Option<u32>) {
+        let tally = self.tallies.entry(pack).or_default();
+        tally.live += change;
+        if let Some(len) = piece {
+            tally.chunks += change;
+            tally.bytes += change * i64::from(len);
+        }
+    }
+
+    /// Remembers that a record of the same content lies at `place` too: whoever purges purges it there as well.
+    pub(crate) fn supersede(&mut self, of: Hash, place: Place) -> io::Result<()> {
+        self.put(key::superseded(of, place), &place)
+    }
+
+    /// The places that were superseded.
+    pub(crate) fn superseded(&self, of: Hash) -> io::Result<Vec<Place>> {
+        let keys = self.keys(&key::superseded_of(of))?;
+        keys.iter().filter_map(|key| self.get(key).transpose()).collect()
+    }
+
+    /// All keys that begin with `prefix`, in order.
+    pub(crate) fn keys(&self, prefix: &[u8]) -> io::Result<Vec<Vec<u8>>> {
+        let stored = scan_prefix(self.engine, prefix, usize::MAX)?;
+        let mut keys: BTreeSet<Vec<u8>> = stored.into_iter().map(|(key, _)| key).collect();
+        let changed = self.changes.range(prefix.to_vec()..).take_while(|(key, _)| key.starts_with(prefix));
+        for (key, value) in changed {
+            if value.is_some() {
+                keys.insert(key.clone());
+            } else {
+                keys.remove(key);
             }
-        })
+        }
+        Ok(keys.into_iter().collect())
     }
 
-    pub(crate) fn into_batch(self) -> Batch {
-        Batch(self.changes.into_iter().collect())
+    /// A number for the next commit or hold.
+    pub(crate) fn next_sequence(&mut self) -> io::Result<u64> {
+        let next = self.get::<u64>(key::SEQUENCE)?.unwrap_or(0).saturating_add(1);
+        self.put(key::SEQUENCE.to_vec(), &next)?;
+        Ok(next)
     }
-}
 
-/// What listing a chunk did to its row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Listed {
-    New,
-    /// It lay in a place that is no longer read.
-    Moved,
-    /// It was quarantined.
-    Repaired,
+    /// Notes that a number was used.
+    pub(crate) fn saw_sequence(&mut self, sequence: u64) -> io::Result<()> {
+        if self.get::<u64>(key::SEQUENCE)?.unwrap_or(0) < sequence {
+            self.put(key::SEQUENCE.to_vec(), &sequence)?;
+        }
+        Ok(())
+    }
+
+    /// The batch, with the counts of all packs that changed. `current` is the row of the pack that is being
+    /// written, newer than the index's; the rows of the others are given back.
+    pub(crate) fn into_batch(mut self, current: Option<&mut PackRow>) -> io::Result<(Batch, Vec<PackRow>)> {
+        let mut others = Vec::new();
+        let mut current = current;
+        for (pack, tally) in std::mem::take(&mut self.tallies) {
+            if let Some(row) = current.as_deref_mut().filter(|row| row.id == pack) {
+                tally.apply(row);
+            } else if let Some(mut row) = self.get::<PackRow>(&key::pack(pack))? {
+                tally.apply(&mut row);
+                self.put(key::pack(pack), &row)?;
+                others.push(row);
+            }
+        }
+        if let Some(row) = current {
+            self.put(key::pack(row.id), row)?;
+        }
+        Ok((Batch(self.changes.into_iter().collect()), others))
+    }
 }
 
 fn decode<T: DeserializeOwned>(row: &[u8]) -> io::Result<T> {

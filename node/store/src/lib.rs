@@ -9,6 +9,7 @@
 //! ```text
 //! put ─ queue (bounded in bytes) ─ writer task ─ pack file ─ fsync ─ index batch ─ acknowledgement
 //! get ─ index ─ pack file ─ BLAKE3 ─ bytes, or quarantine and an event
+//! purge ─ writer task ─ intent file ─ index ─ zeroes over the bytes, or the pack removed
 //! ```
 
 mod chunk;
@@ -22,6 +23,7 @@ mod library;
 mod manifest;
 mod pack;
 mod proof;
+mod purge;
 mod recovery;
 mod replay;
 mod store;
@@ -41,6 +43,7 @@ pub use manifest::{
 };
 pub use pack::PackId;
 pub use proof::Proof;
+pub use purge::{Publication, Reclaimed};
 pub use recovery::{Damage, Recovery, TornTail};
 pub use store::{PutGroup, Stats, Store};
 pub use verify::{Hold, VerifyReport};

@@ -16,7 +16,7 @@ mod rules;
 mod store;
 
 pub(crate) use record::HoldRecord;
-pub(crate) use rules::{apply_commit, apply_hold, classify};
+pub(crate) use rules::{apply_commit, apply_hold, classify, first, link, superseded_commit, unlink, unlist};
 
 /// What became of an instance that was committed. Durable in every case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,10 +2,14 @@
 //!
 //! A pack's bytes below `synced before` (the greatest offset that the index or any record's header
 //! vouches for) were durable: whatever is wrong there is rot, reported and never cut. What lies
-//! behind, in the last pack only, was at most one group in flight: it counts up to its first flaw,
-//! and the rest is cut off. The intact part of it is written once more before it is trusted: after a
+//! behind, in the last pack of each day only, was at most one group in flight: it counts up to its first
+//! flaw, and the rest is cut off. The intact part of it is written once more before it is trusted: after a
 //! failed fsync the page cache may show bytes that the medium never got.
+//!
+//! What an intent says is dead is neither listed nor missed, whatever its bytes look like by now. Records of
+//! several packs come in any order: the rules of the library go by their numbers.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
@@ -14,12 +18,13 @@ use maillage_host::{DiskFile, offload};
 
 use crate::error::OpenError;
 use crate::hash::Hash;
-use crate::index::{ChunkRow, Index, Listed, PackRow, Txn, key};
-use crate::library::{HoldRecord, InstanceCommit, apply_commit, apply_hold, record};
+use crate::index::{ChunkRow, HeldRow, Index, PackRow, Place, Txn, key};
+use crate::library::{HoldRecord, InstanceCommit, apply_commit, apply_hold, link, record};
 use crate::pack::{
     HEADER_BYTES, HEADER_LEN, HeaderError, Kind, PackFiles, PackHeader, PackId, RECORD_HEADER_BYTES, RECORD_HEADER_LEN,
     RecordHeader, Walk, Walked, claimed_salt,
 };
+use crate::purge::{self, DeadPlaces, Intents, forget_dropped};
 use crate::recovery::{Damage, Recovery, TornTail};
 
 /// Records of one index batch while replaying: bounds its memory.
@@ -36,38 +41,109 @@ pub(crate) struct Tail {
 #[derive(Debug)]
 pub(crate) struct Replayed {
     pub(crate) recovery: Recovery,
-    pub(crate) tail: Option<Tail>,
+    pub(crate) tails: Vec<Tail>,
     /// The number of the next new pack.
     pub(crate) next_number: u64,
 }
 
 /// Brings index and packs together.
-pub(crate) async fn replay(files: &Arc<PackFiles>, index: &Arc<Index>) -> Result<Replayed, OpenError> {
+pub(crate) async fn replay(
+    files: &Arc<PackFiles>,
+    index: &Arc<Index>,
+    intents: &Intents,
+) -> Result<Replayed, OpenError> {
+    let reader = Arc::clone(index);
+    let mut rows = offload(move || reader.pack_rows()).await.map_err(OpenError::Index)?;
+    finish_dropping(files, index, &mut rows).await.map_err(OpenError::Directory)?;
     let names = files.disk().list(files.directory()).await.map_err(OpenError::Directory)?;
     let mut packs: Vec<PackId> = names.iter().filter_map(|name| PackId::parse(name)).collect();
     packs.sort_unstable();
-    let reader = Arc::clone(index);
-    let rows = offload(move || reader.pack_rows()).await.map_err(OpenError::Index)?;
     let newest = packs.last().copied().max(rows.keys().next_back().copied());
     let mut replayed = Replayed {
         recovery: Recovery {
             missing: rows.keys().filter(|id| packs.binary_search(id).is_err()).copied().collect(),
             ..Recovery::default()
         },
-        tail: None,
+        tails: Vec::new(),
         next_number: newest.map_or(1, |id| id.number.saturating_add(1)),
     };
-    for (position, &id) in packs.iter().enumerate() {
-        let is_last = position + 1 == packs.len();
-        let mut pack = PackReplay { files, index, id, is_last, recovery: &mut replayed.recovery };
+    let (last, dead) = (last_of_days(files, &packs, &rows).await?, intents.dead_places());
+    let nothing = BTreeMap::new();
+    for &id in &packs {
+        let is_last = last.contains(&id);
+        let dead = PackDead { all: &dead, of: &nothing };
+        let mut pack = PackReplay { files, index, id, is_last, dead, recovery: &mut replayed.recovery };
         let tail = pack.run(rows.get(&id)).await;
-        replayed.tail = tail.map_err(|error| match error {
+        replayed.tails.extend(tail.map_err(|error| match error {
             PackError::Version => OpenError::Version { pack: id.to_string() },
             PackError::Io(error) => OpenError::Pack { pack: id.to_string(), error },
-        })?;
+        })?);
     }
     unhold_damaged(index, &replayed.recovery).await.map_err(OpenError::Index)?;
+    forget_dead(index, intents, &mut replayed.tails).await.map_err(OpenError::Index)?;
     Ok(replayed)
+}
+
+/// Removes packs that were being removed.
+async fn finish_dropping(
+    files: &PackFiles,
+    index: &Arc<Index>,
+    rows: &mut BTreeMap<PackId, PackRow>,
+) -> io::Result<()> {
+    let dropped: Vec<PackId> = rows.values().filter(|row| row.dropped).map(|row| row.id).collect();
+    for id in dropped {
+        files.disk().remove(&files.path(id)).await?;
+        files.disk().sync_dir(files.directory()).await?;
+        let index = Arc::clone(index);
+        offload(move || forget_dropped(&index, id)).await?;
+        rows.remove(&id);
+    }
+    Ok(())
+}
+
+/// The packs that may still have been written to: the last of each day, and the last of all.
+async fn last_of_days(
+    files: &PackFiles,
+    packs: &[PackId],
+    rows: &BTreeMap<PackId, PackRow>,
+) -> Result<BTreeSet<PackId>, OpenError> {
+    let mut by_day = BTreeMap::new();
+    for &id in packs {
+        let day = match rows.get(&id) {
+            Some(row) => Some(row.day),
+            None => {
+                let read = async {
+                    let file = files.disk().open(&files.path(id)).await?;
+                    file.read_at(0, HEADER_LEN).await
+                };
+                let block = read.await.map_err(|error| OpenError::Pack { pack: id.to_string(), error })?;
+                PackHeader::decode(&block).ok().map(|header| header.day)
+            }
+        };
+        if let Some(day) = day {
+            by_day.insert(day, id);
+        }
+    }
+    Ok(by_day.into_values().chain(packs.last().copied()).collect())
+}
+
+/// Takes what intents say is dead out of an index that was behind them.
+async fn forget_dead(index: &Arc<Index>, intents: &Intents, tails: &mut [Tail]) -> io::Result<()> {
+    for (_, intent) in intents.pending() {
+        let index = Arc::clone(index);
+        let rows = offload(move || {
+            let mut txn = index.txn();
+            purge::apply(&mut txn, &intent)?;
+            let (batch, rows) = txn.into_batch(None)?;
+            index.commit(batch)?;
+            Ok(rows)
+        })
+        .await?;
+        for row in rows {
+            tails.iter_mut().filter(|tail| tail.row.id == row.id).for_each(|tail| tail.row = row);
+        }
+    }
+    Ok(())
 }
 
 /// Studies with something in a pack that was found damaged are no longer known to be complete.
@@ -79,14 +155,20 @@ async fn unhold_damaged(index: &Arc<Index>, recovery: &Recovery) -> io::Result<(
     let index = Arc::clone(index);
     offload(move || {
         let mut txn = index.txn();
-        for row in index.rows::<crate::index::HeldRow>(key::HELD, None, usize::MAX)? {
-            if row.packs.iter().any(|pack| damaged.contains(pack)) {
-                txn.remove(key::held(row.manifest));
+        for row in index.rows::<HeldRow>(key::HELD, None, usize::MAX)? {
+            if row.held && row.packs.iter().any(|pack| damaged.contains(pack)) {
+                txn.put(key::held(row.manifest), &HeldRow { held: false, ..row })?;
             }
         }
-        index.commit(txn.into_batch())
+        index.commit(txn.into_batch(None)?.0)
     })
     .await
+}
+
+/// What is dead in the pack being replayed, once its secret is known.
+struct PackDead<'a> {
+    all: &'a DeadPlaces,
+    of: &'a BTreeMap<u64, u32>,
 }
 
 enum PackError {
@@ -102,9 +184,11 @@ impl From<io::Error> for PackError {
 
 /// What a record means for the index.
 enum Entry {
-    Piece(Hash, ChunkRow),
-    Commit(InstanceCommit),
-    Hold(HoldRecord),
+    Chunk(Hash, ChunkRow),
+    /// With its bytes, which say what it refers to.
+    Manifest(Hash, ChunkRow, Bytes),
+    Commit(u64, InstanceCommit, Place),
+    Hold(u64, HoldRecord, Place),
 }
 
 /// The part of a walk that counts.
@@ -121,6 +205,7 @@ struct PackReplay<'a> {
     index: &'a Arc<Index>,
     id: PackId,
     is_last: bool,
+    dead: PackDead<'a>,
     recovery: &'a mut Recovery,
 }
 
@@ -141,6 +226,9 @@ impl PackReplay<'_> {
         let Some((start, appendable)) = self.start(&file, file_len, row).await? else {
             return Ok(None);
         };
+        if let Some(of) = self.dead.all.get(&(self.id, start.salt)) {
+            self.dead.of = of;
+        }
         let walk = Walk::run(&file, start.complete, file_len, start.salt).await?;
         let is_sealed = walk.records.last().is_some_and(|last| last.header.kind == Kind::Seal);
         let unproven = if self.is_last { walk.synced_before.max(start.complete) } else { u64::MAX };
@@ -170,8 +258,17 @@ impl PackReplay<'_> {
         row: Option<&PackRow>,
     ) -> Result<Option<(PackRow, bool)>, PackError> {
         let block = file.read_at(0, HEADER_LEN).await?;
-        let fresh =
-            |day, salt| PackRow { id: self.id, day, salt, complete: HEADER_BYTES, sealed: false, chunks: 0, bytes: 0 };
+        let fresh = |day, salt| PackRow {
+            id: self.id,
+            day,
+            salt,
+            complete: HEADER_BYTES,
+            sealed: false,
+            dropped: false,
+            live: 0,
+            chunks: 0,
+            bytes: 0,
+        };
         match PackHeader::decode(&block) {
             Ok(header) if header.id == self.id => {
                 return Ok(Some((row.copied().unwrap_or_else(|| fresh(header.day, header.salt)), true)));
@@ -209,6 +306,10 @@ impl PackReplay<'_> {
         for record in walk.records.iter().map(Some).chain([None]) {
             // A gap lies before the record that the walk resumed at, or at the end.
             while let Some((at, bytes)) = gaps.next_if(|(at, _)| record.is_none_or(|record| *at < record.offset)) {
+                let (at, bytes) = self.without_dead(at, bytes);
+                if bytes == 0 {
+                    continue;
+                }
                 let rot = (at + bytes).min(unproven).saturating_sub(at);
                 if rot > 0 {
                     self.damaged(at, rot);
@@ -221,8 +322,13 @@ impl PackReplay<'_> {
             }
             let Some(record) = record else { break };
             let is_proven = record.offset < unproven;
+            let says_nothing = matches!(record.header.kind, Kind::Seal | Kind::Void);
+            if says_nothing || self.dead.of.contains_key(&record.offset) {
+                judged.complete = record.end().min(file_len);
+                continue;
+            }
             let entry = self.read_entry(file, file_len, record, is_proven).await?;
-            if entry.is_none() && record.header.kind != Kind::Seal {
+            if entry.is_none() {
                 if !is_proven {
                     judged.cut = Some(record.offset);
                     return Ok(judged);
@@ -234,6 +340,16 @@ impl PackReplay<'_> {
             judged.entries.extend(entry.map(|entry| (judged.complete, entry)));
         }
         Ok(judged)
+    }
+
+    /// A stretch without intact headers, less the dead records at its beginning: those may have been overwritten
+    /// in part.
+    fn without_dead(&self, mut at: u64, mut bytes: u64) -> (u64, u64) {
+        while let Some(len) = self.dead.of.get(&at).filter(|_| bytes > 0) {
+            let record = (RECORD_HEADER_BYTES + u64::from(*len)).min(bytes);
+            (at, bytes) = (at + record, bytes - record);
+        }
+        (at, bytes)
     }
 
     /// What the record says; `None` when its payload is not what its header promises. Payloads of
@@ -249,21 +365,23 @@ impl PackReplay<'_> {
         if record.end() > file_len {
             return Ok(None);
         }
-        let piece = matches!(header.kind, Kind::Chunk | Kind::Manifest);
         let mut payload = Bytes::new();
-        if !is_proven || !piece {
+        if !is_proven || header.kind != Kind::Chunk {
             payload = file.read_at(offset + RECORD_HEADER_BYTES, header.len as usize).await?;
             if Hash::of(&payload) != header.hash {
                 return Ok(None);
             }
         }
+        let row = ChunkRow { pack: self.id, offset, len: header.len, bad: false };
+        let place = row.place();
         Ok(match header.kind {
-            Kind::Chunk | Kind::Manifest => {
-                Some(Entry::Piece(header.hash, ChunkRow { pack: self.id, offset, len: header.len, bad: false }))
+            Kind::Chunk => Some(Entry::Chunk(header.hash, row)),
+            Kind::Manifest => Some(Entry::Manifest(header.hash, row, payload)),
+            Kind::InstanceCommit => {
+                record::decode(&payload).map(|(number, commit)| Entry::Commit(number, commit, place))
             }
-            Kind::InstanceCommit => record::decode(&payload).map(Entry::Commit),
-            Kind::Hold => record::decode(&payload).map(Entry::Hold),
-            Kind::Seal => None,
+            Kind::Hold => record::decode(&payload).map(|(number, hold)| Entry::Hold(number, hold, place)),
+            Kind::Seal | Kind::Void => None,
         })
     }
 
@@ -276,15 +394,12 @@ impl PackReplay<'_> {
                 let mut txn = index.txn();
                 for (end, entry) in batch {
                     row.complete = *end;
-                    apply_entry(&mut txn, &mut row, entry)?;
+                    apply_entry(&mut txn, entry)?;
                 }
-                txn.put(key::pack(row.id), &row)?;
-                index.commit(txn.into_batch())?;
+                index.commit(txn.into_batch(Some(&mut row))?.0)?;
             }
             row = PackRow { complete, sealed, ..row };
-            let mut txn = index.txn();
-            txn.put(key::pack(row.id), &row)?;
-            index.commit(txn.into_batch())?;
+            index.commit(index.txn().into_batch(Some(&mut row))?.0)?;
             Ok(row)
         })
         .await
@@ -295,17 +410,17 @@ impl PackReplay<'_> {
     }
 }
 
-fn apply_entry(txn: &mut Txn<'_>, row: &mut PackRow, entry: &Entry) -> io::Result<()> {
+fn apply_entry(txn: &mut Txn<'_>, entry: &Entry) -> io::Result<()> {
     match entry {
-        Entry::Piece(hash, place) => {
-            if txn.list(*hash, place)? == Listed::New {
-                row.chunks += 1;
-                row.bytes += u64::from(place.len);
-            }
-            Ok(())
+        Entry::Chunk(hash, row) => txn.list(*hash, row).map(drop),
+        Entry::Manifest(hash, row, bytes) => {
+            txn.list(*hash, row)?;
+            link(txn, *hash, bytes)
         }
-        Entry::Commit(commit) => apply_commit(txn, commit, row.id),
-        Entry::Hold(hold) => apply_hold(txn, hold),
+        Entry::Commit(number, commit, place) => apply_commit(txn, commit, *number, *place),
+        // The record of a hold may outlast what it was about.
+        Entry::Hold(_, hold, _) if txn.chunk(hold.manifest)?.is_none() => Ok(()),
+        Entry::Hold(number, hold, place) => apply_hold(txn, hold, *number, *place),
     }
 }
 

@@ -20,6 +20,7 @@ use crate::library::{InstanceCommit, Stored};
 use crate::manifest::{ChunkEntry, Form, InstanceManifest, STUDY_MANIFEST_BYTES_MAX};
 use crate::pack::PackFiles;
 use crate::proof::Proof;
+use crate::purge::Intents;
 use crate::recovery::Recovery;
 use crate::replay::{Replayed, replay};
 use crate::writer::{Closing, Content, Put, Request, Shared, Writer};
@@ -42,7 +43,7 @@ const EIO: i32 = 5;
 #[derive(Debug, Clone)]
 pub struct Store {
     pub(crate) shared: Arc<Shared>,
-    queue: mpsc::Sender<Request>,
+    pub(crate) queue: mpsc::Sender<Request>,
     /// Bytes that may wait for the writer, in units of [`PERMIT_BYTES`].
     budget: Arc<Semaphore>,
     recovery: Arc<Recovery>,
@@ -57,6 +58,9 @@ pub struct PutGroup {
     pub manifests: Vec<Chunk>,
     /// Lists an instance whose manifest is in the group or stored already.
     pub commit: Option<InstanceCommit>,
+    /// When its retention is expected to end, in days since 1970-01-01, UTC: it lies in a pack with others of
+    /// that day, which is removed as a whole. None: 90 days from now.
+    pub day: Option<u64>,
 }
 
 /// The size of a store.
@@ -98,16 +102,30 @@ impl Store {
         disk.sync_dir(&directory).await.map_err(OpenError::Directory)?;
         let (index, index_rebuilt) = open_index(home).await.map_err(OpenError::Index)?;
         let (index, files) = (Arc::new(index), Arc::new(PackFiles::new(disk, directory, config.open_files)));
-        let Replayed { mut recovery, tail, next_number } = replay(&files, &index).await?;
+        let intents = Intents::read(files.disk(), files.directory()).await.map_err(OpenError::Intent)?;
+        let Replayed { mut recovery, tails, next_number } = replay(&files, &index, &intents).await?;
         recovery.index_rebuilt = index_rebuilt;
         log(&recovery);
         let units = usize::try_from(config.queue_bytes.div_ceil(PERMIT_BYTES)).unwrap_or(usize::MAX);
         let budget = Arc::new(Semaphore::new(units.clamp(1, u32::MAX as usize).min(Semaphore::MAX_PERMITS)));
         let (events, _) = broadcast::channel(EVENTS_KEPT);
-        let shared = Arc::new(Shared { files, index, config, clock, events, is_failed: AtomicBool::new(false) });
+        let is_unfinished = !intents.pending().is_empty();
+        let is_failed = AtomicBool::new(false);
+        let shared = Arc::new(Shared { files, index, config, clock, events, intents, is_failed });
         let (queue, requests) = mpsc::channel(QUEUE_LEN);
-        Writer::start(Arc::clone(&shared), tail, next_number, requests);
-        Ok(Self { shared, queue, budget, recovery: Arc::new(recovery) })
+        Writer::start(Arc::clone(&shared), tails, next_number, requests);
+        let store = Self { shared, queue, budget, recovery: Arc::new(recovery) };
+        if is_unfinished {
+            drop(spawn(store.clone().finish_purges()));
+        }
+        Ok(store)
+    }
+
+    /// Carries out what the last process had begun to purge.
+    async fn finish_purges(self) {
+        if let Err(error) = self.carry_out_purges().await {
+            tracing::error!(%error, "a purge was not finished");
+        }
     }
 
     /// What opening found and did.
@@ -136,8 +154,9 @@ impl Store {
     /// # Errors
     /// `Failed`, `Full`, `Closed` or `Refused`; nothing of the group counts as put then.
     pub async fn put(&self, group: PutGroup) -> Result<(), StoreError> {
-        let PutGroup { chunks, manifests, commit } = group;
-        self.submit(Content { chunks, manifests, closing: commit.map(Closing::Instance) }).await.map(drop)
+        let PutGroup { chunks, manifests, commit, day } = group;
+        let closing = commit.map(Closing::Instance);
+        self.submit(Content { chunks, manifests, closing, day, ..Content::default() }).await.map(drop)
     }
 
     /// The bytes of a chunk or manifest, verified. `None` when it was never here.

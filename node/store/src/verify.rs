@@ -10,7 +10,7 @@ use maillage_host::offload;
 use crate::error::StoreError;
 use crate::event::StoreEvent;
 use crate::hash::Hash;
-use crate::index::{HeldRow, key};
+use crate::index::{HeldRow, PackRow, key};
 use crate::library::HoldRecord;
 use crate::manifest::{InstanceEntry, InstanceManifest, StudyManifest};
 use crate::pack::PackId;
@@ -101,8 +101,8 @@ impl Store {
         let key = key::held(study_manifest);
         let row: Option<HeldRow> = self.index(move |index| index.txn().get(&key)).await?;
         match row {
-            Some(row) => self.record_hold(study_manifest, row.study_uid, None).await,
-            None => Ok(()),
+            Some(row) if row.held => self.record_hold(study_manifest, row.study_uid, None).await,
+            _ => Ok(()),
         }
     }
 
@@ -231,7 +231,7 @@ impl Store {
     async fn is_held_in(&self, study_manifest: Hash, packs: &[PackId]) -> Result<bool, StoreError> {
         let key = key::held(study_manifest);
         let row: Option<HeldRow> = self.index(move |index| index.txn().get(&key)).await?;
-        Ok(row.is_some_and(|row| row.packs == packs))
+        Ok(row.is_some_and(|row| row.held && row.packs == packs))
     }
 
     async fn record_hold(
@@ -243,7 +243,26 @@ impl Store {
         let at = self.shared.clock.now().0;
         let held = packs.is_some();
         let hold = HoldRecord { manifest, held, at, study_uid, packs: packs.unwrap_or_default() };
-        self.submit(Content { closing: Some(Closing::Hold(hold)), ..Content::default() }).await.map(drop)
+        // Beside the manifest, so that both go on the same day.
+        let day = self.index(move |index| {
+            let txn = index.txn();
+            let Some(row) = txn.chunk(manifest)? else { return Ok(None) };
+            Ok(txn.get::<PackRow>(&key::pack(row.pack))?.map(|row| row.day))
+        });
+        let day = day.await?;
+        self.submit(Content { closing: Some(Closing::Hold(hold)), day, ..Content::default() }).await.map(drop)
+    }
+
+    /// Records a hold, or its end, anew: what it lies in has moved, or the pack of its record goes.
+    pub(crate) async fn record_again(&self, row: HeldRow) -> Result<(), StoreError> {
+        if !row.held {
+            return self.record_hold(row.manifest, row.study_uid, None).await;
+        }
+        let study = self.study_manifest(row.manifest).await?.ok_or(StoreError::Missing(row.manifest))?;
+        let Pieces { mut hashes, .. } = self.pieces(&study).await?;
+        hashes.push(row.manifest);
+        let (packs, _) = self.packs_of(hashes).await?;
+        self.record_hold(row.manifest, row.study_uid, Some(packs)).await
     }
 }
 

@@ -1,10 +1,11 @@
-//! The writer: one task that owns the pack being written.
+//! The writer: one task that owns the packs being written, one for each day on which retention ends.
 //!
 //! It takes what waits in the queue as one group, writes it with one fsync, indexes it, and only then
 //! answers. Since groups follow one another, whoever relies on a chunk of an earlier group is
 //! answered after that group's fsync. An error of a write or an fsync ends writing for good;
 //! want of room does not, because room is made (zeroed and synced) before anything is written.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,14 +21,15 @@ use crate::event::StoreEvent;
 use crate::index::Index;
 use crate::library::Stored;
 use crate::pack::PackFiles;
+use crate::purge::{self, Intents, PurgeWhat, Step};
 use crate::replay::Tail;
 
 mod group;
 mod open_pack;
 mod plan;
 
-pub(crate) use group::{Closing, Content};
-use open_pack::{OpenPack, RoomError};
+pub(crate) use group::{Closing, Content, Move, Moved};
+use open_pack::{OpenPack, RoomError, room_error};
 use plan::{Plan, Target, plan};
 
 /// How long the index may lag on disk behind the packs: what is replayed after a power cut.
@@ -36,7 +38,11 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
 const IDLE_BEFORE_ZEROING: Duration = Duration::from_millis(20);
 /// Puts that share one fsync at most; their bytes are bounded by the configuration.
 const GROUP_PUTS_MAX: usize = 1024;
-const DAY_MILLIS: u64 = 86_400_000;
+pub(crate) const DAY_MILLIS: u64 = 86_400_000;
+/// Packs written side by side at most: the days of a few retention times, those of held copies among them.
+const OPEN_PACKS_MAX: usize = 8;
+/// When the retention of what comes without a day is expected to end, in days: the mesh's default of 90.
+pub(crate) const RETENTION_DAYS: u64 = 90;
 
 /// What the handle and the writer share.
 #[derive(Debug)]
@@ -46,6 +52,8 @@ pub(crate) struct Shared {
     pub(crate) config: StoreConfig,
     pub(crate) clock: Clock,
     pub(crate) events: broadcast::Sender<StoreEvent>,
+    /// Purges of which bytes may still be on the disk.
+    pub(crate) intents: Intents,
     pub(crate) is_failed: AtomicBool,
 }
 
@@ -60,6 +68,10 @@ impl Shared {
 #[derive(Debug)]
 pub(crate) enum Request {
     Put(Box<Put>),
+    /// Takes a bounded part of what is asked for out of the index, for good. Whether more is left.
+    Purge(PurgeWhat, oneshot::Sender<Result<bool, StoreError>>),
+    /// Overwriting what was purged failed: as after a failed write of its own.
+    Fail(String),
     Close(oneshot::Sender<Result<(), StoreError>>),
 }
 
@@ -85,7 +97,8 @@ enum WriteError {
 
 pub(crate) struct Writer {
     shared: Arc<Shared>,
-    open: Option<OpenPack>,
+    /// Most recently used last.
+    open: Vec<OpenPack>,
     next_number: u64,
     failed: Option<Arc<str>>,
     is_full: bool,
@@ -95,10 +108,10 @@ pub(crate) struct Writer {
 
 impl Writer {
     /// Starts the writer; it ends when the last sender is gone or at [`Request::Close`].
-    pub(crate) fn start(shared: Arc<Shared>, tail: Option<Tail>, next_number: u64, queue: mpsc::Receiver<Request>) {
+    pub(crate) fn start(shared: Arc<Shared>, tails: Vec<Tail>, next_number: u64, queue: mpsc::Receiver<Request>) {
         let (checkpoint, due) = mpsc::channel(1);
         let checkpoints = spawn(checkpoints(Arc::clone(&shared.index), due));
-        let open = tail.map(OpenPack::resume);
+        let open = tails.into_iter().map(OpenPack::resume).collect();
         let writer = Self { shared, open, next_number, failed: None, is_full: false, checkpoint, checkpoints };
         drop(spawn(writer.run(queue)));
     }
@@ -110,14 +123,15 @@ impl Writer {
             let mut puts = Vec::new();
             let mut bytes = 0;
             let mut next = Some(first);
+            let mut other = None;
             while let Some(request) = next.take() {
                 match request {
                     Request::Put(put) => {
                         bytes += put.content.byte_len();
                         puts.push(*put);
                     }
-                    Request::Close(reply) => {
-                        closing = Some(reply);
+                    request => {
+                        other = Some(request);
                         break;
                     }
                 }
@@ -125,8 +139,16 @@ impl Writer {
                     next = queue.try_recv().ok();
                 }
             }
-            if !puts.is_empty() {
-                self.serve(puts).await;
+            for (day, puts) in self.by_day(puts) {
+                self.serve(day, puts).await;
+            }
+            match other {
+                Some(Request::Close(reply)) => closing = Some(reply),
+                Some(Request::Purge(what, reply)) => {
+                    let _ = reply.send(self.purge(what).await);
+                }
+                Some(Request::Fail(error)) => self.fail(error, Vec::new()),
+                Some(Request::Put(_)) | None => {}
             }
         }
         // Who still waits in the queue is told by the dropped reply.
@@ -137,10 +159,24 @@ impl Writer {
         }
     }
 
-    /// The next request. While none comes, makes room ahead.
+    /// Puts that go into one pack together, in the order in which they came.
+    fn by_day(&self, puts: Vec<Put>) -> BTreeMap<u64, Vec<Put>> {
+        let usual = self.today() + RETENTION_DAYS;
+        let mut by_day = BTreeMap::new();
+        for put in puts {
+            by_day.entry(put.content.day.unwrap_or(usual)).or_insert_with(Vec::new).push(put);
+        }
+        by_day
+    }
+
+    fn today(&self) -> u64 {
+        self.shared.clock.now().0 / DAY_MILLIS
+    }
+
+    /// The next request. While none comes, makes room ahead in the pack that was written last.
     async fn next(&mut self, queue: &mut mpsc::Receiver<Request>) -> Option<Request> {
         let mut patience = IDLE_BEFORE_ZEROING;
-        while let Some(open) = &mut self.open
+        while let Some(open) = self.open.last_mut()
             && open.wants_room(&self.shared)
         {
             if let Ok(request) = tokio::time::timeout(patience, queue.recv()).await {
@@ -168,8 +204,8 @@ impl Writer {
         offload(move || index.persist()).await.map_err(|error| StoreError::Index(Arc::new(error)))
     }
 
-    /// Writes one group and answers it.
-    async fn serve(&mut self, puts: Vec<Put>) {
+    /// Writes one group, into a pack of `day`, and answers it.
+    async fn serve(&mut self, day: u64, puts: Vec<Put>) {
         let (contents, waiting): (Vec<Content>, Vec<Waiting>) =
             puts.into_iter().map(|Put { content, reply, permit }| (content, (reply, permit))).unzip();
         if let Some(failed) = &self.failed {
@@ -177,7 +213,7 @@ impl Writer {
             return answer(waiting, |_| Err(error.clone()));
         }
         let contents = Arc::new(contents);
-        match self.write(&contents).await {
+        match self.write(day, &contents).await {
             Ok(outcomes) => {
                 let mut outcomes = outcomes.into_iter();
                 answer(waiting, |_| outcomes.next().unwrap_or(Ok(None)).map_err(StoreError::from));
@@ -192,36 +228,108 @@ impl Writer {
 
     async fn write(
         &mut self,
+        day: u64,
         contents: &Arc<Vec<Content>>,
     ) -> Result<Vec<Result<Option<Stored>, Refusal>>, WriteError> {
         let upper_bound = contents.iter().map(Content::record_bytes_max).sum();
-        let today = self.shared.clock.now().0 / DAY_MILLIS;
-        if let Some(open) = &mut self.open
-            && (open.day() != today || open.is_filled_by(upper_bound, self.shared.config.pack_bytes))
-        {
-            open.seal(&self.shared).await?;
-            self.open = None;
-        }
-        let open = match &mut self.open {
-            Some(open) => open,
-            None => {
-                // Most likely something must be written, so a pack is made before it is known.
-                let number = self.next_number;
-                self.next_number += 1;
-                self.open.insert(OpenPack::create(&self.shared, number, today).await?)
-            }
-        };
+        let mut open = self.pack_for(day, upper_bound).await?;
+        let written = self.write_into(&mut open, contents).await;
+        // After a fatal error all packs are let go of by the caller.
+        self.open.push(open);
+        written
+    }
+
+    async fn write_into(
+        &mut self,
+        open: &mut OpenPack,
+        contents: &Arc<Vec<Content>>,
+    ) -> Result<Vec<Result<Option<Stored>, Refusal>>, WriteError> {
         let plan = self.shared.plan(contents, open.target()).await?;
         if !plan.parts.is_empty() {
             open.write(&self.shared, plan.parts, plan.row).await?;
             let (index, batch) = (Arc::clone(&self.shared.index), plan.batch);
             offload(move || index.commit(batch)).await.map_err(|error| fatal("index", &error))?;
+            self.open.iter_mut().for_each(|other| other.recount(&plan.others));
             // A full channel means that a checkpoint is due already.
             let _ = self.checkpoint.try_send(());
             plan.repaired.into_iter().for_each(|hash| self.shared.emit(StoreEvent::Repaired(hash)));
             self.set_full(false);
         }
         Ok(plan.outcomes)
+    }
+
+    /// Takes the pack of `day` out of the open ones, or makes one; seals what is filled or one too many.
+    async fn pack_for(&mut self, day: u64, upper_bound: u64) -> Result<OpenPack, WriteError> {
+        if let Some(position) = self.open.iter().position(|open| open.day() == day) {
+            let mut open = self.open.remove(position);
+            if !open.is_filled_by(upper_bound, self.shared.config.pack_bytes) {
+                return Ok(open);
+            }
+            if let Err(error) = open.seal(&self.shared).await {
+                self.open.push(open);
+                return Err(error.into());
+            }
+        }
+        if self.open.len() >= OPEN_PACKS_MAX {
+            self.open[0].seal(&self.shared).await?;
+            self.open.remove(0);
+        }
+        // Most likely something must be written, so a pack is made before it is known.
+        let number = self.next_number;
+        self.next_number += 1;
+        Ok(OpenPack::create(&self.shared, number, day).await?)
+    }
+
+    /// Takes a part of what is to be purged out of the index. What is done is on the disk as an intent before
+    /// the index changes; the caller sees to the bytes.
+    async fn purge(&mut self, what: PurgeWhat) -> Result<bool, StoreError> {
+        if let Some(failed) = &self.failed {
+            return Err(StoreError::Failed(Arc::clone(failed)));
+        }
+        match self.purge_step(what).await {
+            Ok(left) => Ok(left),
+            Err(WriteError::Full { free }) => Err(StoreError::Full { free, reserve: self.shared.config.reserve_bytes }),
+            Err(WriteError::Fatal(error)) => {
+                self.fail(error.clone(), Vec::new());
+                Err(StoreError::Failed(error.into()))
+            }
+        }
+    }
+
+    async fn purge_step(&mut self, what: PurgeWhat) -> Result<bool, WriteError> {
+        let index = Arc::clone(&self.shared.index);
+        let planned =
+            offload(move || purge::plan(&index, &what)).await.map_err(|error| fatal("plan a purge", &error))?;
+        let Some(Step { intent, left }) = planned else {
+            self.seal_spent().await?;
+            return Ok(false);
+        };
+        let intent = match self.shared.intents.write(&self.shared.files, intent).await {
+            Ok(intent) => intent,
+            Err(error) => return Err(room_error(&self.shared, "write down a purge", error).await.into()),
+        };
+        let index = Arc::clone(&self.shared.index);
+        let applied = offload(move || {
+            let mut txn = index.txn();
+            purge::apply(&mut txn, &intent)?;
+            let (batch, rows) = txn.into_batch(None)?;
+            index.commit(batch)?;
+            Ok(rows)
+        });
+        let rows = applied.await.map_err(|error| fatal("index a purge", &error))?;
+        self.open.iter_mut().for_each(|open| open.recount(&rows));
+        self.seal_spent().await?;
+        Ok(left)
+    }
+
+    /// Seals packs past their day, and those in which nothing is left, so that their files can go.
+    async fn seal_spent(&mut self) -> Result<(), WriteError> {
+        let today = self.today();
+        while let Some(position) = self.open.iter().position(|open| open.is_spent() || open.day() < today) {
+            self.open[position].seal(&self.shared).await?;
+            self.open.remove(position);
+        }
+        Ok(())
     }
 
     /// A full disk refuses what must be written, not what is here already.
@@ -254,7 +362,7 @@ impl Writer {
         let error: Arc<str> = error.into();
         self.failed = Some(Arc::clone(&error));
         // Never written to again; what was durable stays readable.
-        self.open = None;
+        self.open.clear();
         answer(waiting, |_| Err(StoreError::Failed(Arc::clone(&error))));
     }
 }

@@ -123,7 +123,17 @@ fn commands_of_format_2() -> Vec<Command> {
             told: 0,
         }),
         Command::Unsubscribe { aet, workitem: None },
-        Command::BreakGlass { exam, taken_at: UnixMillisField(8), reason, report: Some(report("t")), signature },
+        Command::BreakGlass {
+            exam,
+            taken_at: UnixMillisField(8),
+            reason: reason.clone(),
+            report: Some(report("t")),
+            signature,
+        },
+        Command::LegalHold { exam, reason: reason.clone() },
+        Command::ReleaseHold { exam, reason: reason.clone() },
+        Command::Purge { exam, reason, withdrawn: true },
+        Command::RecordPurged { exam, study: UidText::fitted("1.2"), manifest: [1; 32] },
     ]
 }
 

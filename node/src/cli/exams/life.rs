@@ -116,6 +116,40 @@ pub(in crate::cli) enum LifeCommand {
         #[command(flatten)]
         said: Said,
     },
+    /// Keep the images, whatever their age
+    Hold {
+        /// The exam's number
+        id: u64,
+        /// Why
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+        #[command(flatten)]
+        said: Said,
+    },
+    /// End a legal hold: the images stay no longer than others
+    ReleaseHold {
+        /// The exam's number
+        id: u64,
+        /// Why
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+        #[command(flatten)]
+        said: Said,
+    },
+    /// Purge the images everywhere, for good, before their time is over: of a cancelled or refused exam, or
+    /// without the patient's consent
+    Purge {
+        /// The exam's number
+        id: u64,
+        /// Why
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+        /// The patient has withdrawn the consent
+        #[arg(long)]
+        consent_withdrawn: bool,
+        #[command(flatten)]
+        said: Said,
+    },
     /// Add a word to the final report
     Addend {
         /// The exam's number
@@ -256,6 +290,14 @@ pub(super) async fn run(context: &Context, client: &Client, command: LifeCommand
             say(id, "delivery", said, json!({ "to": to, "report": report })).await
         }
         LifeCommand::FollowUp { id, text, said } => say(id, "follow-up", said, json!({ "text": text })).await,
+        LifeCommand::Hold { id, reason, said } => say(id, "legal-hold", said, json!({ "reason": reason })).await,
+        LifeCommand::ReleaseHold { id, reason, said } => {
+            say(id, "legal-hold/release", said, json!({ "reason": reason })).await
+        }
+        LifeCommand::Purge { id, reason, consent_withdrawn, said } => {
+            let fields = json!({ "reason": reason, "consent_withdrawn": consent_withdrawn });
+            say(id, "purge", said, fields).await
+        }
         LifeCommand::Addend { id, report, said } => {
             let text = report.read().await?;
             say(id, "addendum", said, json!({ "text": text })).await

@@ -138,6 +138,22 @@ fn course(exam: &Value) -> String {
     fact("criticals", field(exam, &["critical_open"]));
     fact("opinions", field(exam, &["opinions_open"]));
     fact("read twice", field(exam, &["read_twice"]));
+    let retention = |path: &[&str]| field(&exam["retention"], path);
+    if exam.pointer("/retention/legal_hold").is_some_and(Value::is_object) {
+        let [user, at, reason] = ["user", "at", "reason"].map(|name| retention(&["legal_hold", name]));
+        fact("legal hold", format!("by {user}, {at}: {reason}"));
+    }
+    if exam.pointer("/retention/purged").is_some_and(Value::is_object) {
+        let [at, reason] = ["at", "reason"].map(|name| retention(&["purged", name]));
+        let why = if matches!(reason.as_str(), "-" | "") { "their time was over".to_owned() } else { reason };
+        fact("images", format!("purged {at}: {why}"));
+        for part in items(&exam["retention"], "parts") {
+            let sites = items(part, "confirmed").iter().map(|said| field(said, &["site"])).collect::<Vec<_>>();
+            let confirmed = if sites.is_empty() { "none".to_owned() } else { sites.join(", ") };
+            let [study, pending] = ["study", "pending"].map(|name| field(part, &[name]));
+            fact("confirmed", format!("{study}: {confirmed}; still to come: {pending}"));
+        }
+    }
     for workitem in items(&exam["workitems"], "") {
         let reason = field(workitem, &["reason"]);
         if field(workitem, &["state"]) == "CANCELED" {

@@ -8,7 +8,7 @@ use maillage_consensus::command::{Command, LIST_MAX};
 use maillage_consensus::exam::Text8;
 use maillage_consensus::ids::{Line, Name, SiteId};
 use maillage_consensus::mesh::Site;
-use maillage_consensus::order::{Hospital, Place, Policy};
+use maillage_consensus::order::{Hospital, Keep, Place, Policy};
 use maillage_consensus::{Outcome, View};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -24,6 +24,8 @@ use crate::http::reading::{FreshQuery, Read};
 const CRITICAL_SECONDS_MIN: u64 = 60;
 /// The longest: a week. What may wait for longer is not critical.
 const CRITICAL_SECONDS_MAX: u64 = 7 * 24 * 3600;
+/// The longest retention: a century. A number beyond it is a mistake.
+const RETENTION_SECONDS_MAX: u64 = 100 * 366 * 24 * 3600;
 
 /// A partner hospital.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -37,6 +39,44 @@ pub(super) struct HospitalLine {
     /// The names of the sites whose contract covers it; empty for all.
     sites: Vec<String>,
     regulate: bool,
+    /// For how long its images are kept, when it is not as the policy says.
+    retention: Vec<KeepLine>,
+}
+
+/// For how long images are kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Keep")]
+pub(super) struct KeepLine {
+    /// Of which modality; empty for all that no other rule names.
+    modality: String,
+    /// After the final report, or after the reception of what was cancelled or refused.
+    seconds: u64,
+}
+
+impl From<Keep> for KeepLine {
+    fn from(keep: Keep) -> Self {
+        Self { modality: keep.modality.into(), seconds: keep.ms / 1000 }
+    }
+}
+
+/// The rules that somebody gives.
+fn keeps(lines: &[KeepLine]) -> Result<Vec<Keep>, Problem> {
+    if lines.len() > LIST_MAX {
+        return Err(Problem::invalid(format!("retention: at most {LIST_MAX} rules")));
+    }
+    let mut keeps: Vec<Keep> = Vec::new();
+    for line in lines {
+        let modality = field("retention", Text8::new(line.modality.as_str()))?;
+        if line.seconds == 0 || line.seconds > RETENTION_SECONDS_MAX {
+            return Err(Problem::invalid(format!("retention: from 1 to {RETENTION_SECONDS_MAX} seconds")));
+        }
+        if keeps.iter().any(|keep| keep.modality == modality) {
+            return Err(Problem::invalid("retention: one rule for a modality".to_owned()));
+        }
+        keeps.push(Keep { modality, ms: line.seconds * 1000 });
+    }
+    Ok(keeps)
 }
 
 impl HospitalLine {
@@ -50,6 +90,7 @@ impl HospitalLine {
             region: hospital.place.region.into(),
             sites: hospital.sites.iter().map(name).collect(),
             regulate: hospital.regulate,
+            retention: hospital.retention.into_iter().map(KeepLine::from).collect(),
         }
     }
 }
@@ -113,6 +154,9 @@ pub(super) struct HospitalBody {
     /// Whether its requests need a regulator, whatever they say themselves.
     #[serde(default)]
     regulate: bool,
+    /// For how long its images are kept, when it is not as the policy says.
+    #[serde(default)]
+    retention: Vec<KeepLine>,
     #[serde(default)]
     user: String,
 }
@@ -140,6 +184,7 @@ impl HospitalBody {
             },
             sites,
             regulate: self.regulate,
+            retention: keeps(&self.retention)?,
         })
     }
 }
@@ -186,6 +231,17 @@ pub(super) struct PolicyLine {
     kept_for_experts: f64,
     /// Seconds after which a critical result of which nobody was told escalates.
     critical_seconds: u64,
+    /// For how long images are kept, where their hospital says nothing else; 90 days without any rule.
+    #[serde(default)]
+    retention: Vec<KeepLine>,
+    /// For so long after their reception images are kept at least of which the report is still to be written or
+    /// delivered; 180 days by default.
+    #[serde(default = "unread_by_default")]
+    unread_seconds: u64,
+}
+
+fn unread_by_default() -> u64 {
+    Policy::default().unread_ms / 1000
 }
 
 impl From<Policy> for PolicyLine {
@@ -198,6 +254,8 @@ impl From<Policy> for PolicyLine {
             kept_for_region: region,
             kept_for_experts: share(policy.kept_for_experts),
             critical_seconds: policy.critical_ms / 1000,
+            retention: policy.retention.into_iter().map(KeepLine::from).collect(),
+            unread_seconds: policy.unread_ms / 1000,
         }
     }
 }
@@ -226,7 +284,12 @@ impl PolicyLine {
             ));
         }
         let kept_for_experts = thousandths("kept_for_experts", self.kept_for_experts)?;
-        Ok(Policy { kept_for, kept_for_experts, critical_ms: self.critical_seconds * 1000 })
+        if self.unread_seconds == 0 || self.unread_seconds > RETENTION_SECONDS_MAX {
+            return Err(Problem::invalid(format!("unread_seconds: from 1 to {RETENTION_SECONDS_MAX}")));
+        }
+        let retention = keeps(&self.retention)?;
+        let (critical_ms, unread_ms) = (self.critical_seconds * 1000, self.unread_seconds * 1000);
+        Ok(Policy { kept_for, kept_for_experts, critical_ms, retention, unread_ms })
     }
 }
 
@@ -275,6 +338,11 @@ mod tests {
         assert!(line(|line| line.kept_for_experts = 1.5).expect_err("refused").starts_with("kept_for_experts"));
         assert!(line(|line| line.kept_for_territory = f64::NAN).expect_err("refused").contains("from 0 to 1"));
         assert!(line(|line| line.kept_for_territory = 0.9).expect_err("refused").contains("the wider"));
+        let twice = |line: &mut PolicyLine| {
+            line.retention = vec![KeepLine { modality: "CT".to_owned(), seconds: 9 }; 2];
+        };
+        assert!(line(twice).expect_err("refused").contains("one rule"));
+        assert!(line(|line| line.unread_seconds = 0).expect_err("refused").starts_with("unread_seconds"));
         assert!(line(|line| line.critical_seconds = 59).expect_err("refused").starts_with("critical_seconds"));
     }
 
@@ -287,6 +355,7 @@ mod tests {
             region: String::new(),
             sites: sites.iter().map(|name| (*name).to_owned()).collect(),
             regulate: true,
+            retention: Vec::new(),
             user: String::new(),
         };
         let known = [site(1, "a"), site(7, "b")];

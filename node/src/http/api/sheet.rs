@@ -10,6 +10,7 @@ use maillage_consensus::remark::{Remark, Told, What};
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::retention::RetentionLine;
 use crate::http::rfc3339::At;
 use crate::http::signing::{self, Signature};
 use crate::http::summary::{ClaimLine, ExamLine, Summaries};
@@ -29,6 +30,8 @@ pub(super) struct ExamSheet {
     report_list: Vec<ReportLine>,
     /// What was said of it, first to last.
     remarks: Vec<RemarkLine>,
+    /// How long its images stay, and what became of them.
+    retention: RetentionLine,
 }
 
 /// What a regulator decided.
@@ -216,6 +219,7 @@ impl ExamSheet {
             workitems: view.workitems(id)?.iter().map(|item| WorkitemLine::new(item, summaries)).collect(),
             report_list,
             remarks: view.remarks(id)?.into_iter().map(|remark| RemarkLine::new(remark, summaries)).collect(),
+            retention: RetentionLine::gather(view, summaries, &exam)?,
             line: summaries.of(exam)?.line(now),
         })
     }

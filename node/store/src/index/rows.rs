@@ -6,6 +6,16 @@ use crate::hash::Hash;
 use crate::library::InstanceCommit;
 use crate::pack::{PackFiles, PackId, RECORD_HEADER_BYTES};
 
+/// Where a record lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub(crate) struct Place {
+    pub(crate) pack: PackId,
+    /// Of its header.
+    pub(crate) offset: u64,
+    /// Of its payload.
+    pub(crate) len: u32,
+}
+
 /// Where a chunk or manifest lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ChunkRow {
@@ -18,6 +28,10 @@ pub(crate) struct ChunkRow {
 }
 
 impl ChunkRow {
+    pub(crate) fn place(&self) -> Place {
+        Place { pack: self.pack, offset: self.offset, len: self.len }
+    }
+
     pub(crate) fn payload_offset(&self) -> u64 {
         self.offset + RECORD_HEADER_BYTES
     }
@@ -42,7 +56,11 @@ pub(crate) struct PackRow {
     pub(crate) complete: u64,
     /// Nothing is appended any more.
     pub(crate) sealed: bool,
-    /// Chunks and manifests.
+    /// The volume was told to forget it: only the removal of the file is still to be seen to.
+    pub(crate) dropped: bool,
+    /// Records that a row of the index points at: chunks, manifests, commits and holds.
+    pub(crate) live: u64,
+    /// Chunks and manifests among them.
     pub(crate) chunks: u64,
     /// Bytes of their payloads.
     pub(crate) bytes: u64,
@@ -52,8 +70,10 @@ pub(crate) struct PackRow {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct InstanceRow {
     pub(crate) commit: InstanceCommit,
-    /// The pack with the record that committed it.
-    pub(crate) pack: PackId,
+    /// The record that committed it.
+    pub(crate) place: Place,
+    /// Of that record: the earliest of two data sets under one UID stays, in whatever order packs are read.
+    pub(crate) sequence: u64,
 }
 
 /// The sum of a study's instances.
@@ -65,12 +85,36 @@ pub(crate) struct StudyRow {
     pub(crate) last_received_at: u64,
 }
 
-/// A study manifest that is held completely.
+/// A study manifest that is held completely, or was.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct HeldRow {
     pub(crate) manifest: Hash,
+    /// A row that says no outlasts an older record that says yes, in whatever order packs are read.
+    pub(crate) held: bool,
     pub(crate) study_uid: String,
     pub(crate) since: u64,
     /// All packs in which something of it lies, sorted.
     pub(crate) packs: Vec<PackId>,
+    /// The record that says so.
+    pub(crate) place: Place,
+    /// Of that record.
+    pub(crate) sequence: u64,
+}
+
+/// What a manifest refers to: the way back from a chunk is a key of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum EdgesRow {
+    /// An instance and its chunks.
+    Instance { study_uid: String, series_uid: String, sop_instance: String, chunks: Vec<Hash> },
+    /// A publication of a study and its instances.
+    Study { study_uid: String, origin: u64, sequence: u64, instances: Vec<Hash> },
+}
+
+impl EdgesRow {
+    pub(crate) fn targets(&self) -> &[Hash] {
+        match self {
+            Self::Instance { chunks, .. } => chunks,
+            Self::Study { instances, .. } => instances,
+        }
+    }
 }

@@ -1,11 +1,14 @@
 //! The rules of the library, the same for the writer and for the replay: what a commit or a hold
 //! changes in the index.
 
+use std::collections::BTreeSet;
 use std::io;
 
 use super::{HoldRecord, InstanceCommit, Stored};
-use crate::index::{HeldRow, InstanceRow, StudyRow, Txn, key};
-use crate::pack::{PackFiles, PackId};
+use crate::hash::Hash;
+use crate::index::{EdgesRow, HeldRow, InstanceRow, Place, StudyRow, Txn, key};
+use crate::manifest::{InstanceManifest, StudyManifest};
+use crate::pack::PackFiles;
 
 /// What a commit would be, before anything is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,7 +22,7 @@ pub(crate) struct Classified {
 /// Judges a commit against what is listed.
 pub(crate) fn classify(txn: &Txn<'_>, files: &PackFiles, commit: &InstanceCommit) -> io::Result<Classified> {
     let is_known = |row: &InstanceRow| {
-        Ok::<_, io::Error>(files.is_readable(row.pack, 0) && txn.is_live(files, row.commit.manifest)?)
+        Ok::<_, io::Error>(files.is_readable(row.place.pack, 0) && txn.is_live(files, row.commit.manifest)?)
     };
     let Some(first) = first(txn, &commit.sop_instance)? else {
         return Ok(Classified { stored: Stored::New { manifest: commit.manifest }, known: false });
@@ -35,16 +38,30 @@ pub(crate) fn classify(txn: &Txn<'_>, files: &PackFiles, commit: &InstanceCommit
     Ok(Classified { stored: Stored::Conflict { manifest, first: first.commit.manifest }, known })
 }
 
-/// Lists what a commit record in `pack` says. The first data set of a SOP instance stays; a later
-/// record of the same data set replaces the row (it was written because the earlier had been lost).
-pub(crate) fn apply_commit(txn: &mut Txn<'_>, commit: &InstanceCommit, pack: PackId) -> io::Result<()> {
-    let row = InstanceRow { commit: commit.clone(), pack };
-    let listed = first(txn, &commit.sop_instance)?;
-    if listed.as_ref().is_some_and(|first| !same(&first.commit, commit)) {
-        return txn.put(key::conflict(&commit.sop_instance, commit.dataset_hash), &row);
+/// Lists what a commit record at `place` says. The data set of a SOP instance with the lowest number stays,
+/// whichever is listed first; a later record of the same data set replaces the row (it was written because
+/// the earlier had been lost, or moves).
+pub(crate) fn apply_commit(txn: &mut Txn<'_>, commit: &InstanceCommit, sequence: u64, place: Place) -> io::Result<()> {
+    let row = InstanceRow { commit: commit.clone(), place, sequence };
+    txn.saw_sequence(sequence)?;
+    match first(txn, &commit.sop_instance)? {
+        None => list_first(txn, row),
+        Some(listed) if same(&listed.commit, commit) => replace(txn, key_of(commit), &listed, row),
+        Some(listed) if listed.sequence <= sequence => list_conflict(txn, row),
+        Some(listed) => {
+            unlist(txn, &listed)?;
+            list_conflict(txn, listed)?;
+            list_first(txn, row)
+        }
     }
-    let place = key::instance(&commit.study_uid, &commit.series_uid, &commit.sop_instance);
-    txn.put(place, &row)?;
+}
+
+fn key_of(commit: &InstanceCommit) -> Vec<u8> {
+    key::instance(&commit.study_uid, &commit.series_uid, &commit.sop_instance)
+}
+
+fn list_first(txn: &mut Txn<'_>, row: InstanceRow) -> io::Result<()> {
+    let commit = &row.commit;
     let study_key = key::study(&commit.study_uid);
     let mut study: StudyRow = txn.get(&study_key)?.unwrap_or_else(|| StudyRow {
         study_uid: commit.study_uid.clone(),
@@ -52,28 +69,123 @@ pub(crate) fn apply_commit(txn: &mut Txn<'_>, commit: &InstanceCommit, pack: Pac
         bytes: 0,
         last_received_at: 0,
     });
-    if listed.is_none() {
-        txn.put(key::sop(&commit.sop_instance), &(&commit.study_uid, &commit.series_uid))?;
-        study.instances += 1;
-        study.bytes = study.bytes.saturating_add(commit.bytes);
-    }
+    study.instances += 1;
+    study.bytes = study.bytes.saturating_add(commit.bytes);
     study.last_received_at = study.last_received_at.max(commit.received_at);
+    txn.put(study_key, &study)?;
+    txn.put(key::sop(&commit.sop_instance), &(&commit.study_uid, &commit.series_uid))?;
+    txn.count(row.place.pack, 1, None);
+    txn.put(key_of(commit), &row)
+}
+
+fn list_conflict(txn: &mut Txn<'_>, row: InstanceRow) -> io::Result<()> {
+    let place = key::conflict(&row.commit.sop_instance, row.commit.dataset_hash);
+    match txn.get::<InstanceRow>(&place)? {
+        Some(listed) => replace(txn, place, &listed, row),
+        None => {
+            txn.count(row.place.pack, 1, None);
+            txn.put(place, &row)
+        }
+    }
+}
+
+/// Puts the later of two records of one data set into its row.
+fn replace(txn: &mut Txn<'_>, place: Vec<u8>, listed: &InstanceRow, row: InstanceRow) -> io::Result<()> {
+    if listed.place == row.place {
+        return Ok(());
+    }
+    let of = superseded_commit(&row.commit.sop_instance);
+    if listed.sequence > row.sequence {
+        return txn.supersede(of, row.place);
+    }
+    txn.supersede(of, listed.place)?;
+    txn.count(listed.place.pack, -1, None);
+    txn.count(row.place.pack, 1, None);
+    let study_key = key::study(&row.commit.study_uid);
+    if let Some(mut study) = txn.get::<StudyRow>(&study_key)? {
+        study.last_received_at = study.last_received_at.max(row.commit.received_at);
+        txn.put(study_key, &study)?;
+    }
+    txn.put(place, &row)
+}
+
+/// Under what superseded records of an instance are listed.
+pub(crate) fn superseded_commit(sop_instance: &str) -> Hash {
+    Hash::of(sop_instance.as_bytes())
+}
+
+/// Takes an instance out of the library.
+pub(crate) fn unlist(txn: &mut Txn<'_>, row: &InstanceRow) -> io::Result<()> {
+    let commit = &row.commit;
+    txn.remove(key_of(commit));
+    txn.remove(key::sop(&commit.sop_instance));
+    txn.count(row.place.pack, -1, None);
+    let study_key = key::study(&commit.study_uid);
+    let Some(mut study) = txn.get::<StudyRow>(&study_key)? else { return Ok(()) };
+    study.instances = study.instances.saturating_sub(1);
+    study.bytes = study.bytes.saturating_sub(commit.bytes);
+    if study.instances == 0 {
+        txn.remove(study_key);
+        return Ok(());
+    }
     txn.put(study_key, &study)
 }
 
-/// Lists or unlists a held study.
-pub(crate) fn apply_hold(txn: &mut Txn<'_>, hold: &HoldRecord) -> io::Result<()> {
-    let place = key::held(hold.manifest);
-    if !hold.held {
-        txn.remove(place);
-        return Ok(());
+/// Lists or unlists a held study, unless a later record has.
+pub(crate) fn apply_hold(txn: &mut Txn<'_>, hold: &HoldRecord, sequence: u64, place: Place) -> io::Result<()> {
+    txn.saw_sequence(sequence)?;
+    let key = key::held(hold.manifest);
+    if let Some(listed) = txn.get::<HeldRow>(&key)? {
+        if listed.place == place || listed.sequence > sequence {
+            return Ok(());
+        }
+        txn.count(listed.place.pack, -1, None);
     }
-    let HoldRecord { manifest, at, study_uid, packs, .. } = hold.clone();
-    txn.put(place, &HeldRow { manifest, study_uid, since: at, packs })
+    txn.count(place.pack, 1, None);
+    let HoldRecord { manifest, held, at, study_uid, packs } = hold.clone();
+    txn.put(key, &HeldRow { manifest, held, study_uid, since: at, packs, place, sequence })
+}
+
+/// Notes what a manifest refers to, so that a purge knows what nothing else refers to. Bytes that are no
+/// manifest of a known version refer to nothing.
+pub(crate) fn link(txn: &mut Txn<'_>, address: Hash, bytes: &[u8]) -> io::Result<()> {
+    let row = if let Ok(manifest) = InstanceManifest::decode(bytes) {
+        let chunks: BTreeSet<Hash> = manifest.chunks.iter().map(|(hash, _)| *hash).collect();
+        EdgesRow::Instance {
+            study_uid: manifest.study_uid,
+            series_uid: manifest.series_uid,
+            sop_instance: manifest.sop_instance,
+            chunks: chunks.into_iter().collect(),
+        }
+    } else if let Ok(manifest) = StudyManifest::decode(bytes) {
+        let StudyManifest { study_uid, origin, sequence, instances } = manifest;
+        txn.put_empty(key::publication(&study_uid, origin, sequence, address));
+        let instances = instances.iter().map(|entry| entry.manifest).collect();
+        EdgesRow::Study { study_uid, origin, sequence, instances }
+    } else {
+        return Ok(());
+    };
+    for target in row.targets() {
+        txn.put_empty(key::referrer(*target, address));
+    }
+    txn.put(key::edges(address), &row)
+}
+
+/// Forgets what a manifest referred to.
+pub(crate) fn unlink(txn: &mut Txn<'_>, address: Hash) -> io::Result<()> {
+    let Some(row) = txn.get::<EdgesRow>(&key::edges(address))? else { return Ok(()) };
+    for target in row.targets() {
+        txn.remove(key::referrer(*target, address));
+    }
+    if let EdgesRow::Study { study_uid, origin, sequence, .. } = &row {
+        txn.remove(key::publication(study_uid, *origin, *sequence, address));
+    }
+    txn.remove(key::edges(address));
+    Ok(())
 }
 
 /// The instance that a SOP instance UID stands for.
-pub(super) fn first(txn: &Txn<'_>, sop_instance: &str) -> io::Result<Option<InstanceRow>> {
+pub(crate) fn first(txn: &Txn<'_>, sop_instance: &str) -> io::Result<Option<InstanceRow>> {
     let place: Option<(String, String)> = txn.get(&key::sop(sop_instance))?;
     place.map_or(Ok(None), |(study, series)| txn.get(&key::instance(&study, &series, sop_instance)))
 }

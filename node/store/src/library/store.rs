@@ -29,6 +29,22 @@ impl Store {
         received_at: UnixMillis,
         source: String,
     ) -> Result<Stored, StoreError> {
+        self.commit_instance_until(cut, manifest, received_at, source, None).await
+    }
+
+    /// As [`Store::commit_instance`], for images whose retention is expected to end on `day` (days since
+    /// 1970-01-01, UTC): they lie in a pack with others of that day.
+    ///
+    /// # Errors
+    /// As [`Store::commit_instance`].
+    pub async fn commit_instance_until(
+        &self,
+        cut: CutInstance,
+        manifest: InstanceManifest,
+        received_at: UnixMillis,
+        source: String,
+        day: Option<u64>,
+    ) -> Result<Stored, StoreError> {
         if !manifest.describes(&cut) {
             return Err(Refusal::ManifestMismatch.into());
         }
@@ -37,7 +53,8 @@ impl Store {
         let address = commit.manifest;
         let chunks = cut.into_chunks();
         let closing = Some(Closing::Instance(commit));
-        let stored = self.submit(Content { chunks, manifests: vec![encoded], closing }).await?;
+        let manifests = vec![encoded];
+        let stored = self.submit(Content { chunks, manifests, closing, day, ..Content::default() }).await?;
         Ok(stored.unwrap_or(Stored::New { manifest: address }))
     }
 
@@ -116,10 +133,18 @@ impl Store {
     /// # Errors
     /// As [`Store::put`]; `Refused` when the bytes are no manifest.
     pub async fn put_manifest(&self, bytes: Bytes) -> Result<Hash, StoreError> {
+        self.put_manifest_until(bytes, None).await
+    }
+
+    /// Stores an encoded manifest whose retention is expected to end on `day`; returns its address.
+    ///
+    /// # Errors
+    /// As [`Store::put_manifest`].
+    pub async fn put_manifest_until(&self, bytes: Bytes, day: Option<u64>) -> Result<Hash, StoreError> {
         let checked = offload(move || Ok(check_manifest(&bytes).map(|()| Chunk::new(bytes)))).await;
         let chunk = checked.map_err(|error| StoreError::Read(error.into()))?.map_err(Refusal::Manifest)?;
         let hash = chunk.hash();
-        self.submit(Content { manifests: vec![chunk], ..Content::default() }).await?;
+        self.submit(Content { manifests: vec![chunk], day, ..Content::default() }).await?;
         Ok(hash)
     }
 
@@ -163,7 +188,9 @@ impl Store {
     }
 
     pub(crate) async fn held_rows(&self) -> Result<Vec<HeldRow>, StoreError> {
-        self.index(|index| index.rows::<HeldRow>(key::HELD, None, usize::MAX)).await
+        let mut rows = self.index(|index| index.rows::<HeldRow>(key::HELD, None, usize::MAX)).await?;
+        rows.retain(|row| row.held);
+        Ok(rows)
     }
 }
 

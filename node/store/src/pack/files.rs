@@ -54,6 +54,13 @@ impl PackFiles {
         self.state().readable.get(&pack).is_some_and(|readable| end <= *readable)
     }
 
+    /// Lets go of a pack that is about to be removed.
+    pub(crate) fn forget(&self, pack: PackId) {
+        let state = &mut *self.state();
+        state.readable.remove(&pack);
+        state.open.remove(&pack);
+    }
+
     /// How many packs are here.
     pub(crate) fn count(&self) -> u64 {
         self.state().readable.len() as u64

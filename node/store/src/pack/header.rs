@@ -1,4 +1,4 @@
-//! The header of a pack: which one it is, which retention day it holds, and its secret.
+//! The header of a pack: which one it is, on which day the retention of its content ends, and its secret.
 //!
 //! Written twice, half a block apart, so that one damaged sector does not cost the pack. The *salt* is
 //! random and repeated in every record header: a resynchronising scan looks for it, and a data set
@@ -16,7 +16,10 @@ pub(crate) const HEADER_LEN: usize = 4096;
 /// Where the second copy lies.
 const SECOND_COPY: usize = 2048;
 const MAGIC: [u8; 8] = *b"MAILPACK";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+/// Of packs whose day was the day of reception; what they hold ends [`USUAL_DAYS`] later.
+const VERSION_OF_RECEPTION: u8 = 1;
+const USUAL_DAYS: u64 = 90;
 /// magic 8, version 1, zero 3, generation 4, number 8, day 8, created 8, salt 8, CRC32 4.
 const COPY_BYTES: usize = 52;
 
@@ -24,7 +27,7 @@ const COPY_BYTES: usize = 52;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PackHeader {
     pub(crate) id: PackId,
-    /// Days since 1970-01-01, UTC.
+    /// When the retention of what it holds is expected to end, in days since 1970-01-01, UTC.
     pub(crate) day: u64,
     pub(crate) created_at: UnixMillis,
     pub(crate) salt: [u8; 8],
@@ -73,13 +76,15 @@ impl PackHeader {
         if !crc_matches || !body.starts_with(&MAGIC) {
             return Err(HeaderError::Damaged);
         }
-        if body[8] != VERSION {
-            return Err(HeaderError::Version);
-        }
+        let later = match body[8] {
+            VERSION => 0,
+            VERSION_OF_RECEPTION => USUAL_DAYS,
+            _ => return Err(HeaderError::Version),
+        };
         let generation: [u8; 4] = field(body, 12)?;
         Ok(Self {
             id: PackId { number: u64::from_le_bytes(field(body, 16)?), generation: u32::from_le_bytes(generation) },
-            day: u64::from_le_bytes(field(body, 24)?),
+            day: u64::from_le_bytes(field(body, 24)?).saturating_add(later),
             created_at: UnixMillis(u64::from_le_bytes(field(body, 32)?)),
             salt: field(body, 40)?,
         })

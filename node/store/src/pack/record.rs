@@ -33,10 +33,12 @@ pub(crate) enum Kind {
     Hold,
     /// The pack ends here, whole.
     Seal,
+    /// Nothing any more: what lay here was purged and overwritten with zeroes.
+    Void,
 }
 
 impl Kind {
-    const ALL: [Self; 5] = [Self::Chunk, Self::Manifest, Self::InstanceCommit, Self::Hold, Self::Seal];
+    const ALL: [Self; 6] = [Self::Chunk, Self::Manifest, Self::InstanceCommit, Self::Hold, Self::Seal, Self::Void];
 
     fn code(self) -> u8 {
         match self {
@@ -45,6 +47,7 @@ impl Kind {
             Self::InstanceCommit => 3,
             Self::Hold => 4,
             Self::Seal => 5,
+            Self::Void => 6,
         }
     }
 }

@@ -74,12 +74,36 @@ impl OpenPack {
             }
         };
         shared.files.set_readable(id, HEADER_BYTES);
-        let row = PackRow { id, day, salt: header.salt, complete: HEADER_BYTES, sealed: false, chunks: 0, bytes: 0 };
+        let row = PackRow {
+            id,
+            day,
+            salt: header.salt,
+            complete: HEADER_BYTES,
+            sealed: false,
+            dropped: false,
+            live: 0,
+            chunks: 0,
+            bytes: 0,
+        };
         Ok(Self { file, row, ready_end: HEADER_BYTES, asked_end: HEADER_BYTES + shared.config.extent_bytes })
     }
 
+    /// The day on which the retention of what it holds is expected to end.
     pub(crate) fn day(&self) -> u64 {
         self.row.day
+    }
+
+    /// Takes over counts that a change elsewhere gave this pack's row.
+    pub(crate) fn recount(&mut self, rows: &[PackRow]) {
+        if let Some(row) = rows.iter().find(|row| row.id == self.row.id) {
+            let PackRow { live, chunks, bytes, .. } = *row;
+            self.row = PackRow { live, chunks, bytes, ..self.row };
+        }
+    }
+
+    /// Whether it holds records and the index points at none of them any more.
+    pub(crate) fn is_spent(&self) -> bool {
+        self.row.live == 0 && self.row.complete > HEADER_BYTES
     }
 
     /// Whether `bytes` more would take a pack that is not empty beyond `limit`.
@@ -141,7 +165,7 @@ impl OpenPack {
         let indexed = offload(move || {
             let mut txn = index.txn();
             txn.put(key::pack(row.id), &row)?;
-            index.commit(txn.into_batch())
+            index.commit(txn.into_batch(None)?.0)
         });
         indexed.await.map_err(|error| RoomError::Io("index a sealed pack", error))
     }
@@ -195,7 +219,7 @@ async fn check_room(shared: &Shared, bytes: u64) -> Result<(), RoomError> {
 }
 
 /// An error while making room: want of it, whatever else is fatal.
-async fn room_error(shared: &Shared, what: &'static str, error: io::Error) -> RoomError {
+pub(super) async fn room_error(shared: &Shared, what: &'static str, error: io::Error) -> RoomError {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             let space = shared.files.disk().space().await;

@@ -6,11 +6,11 @@ use std::io;
 use bytes::Bytes;
 use maillage_host::Batch;
 
-use super::group::{Closing, Content};
+use super::group::{Closing, Content, Move, Moved};
 use crate::error::Refusal;
 use crate::hash::Hash;
-use crate::index::{ChunkRow, Index, Listed, PackRow, Txn, key};
-use crate::library::{Stored, apply_commit, apply_hold, classify, record};
+use crate::index::{ChunkRow, Index, InstanceRow, PackRow, Place, Txn, key};
+use crate::library::{InstanceCommit, Stored, apply_commit, apply_hold, classify, first, link, record};
 use crate::pack::{HEADER_BYTES, Kind, PackFiles, PackId, RecordHeader};
 
 /// Where a group will be written.
@@ -29,6 +29,8 @@ impl Target {
             salt: [0; 8],
             complete: HEADER_BYTES,
             sealed: false,
+            dropped: false,
+            live: 0,
             chunks: 0,
             bytes: 0,
         },
@@ -42,6 +44,8 @@ pub(crate) struct Plan {
     pub(crate) parts: Vec<Bytes>,
     /// The pack's row after the group.
     pub(crate) row: PackRow,
+    /// Rows of other packs, whose counts change.
+    pub(crate) others: Vec<PackRow>,
     /// What the index will be told.
     pub(crate) batch: Batch,
     /// One for each content, in order.
@@ -60,9 +64,9 @@ pub(crate) fn plan(index: &Index, files: &PackFiles, contents: &[Content], targe
         repaired: Vec::new(),
     };
     let outcomes = contents.iter().map(|content| planner.add(content)).collect::<io::Result<Vec<_>>>()?;
-    let Planner { mut txn, row, parts, repaired, .. } = planner;
-    txn.put(key::pack(row.id), &row)?;
-    Ok(Plan { parts, row, batch: txn.into_batch(), outcomes, repaired })
+    let Planner { txn, mut row, parts, repaired, .. } = planner;
+    let (batch, others) = txn.into_batch(Some(&mut row))?;
+    Ok(Plan { parts, row, others, batch, outcomes, repaired })
 }
 
 struct Planner<'a> {
@@ -105,17 +109,48 @@ impl Planner<'_> {
                 if !self.is_here(commit.manifest)? {
                     return Ok(Err(Refusal::ManifestAbsent));
                 }
-                let payload = record::encode(commit).map_err(io::Error::other)?;
-                self.append(Kind::InstanceCommit, Hash::of(&payload), payload.into())?;
-                apply_commit(&mut self.txn, commit, self.row.id)?;
+                let sequence = self.txn.next_sequence()?;
+                self.add_commit(commit, sequence)?;
             }
             Some(Closing::Hold(hold)) => {
-                let payload = record::encode(hold).map_err(io::Error::other)?;
-                self.append(Kind::Hold, Hash::of(&payload), payload.into())?;
-                apply_hold(&mut self.txn, hold)?;
+                let sequence = self.txn.next_sequence()?;
+                let payload = record::encode(sequence, hold).map_err(io::Error::other)?;
+                let place = self.append(Kind::Hold, Hash::of(&payload), payload.into())?;
+                apply_hold(&mut self.txn, hold, sequence, place)?;
             }
         }
+        for moved in &content.moves {
+            self.add_move(moved)?;
+        }
         Ok(Ok(stored))
+    }
+
+    fn add_commit(&mut self, commit: &InstanceCommit, sequence: u64) -> io::Result<()> {
+        let payload = record::encode(sequence, commit).map_err(io::Error::other)?;
+        let place = self.append(Kind::InstanceCommit, Hash::of(&payload), payload.into())?;
+        apply_commit(&mut self.txn, commit, sequence, place)
+    }
+
+    /// Writes a record anew if its row still points at where it was read.
+    fn add_move(&mut self, moved: &Move) -> io::Result<()> {
+        match &moved.what {
+            Moved::Piece { kind, chunk } => {
+                let row = self.txn.chunk(chunk.hash())?;
+                if row.is_some_and(|row| row.place() == moved.from && !row.bad) {
+                    self.add_piece(*kind, chunk.hash(), chunk.bytes())?;
+                }
+                Ok(())
+            }
+            Moved::Commit(sequence, commit) => {
+                let first = first(&self.txn, &commit.sop_instance)?;
+                let second = self.txn.get(&key::conflict(&commit.sop_instance, commit.dataset_hash))?;
+                let rows: [Option<InstanceRow>; 2] = [first, second];
+                if rows.iter().flatten().any(|row| row.place == moved.from) {
+                    self.add_commit(commit, *sequence)?;
+                }
+                Ok(())
+            }
+        }
     }
 
     /// Whether the piece is stored, or planned within this group.
@@ -126,27 +161,24 @@ impl Planner<'_> {
     }
 
     fn add_piece(&mut self, kind: Kind, hash: Hash, bytes: &Bytes) -> io::Result<()> {
-        let offset = self.append(kind, hash, bytes.clone())?;
-        let len = u32::try_from(bytes.len()).map_err(io::Error::other)?;
-        match self.txn.list(hash, &ChunkRow { pack: self.row.id, offset, len, bad: false })? {
-            Listed::New => {
-                self.row.chunks += 1;
-                self.row.bytes += u64::from(len);
-            }
-            Listed::Moved => {}
-            Listed::Repaired => self.repaired.push(hash),
+        let Place { pack, offset, len } = self.append(kind, hash, bytes.clone())?;
+        if self.txn.list(hash, &ChunkRow { pack, offset, len, bad: false })? {
+            self.repaired.push(hash);
+        }
+        if kind == Kind::Manifest {
+            link(&mut self.txn, hash, bytes)?;
         }
         Ok(())
     }
 
     /// Plans a record behind what is planned; returns where it will lie.
-    fn append(&mut self, kind: Kind, hash: Hash, payload: Bytes) -> io::Result<u64> {
+    fn append(&mut self, kind: Kind, hash: Hash, payload: Bytes) -> io::Result<Place> {
         let offset = self.row.complete;
         let len = u32::try_from(payload.len()).map_err(io::Error::other)?;
         let header = RecordHeader { kind, synced_before: self.begin, hash, len };
         self.parts.push(Bytes::copy_from_slice(&header.encode(self.row.salt, offset)));
         self.parts.push(payload);
         self.row.complete += header.record_len();
-        Ok(offset)
+        Ok(Place { pack: self.row.id, offset, len })
     }
 }

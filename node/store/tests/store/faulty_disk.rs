@@ -17,14 +17,14 @@ use maillage_host::disk::{DiskBackend, FileBackend, IoFuture, Space};
 const SECTOR: usize = 512;
 
 #[derive(Default)]
-struct Content {
-    durable: Vec<u8>,
-    seen: Vec<u8>,
+pub(crate) struct Content {
+    pub(crate) durable: Vec<u8>,
+    pub(crate) seen: Vec<u8>,
     unsynced: Vec<Change>,
     name_is_durable: bool,
 }
 
-enum Change {
+pub(crate) enum Change {
     Write(usize, Bytes),
     SetLen(usize),
 }
@@ -47,7 +47,7 @@ pub(crate) struct Faults {
 /// The state of the disk, shared with the test.
 #[derive(Default)]
 pub(crate) struct FaultyDisk {
-    files: Mutex<BTreeMap<String, Arc<Mutex<Content>>>>,
+    pub(crate) files: Mutex<BTreeMap<String, Arc<Mutex<Content>>>>,
     pub(crate) faults: Mutex<Faults>,
     pub(crate) syncs: AtomicU64,
     /// Rises at a power cut: handles of before do nothing any more.

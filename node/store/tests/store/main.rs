@@ -7,5 +7,6 @@ mod disk_full;
 mod faulty_disk;
 mod fixture;
 mod library;
+mod purge;
 mod throughput;
 mod writing;

@@ -1,0 +1,140 @@
+//! Overwriting what was purged, and removing packs in which nothing is left.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use maillage_host::{DiskFile, offload};
+
+use super::{DeadPack, Intent};
+use crate::error::StoreError;
+use crate::hash::Hash;
+use crate::index::{Index, PackRow, key};
+use crate::pack::{Kind, PackId, RECORD_HEADER_BYTES, RECORD_HEADER_LEN, RecordHeader};
+use crate::store::Store;
+use crate::writer::{Request, Shared};
+
+/// Overwritten between two syncs. After each the disk is left to others for as long as it took, so that a purge
+/// has at most half of it.
+const SYNC_EVERY_BYTES: u64 = 32 << 20;
+
+impl Store {
+    /// Carries out what was written down: after it no byte of it is in any file of the store.
+    ///
+    /// # Errors
+    /// `Failed` when a write or sync failed; the store then writes nothing any more.
+    pub(crate) async fn carry_out_purges(&self) -> Result<(), StoreError> {
+        let shared = Arc::clone(&self.shared);
+        let _turn = shared.intents.turn.lock().await;
+        match carry_out(&shared).await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                let error = format!("purge: {error}");
+                let _ = self.queue.send(Request::Fail(error.clone())).await;
+                Err(StoreError::Failed(error.into()))
+            }
+        }
+    }
+}
+
+async fn carry_out(shared: &Arc<Shared>) -> io::Result<()> {
+    let pending = shared.intents.pending();
+    if !pending.is_empty() {
+        // Before the first byte goes, or an older index would point at zeroes.
+        let index = Arc::clone(&shared.index);
+        offload(move || index.persist()).await?;
+    }
+    for (number, intent) in pending {
+        overwrite(shared, &intent).await?;
+        shared.intents.remove(&shared.files, number).await?;
+    }
+    drop_spent(shared).await
+}
+
+async fn overwrite(shared: &Arc<Shared>, intent: &Intent) -> io::Result<()> {
+    for pack in &intent.packs {
+        let (index, id) = (Arc::clone(&shared.index), pack.id);
+        let row: Option<PackRow> = offload(move || index.txn().get(&key::pack(id))).await?;
+        // A pack that is gone took its records along; one of another secret only has the same number.
+        let Some(row) = row.filter(|row| row.salt == pack.salt && !row.dropped) else { continue };
+        if row.sealed && row.live == 0 {
+            drop_pack(shared, row).await?;
+        } else {
+            overwrite_in(shared, pack).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn overwrite_in(shared: &Shared, pack: &DeadPack) -> io::Result<()> {
+    let file = shared.files.disk().open(&shared.files.path(pack.id)).await?;
+    let end = file.len().await?;
+    let (mut unsynced, mut since) = (0, tokio::time::Instant::now());
+    for record in pack.records.iter().filter(|record| record.offset + RECORD_HEADER_BYTES <= end) {
+        unsynced += void(&file, pack.salt, record.offset, record.len, end).await?;
+        if unsynced >= SYNC_EVERY_BYTES {
+            file.sync().await?;
+            tokio::time::sleep(since.elapsed()).await;
+            (unsynced, since) = (0, tokio::time::Instant::now());
+        }
+    }
+    file.sync().await
+}
+
+/// Makes one record void; returns the bytes written. A pack that was cut short is not made longer.
+async fn void(file: &DiskFile, salt: [u8; 8], offset: u64, len: u32, end: u64) -> io::Result<u64> {
+    // What can't be read is overwritten unread.
+    let header = file.read_at(offset, RECORD_HEADER_LEN).await.unwrap_or_default();
+    let found = RecordHeader::decode(&header, salt, offset);
+    if found.is_some_and(|found| found.len != len) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a purged record is not where it was"));
+    }
+    // A header that does not decode was damaged, or torn by an earlier attempt; all before it was durable then.
+    let synced_before = found.map_or(offset, |found| found.synced_before);
+    let held = usize::try_from(u64::from(len).min(end - offset - RECORD_HEADER_BYTES)).map_err(io::Error::other)?;
+    let zeroes: Bytes = BytesMut::zeroed(held).freeze();
+    let header = RecordHeader { kind: Kind::Void, synced_before, hash: Hash([0; 32]), len };
+    let written = RECORD_HEADER_BYTES + held as u64;
+    file.write_at(offset, vec![Bytes::copy_from_slice(&header.encode(salt, offset)), zeroes], false).await?;
+    Ok(written)
+}
+
+/// Removes the packs in which nothing is left that the index points at.
+async fn drop_spent(shared: &Arc<Shared>) -> io::Result<()> {
+    let index = Arc::clone(&shared.index);
+    let rows = offload(move || index.pack_rows()).await?;
+    for row in rows.into_values().filter(|row| row.sealed && row.live == 0 && !row.dropped) {
+        drop_pack(shared, row).await?;
+    }
+    Ok(())
+}
+
+/// The row says first that the pack goes, so that nobody takes it for lost.
+async fn drop_pack(shared: &Arc<Shared>, row: PackRow) -> io::Result<()> {
+    let index = Arc::clone(&shared.index);
+    offload(move || {
+        let mut txn = index.txn();
+        txn.put(key::pack(row.id), &PackRow { dropped: true, ..row })?;
+        index.commit(txn.into_batch(None)?.0)?;
+        index.persist()
+    })
+    .await?;
+    shared.files.forget(row.id);
+    remove_dropped(shared, row.id).await?;
+    tracing::info!(pack = %row.id, day = row.day, "pack removed: nothing in it is kept any more");
+    Ok(())
+}
+
+async fn remove_dropped(shared: &Arc<Shared>, id: PackId) -> io::Result<()> {
+    shared.files.disk().remove(&shared.files.path(id)).await?;
+    shared.files.disk().sync_dir(shared.files.directory()).await?;
+    let index = Arc::clone(&shared.index);
+    offload(move || forget_dropped(&index, id)).await
+}
+
+/// Forgets a pack whose file is gone.
+pub(crate) fn forget_dropped(index: &Index, id: PackId) -> io::Result<()> {
+    let mut txn = index.txn();
+    txn.remove(key::pack(id));
+    index.commit(txn.into_batch(None)?.0)
+}
