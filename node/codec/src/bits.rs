@@ -78,7 +78,7 @@ impl BitReader {
     pub(crate) fn finish(self) -> Result<(), DecodeError> {
         let taken = 8 * self.at - self.count as usize;
         let len = self.bytes.len() - SLACK;
-        let filling = taken.div_ceil(8) == len && (taken % 8 == 0 || self.bytes[len - 1] >> (taken % 8) == 0);
+        let filling = taken.div_ceil(8) == len && (taken.is_multiple_of(8) || self.bytes[len - 1] >> (taken % 8) == 0);
         if filling { Ok(()) } else { Err(DecodeError::Bits) }
     }
 }

@@ -71,7 +71,7 @@ impl Step {
             return Self { limit, reciprocal: u32::MAX, bias: start + TOTAL - 1, complement, shift: 0 };
         }
         let bits = 32 - (wide - 1).leading_zeros();
-        let reciprocal = ((1_u64 << (bits + 31)) + u64::from(wide) - 1) / u64::from(wide);
+        let reciprocal = (1_u64 << (bits + 31)).div_ceil(u64::from(wide));
         let shift = u16::try_from(bits - 1).unwrap_or(0);
         Self { limit, reciprocal: u32::try_from(reciprocal).unwrap_or(u32::MAX), bias: start, complement, shift }
     }
@@ -111,7 +111,8 @@ pub(crate) fn encode(symbols: &[u16], columns: usize, frequencies: &Frequencies)
 
 /// Steps of all symbols, as many as a mask can reach.
 const STEPS_LEN: usize = (CONTEXTS * TOKENS).next_power_of_two();
-const SYMBOL_MASK: u16 = (STEPS_LEN - 1) as u16;
+const SYMBOL_MASK: u16 = 0x0FFF;
+const _: () = assert!(SYMBOL_MASK as usize + 1 == STEPS_LEN);
 
 fn steps(frequencies: &Frequencies) -> Box<[Step; STEPS_LEN]> {
     let mut steps = Box::new([Step::default(); STEPS_LEN]);

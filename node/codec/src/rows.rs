@@ -179,4 +179,4 @@ fn take_residuals(tokens: &[u8], bits: &mut BitReader, residuals: &mut [i16]) {
 
 /// 56 bits made ready are enough for so many tokens.
 const TOKENS_A_REFILL: usize = 4;
-const _: () = assert!(TOKENS_A_REFILL as u32 * LEFT_OUT_MAX <= 56);
+const _: () = assert!(TOKENS_A_REFILL * (LEFT_OUT_MAX as usize) <= 56);
