@@ -150,7 +150,7 @@ pub(crate) fn apply_hold(txn: &mut Txn<'_>, hold: &HoldRecord, sequence: u64, pl
 /// manifest of a known version refer to nothing.
 pub(crate) fn link(txn: &mut Txn<'_>, address: Hash, bytes: &[u8]) -> io::Result<()> {
     let row = if let Ok(manifest) = InstanceManifest::decode(bytes) {
-        let chunks: BTreeSet<Hash> = manifest.chunks.iter().map(|(hash, _)| *hash).collect();
+        let chunks: BTreeSet<Hash> = manifest.chunks.iter().map(|entry| entry.hash).collect();
         EdgesRow::Instance {
             study_uid: manifest.study_uid,
             series_uid: manifest.series_uid,
