@@ -192,8 +192,8 @@ mod tests {
         let instance = whole.windows(4).position(|window| window == b"\x08\x00\x55\x11").expect("the instance");
         for at in [class, instance] {
             let mut without = whole.to_vec();
-            // Another tag: (0008,xx51), which is passed over.
-            without[at + 2] = if at == class { 0x51 } else { 0x56 };
+            // Another tag, (0008,1151), which is in no dictionary and passed over.
+            without[at + 2] = 0x51;
             assert_eq!(CommitmentRequest::decode(&without, &Uid::IMPLICIT_LE), Err(RequestError::Reference));
         }
         let mut nameless = whole.to_vec();
