@@ -207,7 +207,7 @@ async fn a_conflicting_second_data_set_and_a_repaired_first_place_go_along() {
     let address = publish(&store, "1.2.1", &first, 1, 1).await;
     assert!(matches!(commit(&store, &second).await, Ok(Stored::Conflict { .. })));
     // A chunk is damaged, noticed and written anew: its first place is still on the disk.
-    let chunk = &first[1].cut.head[0];
+    let chunk = first[1].cut.head[0].chunk();
     let (path, at) = crate::fixture::locate(&disk, chunk.bytes()).await;
     crate::fixture::flip(&disk, &path, at + 700, 3).await;
     assert!(matches!(store.get(chunk.hash()).await, Err(StoreError::Corrupt(_))));
