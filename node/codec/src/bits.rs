@@ -90,7 +90,7 @@ mod tests {
     #[test]
     fn bits_come_back_and_one_more_or_less_is_noticed() {
         let written: Vec<(u16, u32)> =
-            (0..1000_u32).map(|n| ((n * 40_503) as u16 & ((1 << (n % 13)) - 1), n % 13)).collect();
+            (0..1000_u32).map(|n| (((n * 40_503) & ((1 << (n % 13)) - 1) & 0xFFFF) as u16, n % 13)).collect();
         let mut writer = BitWriter::new(2000);
         for (bits, count) in &written {
             writer.put(*bits, *count);

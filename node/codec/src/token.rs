@@ -30,7 +30,7 @@ pub(crate) fn unfold(folded: u16) -> i16 {
 /// residual is above 16 is as good as random in a noisy image.
 pub(crate) fn of(folded: u16) -> (u16, u32) {
     let left_out = LEFT_OUT_MAX.saturating_sub(folded.leading_zeros());
-    let token = (8 * left_out & 0x7F) as u16 + (folded >> left_out);
+    let token = ((8 * left_out) & 0x7F) as u16 + (folded >> left_out);
     (token, left_out)
 }
 

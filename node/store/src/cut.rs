@@ -205,7 +205,8 @@ mod tests {
     use super::*;
 
     fn smooth(len: usize) -> Vec<u8> {
-        (0..len / 2).flat_map(|n| (1000 + (n % 700) as u16 / 7 + (n / 700) as u16 % 50).to_le_bytes()).collect()
+        let sample = |n: usize| u16::try_from(1000 + n % 700 / 7 + n / 700 % 50).expect("small");
+        (0..len / 2).flat_map(|n| sample(n).to_le_bytes()).collect()
     }
 
     fn coded(dataset: &Bytes, part: PixelPart) -> CutInstance {
@@ -257,7 +258,7 @@ mod tests {
                 assert!(cut.pixels.iter().all(|piece| piece.form == Form::Coded), "{pixels_len}");
                 assert!(cut.stored_len() < 4_001 + pixels_len as u64 / 4);
             }
-            let whole_rows = |piece: &Piece| (piece.raw_len as usize) % 1_400 == 0;
+            let whole_rows = |piece: &Piece| piece.raw_len.is_multiple_of(1_400);
             assert!(cut.pixels.iter().rev().skip(1).rev().skip(1).all(whole_rows), "but for what is around them");
         }
     }
