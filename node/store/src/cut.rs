@@ -205,7 +205,7 @@ mod tests {
     use super::*;
 
     fn smooth(len: usize) -> Vec<u8> {
-        let sample = |n: usize| u16::try_from(1000 + n % 700 / 7 + n / 700 % 50).expect("a sample");
+        let sample = |n: usize| u16::try_from(1000 + n % 700 / 7 + n / 700 % 50).expect("small");
         (0..len / 2).flat_map(|n| sample(n).to_le_bytes()).collect()
     }
 

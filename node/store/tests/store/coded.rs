@@ -17,7 +17,8 @@ const HEAD: usize = 1_001;
 
 /// A radiograph of `rows` rows of 900 columns, with a head before and padding behind.
 fn radiograph(number: u64, rows: usize) -> TestInstance {
-    let row = |y: usize| (0..900).flat_map(move |x| (2000 + (x * y / 90 + 7 * x) as u16 % 900).to_le_bytes());
+    let sample = |x: usize, y: usize| u16::try_from(2000 + (x * y / 90 + 7 * x) % 900).expect("small");
+    let row = |y: usize| (0..900).flat_map(move |x| sample(x, y).to_le_bytes());
     let pixels: Vec<u8> = (0..rows).flat_map(row).collect();
     let dataset: Bytes = [&noise(number, HEAD)[..], &[0; 12], &pixels, &[0; 7]].concat().into();
     let shape = Shape { width: SampleWidth::TwoLittle, components: 1, columns: 900, bits_stored: 12 };
