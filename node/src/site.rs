@@ -358,6 +358,11 @@ impl Site {
         http::local_router(self.0.node.clone())
     }
 
+    /// The node's HTTP, as on its unix socket: to whoever administers it.
+    pub fn control(&self) -> Router {
+        http::control_router(self.0.node.clone())
+    }
+
     /// Takes in what a C-STORE brought, as the DICOM port does.
     pub async fn c_store(&self, request: StoreRequest, data_set: Bytes) -> StoreStatus {
         self.0.dicom.store(request, data_set).await

@@ -13,16 +13,17 @@ use serde_json::json;
 
 use crate::mesh;
 
-/// Flips one bit in the middle of an instance's bytes in a site's packs.
+/// Flips one bit of an instance's bytes in a site's packs: of its SOP Instance UID, for pixels are stored coded.
 fn rot(site: &Site, dataset: &[u8]) {
-    let middle = &dataset[dataset.len() / 2..][..64];
+    let at = find(dataset, b"\x08\x00\x18\x00").expect("a SOP Instance UID");
+    let uid = &dataset[at..][..64];
     let packs = fs::read_dir(site.data_dir().join("packs")).expect("look");
     let packs: Vec<PathBuf> =
         packs.map(|entry| entry.expect("an entry").path()).filter(|path| path.is_file()).collect();
     for path in &packs {
-        if let Some(at) = find(&fs::read(path).expect("read"), middle) {
+        if let Some(at) = find(&fs::read(path).expect("read"), uid) {
             let pack = OpenOptions::new().read(true).write(true).open(path).expect("open");
-            pack.write_all_at(&[middle[0] ^ 0x10], u64::try_from(at).expect("an offset")).expect("write");
+            pack.write_all_at(&[uid[0] ^ 0x10], u64::try_from(at).expect("an offset")).expect("write");
             pack.sync_all().expect("sync");
             return;
         }

@@ -188,10 +188,10 @@ fn times(view: &View<'_>, kept: &Kept) -> usize {
     reports.iter().filter(|report| report.text.as_str() == kept.text).count()
 }
 
-/// What a node's outbox shows.
+/// What a node's outbox shows to who administers it, with the proofs of its claims.
 pub(crate) async fn entries(cluster: &Cluster, running: &Running) -> Option<Vec<Value>> {
     let request = http::request(axum::http::Method::GET, "/api/v1/outbox", None, None);
-    let answered = http::ask(cluster, running, SHOWN, request).await?;
+    let answered = http::ask_on_socket(cluster, running, SHOWN, request).await?;
     answered.json()["entries"].as_array().cloned()
 }
 

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode, header};
 use bytes::Bytes;
@@ -45,7 +46,26 @@ pub(crate) async fn ask(
     limit: Duration,
     request: Request<Body>,
 ) -> Option<Answered> {
-    let router = running.node.http();
+    ask_of(running.node.http(), cluster, running, limit, request).await
+}
+
+/// The same on the node's unix socket, as its command line asks.
+pub(crate) async fn ask_on_socket(
+    cluster: &Cluster,
+    running: &Running,
+    limit: Duration,
+    request: Request<Body>,
+) -> Option<Answered> {
+    ask_of(running.node.control(), cluster, running, limit, request).await
+}
+
+async fn ask_of(
+    router: Router,
+    cluster: &Cluster,
+    running: &Running,
+    limit: Duration,
+    request: Request<Body>,
+) -> Option<Answered> {
     let asked = cluster.world.spawn_on(running.owner, async move {
         let answer = async {
             // A router never fails; it answers with a problem.
