@@ -262,8 +262,10 @@ def complete(uid):
     transaction = generate_uid()
     change(A, uid, "IN PROGRESS", transaction, aet="DR-A")
     exam = retrieve(A, uid).ReferencedRequestSequence[0].RequestedProcedureID
-    claim = requests.get(f"{A}/api/v1/exams/{exam}", params={"fresh": "true"}, timeout=DEADLINE).json()["claim"]
-    report = {"user": "DR-A", "token": claim["token"], "text": "Nothing to see."}
+    report = {"user": "DR-A", "token": generate_uid(), "text": "Nothing to see."}
+    answer = requests.post(f"{A}/api/v1/exams/{exam}/report", json=report, timeout=DEADLINE)
+    assert (answer.status_code, answer.json()["code"]) == (400, "wrong-transaction"), answer.text
+    report["token"] = transaction
     answer = requests.post(f"{A}/api/v1/exams/{exam}/report", json=report, timeout=DEADLINE)
     assert answer.status_code == 200, answer.text
     change(B, uid, "COMPLETED", transaction, 200, "The UPS is already in the requested state of COMPLETED.")

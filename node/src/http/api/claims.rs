@@ -10,7 +10,7 @@ use maillage_consensus::command::{Command, LIST_MAX};
 use maillage_consensus::exam::{ReportKind, Text8};
 use maillage_consensus::ids::{CommandId, ExamId, FencingToken, Line, Name, Prose, UidText};
 use maillage_consensus::order::{Reader, Specialty};
-use maillage_consensus::outcome::Grant;
+use maillage_consensus::outcome::{Grant, Refusal};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -228,11 +228,46 @@ pub(super) async fn open(
     decide(&app, &app.command(id, user, Command::Open { exam, token: body.token }).await?, exam)
 }
 
+/// What a client ends a claim by: the proof that the grant gave, or the Transaction UID under which it
+/// claimed the procedure step by UPS, which gives no other.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(
+    untagged,
+    expecting = "the token must be a claim's number, a break-glass claim's text or a step's Transaction UID"
+)]
+enum Proof {
+    Token(ClaimToken),
+    TransactionUid(#[schemars(with = "String")] UidText),
+}
+
+impl Proof {
+    /// The proof as the queue knows it. A claim that holds no more has one too: what is written under it is
+    /// kept as a draft.
+    async fn of_claim(self, app: &App, exam: ExamId) -> Result<ClaimToken, Problem> {
+        let uid = match self {
+            Self::Token(token) => return Ok(token),
+            Self::TransactionUid(uid) => uid,
+        };
+        let granted = || -> Result<Option<ClaimToken>, Problem> {
+            let items = app.node.read(|view| view.workitems(exam))?;
+            let claims = items.into_iter().filter_map(|item| item.performer);
+            let claim = claims.filter(|claim| !uid.is_empty() && claim.transaction_uid == uid).last();
+            Ok(claim.map(|claim| ClaimToken::Fencing(claim.token)))
+        };
+        if let Some(token) = granted()? {
+            return Ok(token);
+        }
+        // It may have been claimed at another site a moment ago.
+        app.node.linearize().await?;
+        granted()?.ok_or_else(|| Refusal::WrongTransaction.into())
+    }
+}
+
 /// A claim that is given back.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ReleaseBody {
-    token: ClaimToken,
+    token: Proof,
     /// For the next reader.
     #[serde(default)]
     reason: String,
@@ -249,7 +284,7 @@ pub(super) async fn release(
 ) -> Result<Response, Problem> {
     let user = field("user", Name::new(body.user))?;
     let reason = field("reason", Line::new(body.reason))?;
-    let token = match body.token {
+    let token = match body.token.of_claim(&app, exam).await? {
         ClaimToken::Fencing(token) => token,
         ClaimToken::Glass(token) => {
             return glass::give_back(&app, exam, token, user, reason).await.map(IntoResponse::into_response);
@@ -264,7 +299,7 @@ pub(super) async fn release(
 #[serde(deny_unknown_fields)]
 pub(super) struct ReportBody {
     user: String,
-    token: ClaimToken,
+    token: Proof,
     text: String,
     /// `final` by default, which ends the claim; a preliminary one does not.
     #[serde(default)]
@@ -285,7 +320,7 @@ pub(super) async fn report(
     if !matches!(body.kind, ReportKind::Preliminary | ReportKind::Final) {
         return Err(Problem::invalid("kind: must be preliminary or final; an addendum has an address of its own"));
     }
-    let token = match body.token {
+    let token = match body.token.of_claim(&app, exam).await? {
         ClaimToken::Fencing(token) => token,
         ClaimToken::Glass(token) => match glass::report(&app, exam, token, id, &user, &text).await? {
             Reported::Here(entry) => return Ok(glass::queued(&entry)),
