@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use maillage_consensus::Outcome;
 use maillage_consensus::command::{Command, LIST_MAX};
-use maillage_consensus::exam::{ReportKind, Text8};
+use maillage_consensus::exam::{ReportKind, Text8, WorkitemKind};
 use maillage_consensus::ids::{CommandId, ExamId, FencingToken, Line, Name, Prose, UidText};
 use maillage_consensus::order::{Reader, Specialty};
 use maillage_consensus::outcome::{Grant, Refusal};
@@ -250,8 +250,9 @@ impl Proof {
         };
         let granted = || -> Result<Option<ClaimToken>, Problem> {
             let items = app.node.read(|view| view.workitems(exam))?;
-            let claims = items.into_iter().filter_map(|item| item.performer);
-            let claim = claims.filter(|claim| !uid.is_empty() && claim.transaction_uid == uid).last();
+            let readings = items.into_iter().filter(|item| item.step.kind == WorkitemKind::Read);
+            let claims = readings.filter_map(|item| item.performer);
+            let claim = claims.rev().find(|claim| !uid.is_empty() && claim.transaction_uid == uid);
             Ok(claim.map(|claim| ClaimToken::Fencing(claim.token)))
         };
         if let Some(token) = granted()? {
