@@ -73,11 +73,10 @@ async fn follow_state(node: Node, shutdown: CancellationToken) {
         match node.read(|view| Ok((view.sites()?, view.tokens()?))) {
             Ok(now) if known.as_ref() != Some(&now) => {
                 let (sites, tokens) = &now;
-                if !sites.is_empty() {
-                    node.roster().update(sites, tokens);
-                    if let Err(error) = node.save_members(sites).await {
-                        tracing::error!(error = format!("{error:#}"), "save the members");
-                    }
+                if node.roster().update(sites, tokens)
+                    && let Err(error) = node.save_members(sites).await
+                {
+                    tracing::error!(error = format!("{error:#}"), "save the members");
                 }
                 known = Some(now);
             }

@@ -44,8 +44,13 @@ impl Roster {
         roster
     }
 
-    /// Takes over the replicated sites and tokens.
-    pub(crate) fn update(&self, sites: &[Site], tokens: &[JoinToken]) {
+    /// Takes over the replicated sites and tokens. Not from a state that does not know this site: it is of
+    /// before the site joined, and who leads now may have joined since. A site that forgot those whom it was
+    /// told of when it joined would refuse them, and with them all that the state lacks.
+    pub(crate) fn update(&self, sites: &[Site], tokens: &[JoinToken]) -> bool {
+        if sites.iter().all(|site| site.id != self.own) {
+            return false;
+        }
         let known = sites
             .iter()
             .filter_map(|site| Some((site.id, peer_of(&site.description.key)?, site.description.addresses.clone())));
@@ -55,6 +60,7 @@ impl Roster {
             Some((peer_of(&token.key)?, UnixMillis(ends.saturating_add(EXPLAIN_FOR_MS))))
         });
         self.membership.set_guests(guests.collect());
+        true
     }
 
     fn replace(&self, known: Vec<(SiteId, PeerId, Vec<std::net::SocketAddr>)>) {
@@ -91,6 +97,36 @@ pub(crate) fn peer_of(key: &PeerKey) -> Option<PeerId> {
 pub(crate) fn key_of(peer: &PeerId) -> PeerKey {
     #[expect(clippy::expect_used, reason = "an ed25519 peer id has 38 bytes, and only such are made here")]
     PeerKey::new(peer.to_bytes()).expect("a peer id fits")
+}
+
+#[cfg(test)]
+mod tests {
+    use maillage_transport::Identity;
+
+    use super::testing::site;
+    use super::*;
+
+    #[test]
+    fn a_state_of_before_the_site_joined_hides_no_member_from_it() {
+        let peers: Vec<PeerId> = (0..3).map(|_| Identity::generate().peer_id()).collect();
+        let member = |id: u64, peer: &PeerId| MeshFileMember {
+            site_id: id,
+            peer_id: peer.to_string(),
+            name: format!("site-{id}"),
+            addresses: Vec::new(),
+        };
+        let members = [member(1, &peers[0]), member(8, &peers[1])];
+        let roster = Roster::remembered(SiteId(9), Membership::new(maillage_host::Clock::system()), &members);
+        let known = |id: u64, peer: &PeerId| {
+            let mut site = site(id, "a");
+            site.description.key = key_of(peer);
+            site
+        };
+        assert!(!roster.update(&[known(1, &peers[0])], &[]));
+        assert_eq!(roster.site(&peers[1]), Some(SiteId(8)), "the leader of now is still answered");
+        assert!(roster.update(&[known(1, &peers[0]), known(9, &peers[2])], &[]));
+        assert_eq!(roster.site(&peers[1]), None, "a state that knows the site says who is a member");
+    }
 }
 
 /// Sites for tests of what is decided by them.

@@ -123,6 +123,8 @@ impl Mutant {
     /// The faults under which it is looked for; a swarm unless only some can show it.
     pub fn faults(self) -> Faults {
         match self {
+            Self::VoteFsyncLies => Faults::These(vec![Fault::CrashVoting, Fault::CrashLeader, Fault::IsolateLeader]),
+            Self::ReadsStale => Faults::These(vec![Fault::IsolateLeader, Fault::OneWay]),
             Self::WrongBytesBelieved => Faults::These(vec![Fault::WrongBytes, Fault::Kill, Fault::Breaks]),
             Self::ClockStandsStill => Faults::These(vec![Fault::ClockJump, Fault::Replace, Fault::CrashLeader]),
             Self::OutboxForgotten | Self::OutboxSendsTwice | Self::GlassOverwrites => {

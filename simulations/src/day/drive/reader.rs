@@ -309,6 +309,8 @@ impl Reader {
 
     async fn report(&mut self, held: Held, text: String) -> End {
         let Held { exam, token, claim } = held;
+        // Two readers of one exam may conclude alike, and what each wrote is to be told apart.
+        let text = format!("{text} (Under claim {token}.)");
         let cluster = Arc::clone(&self.stage.cluster);
         let id = self.sender.new_id();
         let call = cluster.history.call(Some(exam.0), Act::Complete { claim, token: token.0, done: None });
