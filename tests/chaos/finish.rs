@@ -88,7 +88,7 @@ async fn unfinished(world: &World) -> Option<String> {
         let Some(status) = site.get(ANSWER, "/api/v1/status?fresh=true").await else {
             return Some(format!("{} gives no fresh status", site.name));
         };
-        for state in ["requested", "waiting", "claimed"] {
+        for state in ["requested", "receiving", "waiting", "claimed"] {
             let count = &status["queue"][state];
             if *count != json!(0) {
                 return Some(format!("{count} exams are {state} at {}", site.name));

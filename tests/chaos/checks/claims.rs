@@ -148,7 +148,7 @@ fn is_of(claims: &[Claim], at: usize, token: u64) -> bool {
 
 fn is_named(state: &State, name: &str) -> bool {
     match state {
-        State::Requested => name == "requested",
+        State::Requested => matches!(name, "requested" | "receiving"),
         State::Waiting => name == "waiting",
         State::Claimed(_) => name == "claimed",
         State::Reported => name == "reported",
