@@ -258,27 +258,19 @@ impl PackReplay<'_> {
         row: Option<&PackRow>,
     ) -> Result<Option<(PackRow, bool)>, PackError> {
         let block = file.read_at(0, HEADER_LEN).await?;
-        let fresh = |day, salt| PackRow {
-            id: self.id,
-            day,
-            salt,
-            complete: HEADER_BYTES,
-            sealed: false,
-            dropped: false,
-            live: 0,
-            chunks: 0,
-            bytes: 0,
-        };
         match PackHeader::decode(&block) {
             Ok(header) if header.id == self.id => {
-                return Ok(Some((row.copied().unwrap_or_else(|| fresh(header.day, header.salt)), true)));
+                return Ok(Some((
+                    row.copied().unwrap_or_else(|| PackRow::new(self.id, header.day, header.salt)),
+                    true,
+                )));
             }
             Ok(_) | Err(HeaderError::Damaged) => {}
             Err(HeaderError::Version) => return Err(PackError::Version),
         }
         let first = file.read_at(HEADER_BYTES, RECORD_HEADER_LEN).await?;
         let claimed = claimed_salt(&first).filter(|salt| RecordHeader::decode(&first, *salt, HEADER_BYTES).is_some());
-        if let Some(known) = row.copied().or_else(|| claimed.map(|salt| fresh(0, salt))) {
+        if let Some(known) = row.copied().or_else(|| claimed.map(|salt| PackRow::new(self.id, 0, salt))) {
             self.damaged(0, HEADER_BYTES);
             return Ok(Some((known, false)));
         }

@@ -35,8 +35,7 @@ pub(super) async fn hold(
     JsonBody(body): JsonBody<HoldBody>,
 ) -> Result<Json<Done>, Problem> {
     app.need_format(2)?;
-    let reason = field("reason", Line::filled(body.reason))?;
-    let user = field("user", Name::filled(body.user))?;
+    let (reason, user) = said(body.reason, body.user)?;
     decide(&app, &app.command(id, user, Command::LegalHold { exam, reason }).await?, exam)
 }
 
@@ -48,8 +47,7 @@ pub(super) async fn release(
     JsonBody(body): JsonBody<HoldBody>,
 ) -> Result<Json<Done>, Problem> {
     app.need_format(2)?;
-    let reason = field("reason", Line::filled(body.reason))?;
-    let user = field("user", Name::filled(body.user))?;
+    let (reason, user) = said(body.reason, body.user)?;
     decide(&app, &app.command(id, user, Command::ReleaseHold { exam, reason }).await?, exam)
 }
 
@@ -73,10 +71,14 @@ pub(super) async fn purge(
     JsonBody(body): JsonBody<PurgeBody>,
 ) -> Result<Json<Done>, Problem> {
     app.need_format(2)?;
-    let reason = field("reason", Line::filled(body.reason))?;
-    let user = field("user", Name::filled(body.user))?;
+    let (reason, user) = said(body.reason, body.user)?;
     let command = Command::Purge { exam, reason, withdrawn: body.consent_withdrawn };
     decide(&app, &app.command(id, user, command).await?, exam)
+}
+
+/// Why and by whom; neither may be empty.
+fn said(reason: String, user: String) -> Result<(Line, Name), Problem> {
+    Ok((field("reason", Line::filled(reason))?, field("user", Name::filled(user))?))
 }
 
 /// How long an exam's images stay, and what became of them.

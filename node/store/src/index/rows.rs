@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::hash::Hash;
 use crate::library::InstanceCommit;
-use crate::pack::{PackFiles, PackId, RECORD_HEADER_BYTES};
+use crate::pack::{HEADER_BYTES, PackFiles, PackId, RECORD_HEADER_BYTES};
 
 /// Where a record lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -64,6 +64,13 @@ pub(crate) struct PackRow {
     pub(crate) chunks: u64,
     /// Bytes of their payloads.
     pub(crate) bytes: u64,
+}
+
+impl PackRow {
+    /// A pack of which nothing but its header is known.
+    pub(crate) const fn new(id: PackId, day: u64, salt: [u8; 8]) -> Self {
+        Self { id, day, salt, complete: HEADER_BYTES, sealed: false, dropped: false, live: 0, chunks: 0, bytes: 0 }
+    }
 }
 
 /// An instance of the library, or of the list of conflicts.

@@ -74,17 +74,7 @@ impl OpenPack {
             }
         };
         shared.files.set_readable(id, HEADER_BYTES);
-        let row = PackRow {
-            id,
-            day,
-            salt: header.salt,
-            complete: HEADER_BYTES,
-            sealed: false,
-            dropped: false,
-            live: 0,
-            chunks: 0,
-            bytes: 0,
-        };
+        let row = PackRow::new(id, day, header.salt);
         Ok(Self { file, row, ready_end: HEADER_BYTES, asked_end: HEADER_BYTES + shared.config.extent_bytes })
     }
 

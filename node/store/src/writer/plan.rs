@@ -11,7 +11,7 @@ use crate::error::Refusal;
 use crate::hash::Hash;
 use crate::index::{ChunkRow, Index, InstanceRow, PackRow, Place, Txn, key};
 use crate::library::{InstanceCommit, Stored, apply_commit, apply_hold, classify, first, link, record};
-use crate::pack::{HEADER_BYTES, Kind, PackFiles, PackId, RecordHeader};
+use crate::pack::{Kind, PackFiles, PackId, RecordHeader};
 
 /// Where a group will be written.
 #[derive(Debug, Clone, Copy)]
@@ -22,19 +22,7 @@ pub(crate) struct Target {
 
 impl Target {
     /// For plans that are only asked whether they would write anything.
-    pub(crate) const NOWHERE: Self = Self {
-        row: PackRow {
-            id: PackId { number: 0, generation: 0 },
-            day: 0,
-            salt: [0; 8],
-            complete: HEADER_BYTES,
-            sealed: false,
-            dropped: false,
-            live: 0,
-            chunks: 0,
-            bytes: 0,
-        },
-    };
+    pub(crate) const NOWHERE: Self = Self { row: PackRow::new(PackId { number: 0, generation: 0 }, 0, [0; 8]) };
 }
 
 /// A group that is ready to be written.

@@ -1,15 +1,13 @@
 //! Power cuts at every moment: what was acknowledged is there, what was not is whole or absent.
 
-use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
 use maillage_host::engine::MemoryHome;
-use maillage_host::{Batch, EngineHome};
 use maillage_store::{StoreError, Stored};
 
 use crate::faulty_disk::FaultyDisk;
-use crate::fixture::{TestInstance, assert_whole, commit, instance, listing, open, read_back};
+use crate::fixture::{TestInstance, assert_whole, commit, copy, instance, listing, open, read_back};
 
 /// Instances of growing sizes, so that groups and packs end at uneven places.
 fn numbered(n: usize) -> TestInstance {
@@ -84,22 +82,6 @@ async fn an_index_that_survived_the_power_cut_agrees_with_the_packs() {
     for syncs in 1..24 {
         cut_after(syncs, syncs, true).await;
     }
-}
-
-/// The content of an index at this moment, as a home of its own.
-fn copy(home: &MemoryHome) -> Arc<MemoryHome> {
-    let view = home.open().expect("open").view();
-    let copied = MemoryHome::default();
-    let filled = copied.replace(&mut |fresh| {
-        let mut batch = Batch::default();
-        view.scan(Bound::Unbounded, Bound::Unbounded, &mut |key, value| {
-            batch.put(key, value);
-            true
-        })?;
-        fresh.commit(batch)
-    });
-    filled.expect("copy");
-    Arc::new(copied)
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,12 +1,13 @@
 //! What the tests share: opening a store, instances to put, files to damage.
 
+use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures::TryStreamExt as _;
 use maillage_host::engine::MemoryHome;
-use maillage_host::{Clock, Disk, EngineHome, UnixMillis};
+use maillage_host::{Batch, Clock, Disk, EngineHome, UnixMillis};
 use maillage_store::{
     CutInstance, Hash, InstanceIdentity, InstanceManifest, ManifestFlags, Store, StoreConfig, StoreError, Stored, cut,
 };
@@ -118,4 +119,20 @@ pub(crate) async fn locate(disk: &Disk, content: &Bytes) -> (String, u64) {
         }
     }
     panic!("{} is in no pack", Hash::of(content));
+}
+
+/// The content of an index at this moment, as a home of its own.
+pub(crate) fn copy(home: &MemoryHome) -> Arc<MemoryHome> {
+    let view = home.open().expect("open").view();
+    let copied = MemoryHome::default();
+    let filled = copied.replace(&mut |fresh| {
+        let mut batch = Batch::default();
+        view.scan(Bound::Unbounded, Bound::Unbounded, &mut |key, value| {
+            batch.put(key, value);
+            true
+        })?;
+        fresh.commit(batch)
+    });
+    filled.expect("copy");
+    Arc::new(copied)
 }

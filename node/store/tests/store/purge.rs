@@ -1,20 +1,19 @@
 //! Purging: no byte is left in any file, whatever is kept stays whole, at whatever moment the power is cut.
 
 use std::collections::BTreeMap;
-use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use maillage_host::engine::MemoryHome;
-use maillage_host::{Batch, Clock, EngineHome, UnixMillis};
+use maillage_host::{Clock, UnixMillis};
 use maillage_store::{
     Hash, Hold, InstanceIdentity, InstanceManifest, ManifestFlags, Publication, PutGroup, Store, StoreError, Stored,
     StudyManifest, cut,
 };
 
 use crate::faulty_disk::FaultyDisk;
-use crate::fixture::{TestInstance, assert_whole, commit, config, listing, noise, open, packs, read_back};
+use crate::fixture::{TestInstance, assert_whole, commit, config, copy, listing, noise, open, packs, read_back};
 
 const DAY: u64 = 86_400_000;
 const NOW: u64 = 1_700_000_000_000;
@@ -93,22 +92,6 @@ fn assert_gone(faulty: &FaultyDisk, instances: &[TestInstance], when: &str) {
         needles.extend((0..head.len() - NEEDLE).step_by(100).map(|at| &head[at..at + NEEDLE]));
     }
     assert_eq!(file_with(faulty, &needles), None, "{when}");
-}
-
-/// The content of an index at this moment, as a home of its own.
-fn copy(home: &MemoryHome) -> Arc<MemoryHome> {
-    let view = home.open().expect("open").view();
-    let copied = MemoryHome::default();
-    let filled = copied.replace(&mut |fresh| {
-        let mut batch = Batch::default();
-        view.scan(Bound::Unbounded, Bound::Unbounded, &mut |key, value| {
-            batch.put(key, value);
-            true
-        })?;
-        fresh.commit(batch)
-    });
-    filled.expect("copy");
-    Arc::new(copied)
 }
 
 #[tokio::test(start_paused = true)]
