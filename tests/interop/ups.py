@@ -18,6 +18,8 @@ import websockets
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, generate_uid
 
+from workitems import done, item, workitem
+
 A, B = sys.argv[1], sys.argv[2]
 RACES = int(sys.argv[3]) if len(sys.argv) > 3 else 25
 JSON = "application/dicom+json"
@@ -33,10 +35,6 @@ pydicom.config.settings.writing_validation_mode = pydicom.config.RAISE
 
 def service(site):
     return site + "/dicom-web"
-
-
-def done(what):
-    print("ok", what, flush=True)
 
 
 def call(method, url, status, body=None, warning=None, **more):
@@ -55,37 +53,6 @@ def call(method, url, status, body=None, warning=None, **more):
     elif 200 <= status < 300:
         assert given is None, f"an unexpected warning: {where}"
     return answer
-
-
-def item(**attributes):
-    dataset = Dataset()
-    for name, value in attributes.items():
-        setattr(dataset, name, value)
-    return dataset
-
-
-def workitem(label, patient="P1", accession="", **changes):
-    """All that N-CREATE needs (PS3.4 table CC.2.5-3)."""
-    dataset = item(
-        TransactionUID="", ScheduledProcedureStepPriority="MEDIUM", ProcedureStepLabel=label,
-        WorklistLabel="EMERGENCY", ScheduledProcessingParametersSequence=[], ScheduledStationNameCodeSequence=[],
-        ScheduledStationClassCodeSequence=[], ScheduledStationGeographicLocationCodeSequence=[],
-        ScheduledProcedureStepStartDateTime="20261124120000", ScheduledWorkitemCodeSequence=[],
-        CommentsOnTheScheduledProcedureStep="", InputReadinessState="READY", InputInformationSequence=[],
-        PatientName="Doe^Jané", PatientID=patient, OtherPatientIDsSequence=[], PatientBirthDate="19700131",
-        PatientSex="F", AdmissionID="", IssuerOfAdmissionIDSequence=[], AdmittingDiagnosesDescription="",
-        AdmittingDiagnosesCodeSequence=[],
-        ReferencedRequestSequence=[item(
-            StudyInstanceUID=generate_uid(), AccessionNumber=accession, RequestedProcedureDescription="CT head",
-            RequestingService="Hospital A")],
-        ProcedureStepState="SCHEDULED", ProcedureStepProgressInformationSequence=[],
-        UnifiedProcedureStepPerformedProcedureSequence=[])
-    for name, value in changes.items():
-        if value is None:
-            delattr(dataset, name)
-        else:
-            setattr(dataset, name, value)
-    return dataset
 
 
 def create(site, label, **more):

@@ -21,6 +21,8 @@ from pynetdicom.sop_class import (
     UnifiedProcedureStepPush as PUSH, UnifiedProcedureStepQuery as QUERY, UnifiedProcedureStepWatch as WATCH,
     Verification)
 
+from workitems import done, item, workitem
+
 PART, PORT = sys.argv[1], int(sys.argv[2])
 A, URL_A, B, URL_B = sys.argv[3:7]
 GLOBAL = "1.2.840.10008.5.1.4.34.5"
@@ -31,40 +33,8 @@ pydicom.config.settings.reading_validation_mode = pydicom.config.RAISE
 pydicom.config.settings.writing_validation_mode = pydicom.config.RAISE
 
 
-def done(what):
-    print("ok", what, flush=True)
-
-
-def item(**attributes):
-    dataset = Dataset()
-    for name, value in attributes.items():
-        setattr(dataset, name, value)
-    return dataset
-
-
-def step(label, patient="P1", accession="", **changes):
-    """All that N-CREATE needs (PS3.4 table CC.2.5-3)."""
-    dataset = item(
-        SpecificCharacterSet="ISO_IR 100",
-        TransactionUID="", ScheduledProcedureStepPriority="MEDIUM", ProcedureStepLabel=label,
-        WorklistLabel="EMERGENCY", ScheduledProcessingParametersSequence=[], ScheduledStationNameCodeSequence=[],
-        ScheduledStationClassCodeSequence=[], ScheduledStationGeographicLocationCodeSequence=[],
-        ScheduledProcedureStepStartDateTime="20261124120000", ScheduledWorkitemCodeSequence=[],
-        CommentsOnTheScheduledProcedureStep="", InputReadinessState="READY", InputInformationSequence=[],
-        PatientName="Doe^Jané", PatientID=patient, OtherPatientIDsSequence=[], PatientBirthDate="19700131",
-        PatientSex="F", AdmissionID="", IssuerOfAdmissionIDSequence=[], AdmittingDiagnosesDescription="",
-        AdmittingDiagnosesCodeSequence=[],
-        ReferencedRequestSequence=[item(
-            StudyInstanceUID=generate_uid(), AccessionNumber=accession, RequestedProcedureDescription="CT head",
-            RequestingService="Hospital A")],
-        ProcedureStepState="SCHEDULED", ProcedureStepProgressInformationSequence=[],
-        UnifiedProcedureStepPerformedProcedureSequence=[])
-    for name, value in changes.items():
-        if value is None:
-            delattr(dataset, name)
-        else:
-            setattr(dataset, name, value)
-    return dataset
+def step(label, **changes):
+    return workitem(label, **{"SpecificCharacterSet": "ISO_IR 100", **changes})
 
 
 class Peer:
