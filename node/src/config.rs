@@ -97,6 +97,30 @@ pub(crate) struct Mesh {
     pub(crate) announce: Vec<SocketAddr>,
     /// Whether peers are looked for by multicast DNS.
     pub(crate) lan_discovery: bool,
+    /// By what images are sent to other sites.
+    pub(crate) congestion: Congestion,
+}
+
+/// By what images are sent to other sites.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Congestion {
+    /// What the line was measured to carry; on local networks cubic.
+    Auto,
+    /// Cubic everywhere.
+    Cubic,
+    /// What the line was measured to carry, everywhere.
+    Wan,
+}
+
+impl From<Congestion> for maillage_transport::Congestion {
+    fn from(congestion: Congestion) -> Self {
+        match congestion {
+            Congestion::Auto => Self::Auto,
+            Congestion::Cubic => Self::Cubic,
+            Congestion::Wan => Self::Wan,
+        }
+    }
 }
 
 /// `[site]`
@@ -280,7 +304,12 @@ impl Default for Config {
         let name = settings::host_name();
         Self {
             node: Node { zone: name.clone(), name, data_dir: PathBuf::from("/var/lib/maillage"), weight: 100 },
-            mesh: Mesh { listen: SocketAddr::new(any, 7400), announce: Vec::new(), lan_discovery: false },
+            mesh: Mesh {
+                listen: SocketAddr::new(any, 7400),
+                announce: Vec::new(),
+                lan_discovery: false,
+                congestion: Congestion::Auto,
+            },
             site: Site::default(),
             raft: Raft {
                 heartbeat_ms: 150,

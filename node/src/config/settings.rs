@@ -113,6 +113,9 @@ pub(crate) static SETTINGS: &[Setting] = &[
          Default: `listen` if it is one address, else the addresses of the interfaces."),
     setting!(mesh.lan_discovery, Bare, None,
         "Also find members on the local network by multicast DNS."),
+    setting!(mesh.congestion, Text, None,
+        "By what images are sent to other sites: \"auto\" (the measured line; cubic on local networks),\n\
+         \"cubic\" or \"wan\" (the measured line everywhere)."),
 
     setting!(site.territory, Text, None,
         "Where its readers are: the hospitals' group whose exams they read first. Empty: none.\n\
