@@ -13,16 +13,16 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// Loss in a round that is not read as congestion. A radio link loses a few per cent by itself; a queue that
-/// overflows loses what is sent too much, which is 20 % at the least look above the rate.
+/// overflows loses what is sent too much, which is 20 % at the highest look above the rate.
 const LOSS_TOLERATED: f64 = 0.08;
-/// Loss that is, where round trips are longer too: a queue that overflows does both, chance only one.
+/// … where round trips are longer too: a queue that overflows does both, chance only one.
 const LOSS_TOLERATED_QUEUED: f64 = 0.03;
+/// A few packets lost in a short round say nothing.
+const LOST_PACKETS_LEAST: u64 = 16;
 /// A look has lost heavily when it lost this much more than rounds usually do.
 const LOOK_LOSS: f64 = 0.02;
 /// The weight of a round in what rounds usually lose.
 const USUAL_WEIGHT: f64 = 0.1;
-/// … and so many packets: a few of a short round say nothing.
-const LOST_PACKETS_LEAST: u64 = 16;
 /// Rounds whose best rate counts: longer than one cycle of looking for more.
 const RATES_KEPT: usize = 10;
 /// The least round trip is measured anew, with an emptied queue, when none as short was seen for this long.
@@ -33,8 +33,7 @@ const MIN_RTT_NOISE: u32 = 32;
 const EMPTIED_FOR: Duration = Duration::from_millis(100);
 /// Packets that a window holds at least.
 const PACKETS_LEAST: u64 = 8;
-/// The first window: a round trip's start costs no more than this. Twice what RFC 9002 allows,
-/// since a reader waits, and paced.
+/// The first window: twice what RFC 9002 section 7.2 recommends, since a reader waits, and paced.
 const PACKETS_FIRST: u64 = 24;
 /// What the pacer's timer, of a millisecond's grain, may be late: so much of the rate is kept queued.
 const TIMER_SLACK: Duration = Duration::from_millis(3);
@@ -59,7 +58,7 @@ const CUT: f64 = 0.85;
 const RIVAL_QUEUE: f64 = 2.0;
 /// … for so many rounds, in which we sent no more than the line carries.
 const RIVAL_ROUNDS: u32 = 6;
-/// Packets by which the window then grows in a round, until loss: somewhat more than one of RFC 5681, less than cubic's.
+/// Packets by which the window then grows in a round, until loss: RFC 5681 has one, cubic more.
 const RIVAL_PACKETS: u64 = 2;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,8 +131,6 @@ pub(super) struct Model {
     cap: Option<u64>,
     /// Acknowledged since then; ahead of the rate if more than it gives.
     bunch: (Instant, u64),
-    /// The shortest round trip of the last round.
-    round_rtt: Duration,
     /// Rounds in a row with another's queue.
     rival: u32,
 }
@@ -159,7 +156,6 @@ impl Model {
             usual_loss: 0.0,
             cap: None,
             bunch: (now, 0),
-            round_rtt: Duration::ZERO,
             rival: 0,
         }
     }
@@ -177,6 +173,11 @@ impl Model {
     /// The least round trip of late; none while it is measured anew.
     fn min_rtt(&self) -> Option<Duration> {
         self.min_rtt.map(|(rtt, _)| rtt)
+    }
+
+    #[cfg(test)]
+    pub(super) fn rounds_seen(&self) -> usize {
+        self.rates.len()
     }
 
     pub(super) fn set_mtu(&mut self, mtu: u64) {
@@ -205,7 +206,13 @@ impl Model {
             self.recent = (Duration::MAX, 0);
         }
         if self.phase == Phase::Start && !is_limited {
-            self.window += if self.is_longer(2) { 0 } else if self.is_longer(8) { bytes / 4 } else { bytes };
+            self.window += if self.is_longer(2) {
+                0
+            } else if self.is_longer(8) {
+                bytes / 4
+            } else {
+                bytes
+            };
         }
     }
 
@@ -214,7 +221,12 @@ impl Model {
         if is_persistent {
             // Nothing came through for several time-outs: the line is another, or was gone.
             let fresh = Self::new(self.round.began, self.mtu);
-            *self = Self { window: PACKETS_LEAST * self.mtu, last_sent: self.last_sent, least_rtt: self.least_rtt, ..fresh };
+            *self = Self {
+                window: PACKETS_LEAST * self.mtu,
+                last_sent: self.last_sent,
+                least_rtt: self.least_rtt,
+                ..fresh
+            };
             self.round.last_packet = self.last_sent;
         }
     }
@@ -248,7 +260,7 @@ impl Model {
         if (acked as f64) <= expected {
             self.bunch = (now, 0);
         } else {
-            self.round.bunched = self.round.bunched.max((acked as f64 - expected) as u64);
+            self.round.bunched = self.round.bunched.max(bytes_of(acked as f64 - expected));
         }
     }
 
@@ -291,9 +303,11 @@ impl Model {
             Phase::Drain => Phase::Drain,
             Phase::Empty(until) if now >= until => Phase::Cruise(2),
             Phase::Empty(until) => Phase::Empty(until),
-            Phase::Cruise(_) if self.min_rtt.is_some_and(|(_, since)| now.saturating_duration_since(since) > MIN_RTT_LASTS) => {
+            Phase::Cruise(_)
+                if self.min_rtt.is_some_and(|(_, since)| now.saturating_duration_since(since) > MIN_RTT_LASTS) =>
+            {
                 let rtt = self.min_rtt().unwrap_or_default();
-                self.window = ((self.carries() / 2.0) as u64).max(PACKETS_LEAST * self.mtu);
+                self.window = bytes_of(self.carries() / 2.0).max(PACKETS_LEAST * self.mtu);
                 self.min_rtt = None;
                 Phase::Empty(now + rtt.max(EMPTIED_FOR))
             }
@@ -339,7 +353,6 @@ impl Model {
         let is_queued = rtt.as_secs_f64() > RIVAL_QUEUE * least.as_secs_f64() + TIMER_SLACK.as_secs_f64();
         let is_cruise = matches!(self.phase, Phase::Cruise(_));
         self.rival = if is_queued && is_cruise { self.rival + 1 } else { 0 };
-        self.round_rtt = rtt;
     }
 
     /// A look's loss bounds the next look only; all other bounds the window, for a while.
@@ -347,7 +360,7 @@ impl Model {
         let is_look = matches!(self.phase, Phase::Cruise(1 | 2) | Phase::Start);
         if is_heavy && !is_look {
             let sent = self.window.min(in_flight.max(PACKETS_LEAST * self.mtu));
-            self.cap = Some((sent as f64 * CUT) as u64);
+            self.cap = Some(bytes_of(sent as f64 * CUT));
         } else if let Some(cap) = self.cap {
             let raised = cap + cap / 8;
             self.cap = (raised as f64 <= 2.0 * self.carries() + 2.0 * self.slack()).then_some(raised);
@@ -369,7 +382,12 @@ impl Model {
             Phase::Cruise(0) => self.look,
             Phase::Start | Phase::Empty(_) | Phase::Cruise(_) => 1.0,
         };
-        let window = (carries * share + slack + bunched.min(carries / 2.0)) as u64;
+        let window = bytes_of(carries * share + slack + bunched.min(carries / 2.0));
         self.window = window.min(self.cap.unwrap_or(u64::MAX)).max(PACKETS_LEAST * self.mtu);
     }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "no line carries 2^52 bytes in a round trip")]
+fn bytes_of(value: f64) -> u64 {
+    value as u64
 }

@@ -1,6 +1,8 @@
 //! Real quinn connections, without IO, over a simulated line: their pacer, loss detection and
 //! acknowledgements, on a clock of our own.
 
+#![expect(clippy::cast_possible_truncation, reason = "small numbers")]
+
 use std::any::Any;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -198,7 +200,9 @@ impl World {
             let grains = |at: Instant| at.saturating_duration_since(self.start).as_micros().div_ceil(GRAIN.as_micros());
             // What is due already is done when time has gone on a little, as on any machine.
             let timer = timer.map(|at| (self.start + GRAIN * grains(at) as u32).max(self.now + SOON));
-            let Some(next) = [due, begins, timer].into_iter().flatten().min().filter(|next| *next <= end) else { break };
+            let Some(next) = [due, begins, timer].into_iter().flatten().min().filter(|next| *next <= end) else {
+                break;
+            };
             self.now = next.max(self.now);
             self.begin();
             self.deliver();
