@@ -64,6 +64,12 @@ pub(crate) fn carries_images(controller: Box<dyn Controller>) {
     }
 }
 
+/// Whether [`carries_images`] was told of this controller's connection.
+#[cfg(test)]
+pub(crate) fn is_told(controller: Box<dyn Controller>) -> bool {
+    controller.into_any().downcast::<Bulk>().is_ok_and(|bulk| bulk.carries_images.load(Ordering::Relaxed))
+}
+
 /// The controller of one path.
 #[derive(Debug, Clone)]
 struct Bulk {
