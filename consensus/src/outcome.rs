@@ -229,7 +229,9 @@ pub enum Refusal {
         staged: u64,
     },
     /// Images that a site receives could not lie as they have to.
-    #[error("images received at {origin} could lie at {copies_possible} sites of the {copies} that they need, in {zones_possible} zones of {zones}")]
+    #[error(
+        "images received at {origin} could lie at {copies_possible} sites of the {copies} that they need, in {zones_possible} zones of {zones}"
+    )]
     PlacementImpossible {
         /// The site.
         origin: Name,

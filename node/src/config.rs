@@ -316,7 +316,14 @@ impl Default for Config {
                 quiet_seconds: 5,
             },
             ingest: Ingest::default(),
-            storage: Storage { reserve_mib: 1024, copies: 3, placement_grace_s: 600, surplus_grace_s: 24 * 3600, copy_mb_s_max: 0, commitment_timeout_s: 24 * 3600 },
+            storage: Storage {
+                reserve_mib: 1024,
+                copies: 3,
+                placement_grace_s: 600,
+                surplus_grace_s: 24 * 3600,
+                copy_mb_s_max: 0,
+                commitment_timeout_s: 24 * 3600,
+            },
             audit: Audit { syslog: String::new() },
             log: Log { format: LogFormat::Text, filter: "info,openraft=warn,libp2p=warn".to_owned() },
         }

@@ -13,6 +13,7 @@ use maillage_consensus::ids::{CommandId, Name};
 use maillage_consensus::mesh::{Counts, HeldPart};
 use maillage_store::{Hash, Hold, StoreEvent};
 use maillage_transport::chunk::Class;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::node::Node;
@@ -32,6 +33,9 @@ const SETTLE: Duration = Duration::from_millis(200);
 const ROUND: Duration = Duration::from_secs(10);
 /// Studies read from the state at once.
 const STUDIES_PER_ROUND: usize = 512;
+/// Under a layout all studies are looked at so often: a copy that a reader fetched can be one of those counted
+/// while another is missing where it should be.
+const ALL_ROUND: Duration = Duration::from_secs(600);
 /// Studies pulled at once: one that waits for a slow holder does not hold up the others.
 const PULLS: usize = 4;
 /// Parts whose failure is remembered as said.
@@ -83,7 +87,7 @@ pub(crate) async fn run(node: Node, shutdown: CancellationToken) {
 
 /// Tells the mesh where its list of this site's holdings differs from what the store holds.
 async fn report_all(node: &Node) -> anyhow::Result<()> {
-    let mut after: Option<String> = None;
+    let (mut after, mut failed): (Option<String>, Option<anyhow::Error>) = (None, None);
     loop {
         // The state first, then the store: a study is held before it is published, so that one
         // published meanwhile is not taken for lost.
@@ -93,14 +97,17 @@ async fn report_all(node: &Node) -> anyhow::Result<()> {
             for part in &study.parts {
                 let says = part.holders.contains(&node.site());
                 let is = held.contains(&part.part.manifest);
-                if says != is {
-                    report(node, part, is).await?;
+                if says != is
+                    && let Err(error) = report(node, part, is).await
+                {
+                    // The others are told all the same; this one in the next round.
+                    failed = Some(error);
                 }
             }
         }
         match page.last() {
             Some(last) if page.len() == STUDIES_PER_ROUND => after = Some(last.uid.to_string()),
-            _ => return Ok(()),
+            _ => return failed.map_or(Ok(()), Err),
         }
     }
 }
@@ -201,6 +208,8 @@ struct Sweep {
     looked_at_all: Option<(Choice, u64)>,
     /// … and at the last pass, whatever became of it.
     attempted: Option<Choice>,
+    /// When all were last looked at.
+    all_at: Option<Instant>,
     seen: Option<Counts>,
     warned: BTreeSet<[u8; 32]>,
 }
@@ -221,7 +230,11 @@ impl Sweep {
     async fn run(&mut self, node: &Node, shutdown: &CancellationToken) -> anyhow::Result<()> {
         let (counts, choice) = node.read(|view| Ok((view.counts()?, Choice::now(node, view)?)))?;
         let as_of = Some((choice.clone(), counts.more.copies_lost));
-        let all = self.looked_at_all != as_of;
+        let is_due = choice.plan().layout().version > 0 && self.all_at.is_none_or(|at| at.elapsed() >= ALL_ROUND);
+        let all = self.looked_at_all != as_of || is_due;
+        if all {
+            self.all_at = Some(Instant::now());
+        }
         let mut whole = true;
         let mut after: Option<String> = None;
         loop {
@@ -285,7 +298,7 @@ fn copies_of(counts: &Counts) -> [u64; 4] {
 }
 
 async fn pull(node: Node, held: HeldPart) -> (HeldPart, anyhow::Result<()>) {
-    let started = tokio::time::Instant::now();
+    let started = Instant::now();
     let pulled = async {
         node.images().pull_part(&held, Class::Background, None).await?;
         report(&node, &held, true).await

@@ -4,8 +4,9 @@
 #![expect(clippy::disallowed_methods, reason = "tests look for bytes in a site's files, and change its configuration")]
 
 use std::fs;
+use std::time::Duration;
 
-use maillage_tests::{Mesh, Settings, Site, Slices, until};
+use maillage_tests::{Mesh, Settings, Site, Slices, until, until_within};
 use serde_json::{Value, json};
 
 use crate::binary;
@@ -14,7 +15,8 @@ use crate::purge::is_in;
 
 /// Four sites in zones of their own, which give surplus copies up at once.
 async fn four(copies: u8) -> Mesh {
-    let settings = |_| Settings { copies, lines: vec![("[storage]", "surplus_grace_s = 1".to_owned())], ..Settings::default() };
+    let settings =
+        |_| Settings { copies, lines: vec![("[storage]", "surplus_grace_s = 1".to_owned())], ..Settings::default() };
     Mesh::start(binary(), 4, settings).await
 }
 
@@ -32,7 +34,8 @@ fn names(part: &Value, key: &str) -> Vec<String> {
 
 /// Waits until exactly those hold a study that should, and returns who.
 async fn placed(site: &Site, study: &Slices, good: impl Fn(&[String]) -> bool) -> Vec<String> {
-    until("the copies lie where they should", async || {
+    // Each copy that moves is a few commands, and a machine that is busy elects now and then.
+    until_within(Duration::from_secs(120), "the copies lie where they should", async || {
         let part = located(site, study).await?;
         let holders = names(&part, "holders");
         (holders == names(&part, "should") && good(&holders)).then_some(holders)
@@ -159,9 +162,9 @@ async fn a_contract_is_obeyed_and_an_applied_layout_moves_copies() {
 async fn with_reserve(site: &mut Site, mib: u64) {
     site.terminate().await;
     let text = fs::read_to_string(site.config()).expect("read the configuration");
-    let lines = text.lines().map(|line| {
-        if line.starts_with("reserve_mib") { format!("reserve_mib = {mib}") } else { line.to_owned() }
-    });
+    let lines = text
+        .lines()
+        .map(|line| if line.starts_with("reserve_mib") { format!("reserve_mib = {mib}") } else { line.to_owned() });
     fs::write(site.config(), lines.collect::<Vec<_>>().join("\n")).expect("write the configuration");
     site.start();
     site.ready().await;

@@ -112,9 +112,7 @@ impl Plan {
     pub fn contract(&self, origin: SiteId) -> Option<&Contract> {
         let territory = self.ground(origin).map(|ground| &ground.territory).filter(|name| !name.is_empty());
         let of = |wanted: &Origin| self.layout.contracts.iter().find(|contract| contract.origin == *wanted);
-        of(&Origin::Site(origin))
-            .or_else(|| of(&Origin::Territory(territory?.clone())))
-            .or_else(|| of(&Origin::Any))
+        of(&Origin::Site(origin)).or_else(|| of(&Origin::Territory(territory?.clone()))).or_else(|| of(&Origin::Any))
     }
 
     /// Copies wanted of what a site receives: never fewer than the zones that it needs.

@@ -316,7 +316,9 @@ fn shown(diff: &Value) -> String {
         ));
     }
     let version = field(diff, &["version"]);
-    text + &format!("next     `maillage placement apply --version {version}`, or `maillage placement revert --version {version}`\n")
+    text + &format!(
+        "next     `maillage placement apply --version {version}`, or `maillage placement revert --version {version}`\n"
+    )
 }
 
 fn parts(found: &Value) -> Table {

@@ -43,8 +43,14 @@ impl Problem {
             "no-quorum" | "unknown-outcome" => ExitCode::NoQuorum,
             "conflict" | "stale-token" | "wrong-state" | "done-already" | "quorum-reached" | "continues"
             | "not-sent" | "other-layout" => ExitCode::Conflict,
-            "storage-full" | "not-recorded" | "other-patient" | "several-patients" | "no-contract"
-            | "consent-refused" | "placement-impossible" | "not-placed" => ExitCode::Refused,
+            "storage-full"
+            | "not-recorded"
+            | "other-patient"
+            | "several-patients"
+            | "no-contract"
+            | "consent-refused"
+            | "placement-impossible"
+            | "not-placed" => ExitCode::Refused,
             "images-damaged" | "corrupt" => ExitCode::Corrupt,
             _ => ExitCode::Error,
         }

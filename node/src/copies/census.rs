@@ -151,9 +151,7 @@ pub(crate) async fn moves(node: &Node, choice: &Choice) -> Result<BTreeMap<SiteI
             moves.parts_gained += 1;
             moves.bytes_gained += bytes;
         }
-        let goes = |site: &&SiteId| {
-            choice.is_out_of_place(&look.held, **site) || choice.is_surplus(&look.held, **site)
-        };
+        let goes = |site: &&SiteId| choice.is_out_of_place(&look.held, **site) || choice.is_beyond(&look.held, **site);
         for site in holders.iter().filter(goes) {
             let moves = moves.entry(*site).or_default();
             moves.parts_lost += 1;

@@ -70,8 +70,13 @@ impl Choice {
     }
 
     /// Whether a site has a copy of a part beyond those that the layout wants.
-    pub(crate) fn is_surplus(&self, held: &HeldPart, site: SiteId) -> bool {
+    pub(crate) fn is_beyond(&self, held: &HeldPart, site: SiteId) -> bool {
         self.plan.layout().version > 0 && held.origin != site && !self.holders(held).contains(&site)
+    }
+
+    /// Whether all those hold a part that are to: what is beyond them is too much, and not on its way.
+    pub(crate) fn is_settled(&self, held: &HeldPart) -> bool {
+        self.holders(held).iter().all(|site| held.holders.contains(site))
     }
 }
 
@@ -92,11 +97,7 @@ fn eligible(node: &Node, view: &View<'_>) -> Result<Vec<Site>, ApplyError> {
 fn completed(study: &str, stay: &[SiteId], grounds: &[&Ground], copies: usize) -> BTreeSet<SiteId> {
     let weights: Vec<SiteWeight<'_>> = grounds
         .iter()
-        .map(|ground| SiteWeight {
-            id: ground.site.0,
-            zone: ground.zone.as_str(),
-            weight: f64::from(ground.weight),
-        })
+        .map(|ground| SiteWeight { id: ground.site.0, zone: ground.zone.as_str(), weight: f64::from(ground.weight) })
         .collect();
     let ranked = placement::choose(&blake3::hash(study.as_bytes()), &weights, weights.len());
     let zone_of = |id: SiteId| grounds.iter().find(|ground| ground.site == id).map(|ground| ground.zone.as_str());

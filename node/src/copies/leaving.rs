@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use maillage_consensus::command::Command;
-use maillage_consensus::ids::{CommandId, Name};
+use maillage_consensus::ids::{CommandId, Name, SiteId};
 use maillage_consensus::machine::ApplyError;
 use maillage_consensus::mesh::{HeldPart, Study};
 use maillage_consensus::outcome::{Outcome, Refusal};
@@ -81,6 +81,8 @@ struct Leaving {
     /// By what the last round went.
     by: Option<Choice>,
     since: Since,
+    /// When what the mesh does not know of was last looked for, by that choice.
+    strays_at: Option<Instant>,
     /// Given up by the mesh's word, and still on this site's disk.
     unfinished: Vec<HeldPart>,
 }
@@ -98,7 +100,9 @@ impl Leaving {
         let choice = node.read(|view| Choice::now(node, view))?;
         let is_usual = choice.plan().layout().version == 0
             && !choice.plan().ground(node.site()).is_some_and(|ground| ground.is_draining);
-        self.by = Some(choice.clone());
+        if self.by.as_ref() != Some(&choice) {
+            (self.by, self.strays_at) = (Some(choice.clone()), None);
+        }
         if is_usual {
             self.since.clear();
             return Ok(!self.unfinished.is_empty());
@@ -124,6 +128,11 @@ impl Leaving {
             tokio::task::yield_now().await;
         }
         self.since = surplus;
+        // A look reads the manifest of every study here.
+        if !left && self.strays_at.is_none_or(|at| at.elapsed() >= SURPLUS_ROUND) {
+            end_strays(node, &choice, shutdown).await?;
+            self.strays_at = Some(Instant::now());
+        }
         Ok(left || !self.unfinished.is_empty())
     }
 
@@ -141,7 +150,7 @@ impl Leaving {
         let mine = page.iter().flat_map(|study| &study.parts).filter(|held| held.holders.contains(&node.site()));
         for held in mine {
             if !choice.is_out_of_place(held, node.site()) {
-                if !choice.is_surplus(held, node.site()) {
+                if !choice.is_beyond(held, node.site()) || !choice.is_settled(held) {
                     continue;
                 }
                 let manifest = held.part.manifest;
@@ -153,11 +162,14 @@ impl Leaving {
                     continue;
                 }
             }
-            let (spared, read_here) = node.read(|view| {
-                let claim = view.exam(held.exam)?.and_then(|exam| exam.claim);
-                Ok((view.plan()?.spares(held, node.site()), claim.is_some_and(|claim| claim.site == node.site())))
-            })?;
-            if spared && !read_here {
+            let (spared, exam) =
+                node.read(|view| Ok((view.plan()?.spares(held, node.site()), view.exam(held.exam)?)))?;
+            if exam.as_ref().is_some_and(|exam| exam.is_confined()) {
+                // What was received here stays; what was not goes another way.
+                continue;
+            }
+            let is_read_here = exam.and_then(|exam| exam.claim).is_some_and(|claim| claim.site == node.site());
+            if spared && !is_read_here {
                 goes.push(held.clone());
             } else {
                 *left = true;
@@ -226,6 +238,36 @@ fn is_listed(node: &Node, held: &HeldPart) -> Result<bool, ApplyError> {
     let study = node.read(|view| view.study(held.part.study.as_str()))?;
     let same = |part: &&HeldPart| part.part.manifest == held.part.manifest;
     Ok(study.is_some_and(|study| study.parts.iter().find(same).is_some_and(|part| part.holders.contains(&node.site()))))
+}
+
+/// Wipes what is here though it must not lie here, and of which the mesh does not know: publications that were
+/// replaced before this site could give them up.
+async fn end_strays(node: &Node, choice: &Choice, shutdown: &CancellationToken) -> anyhow::Result<()> {
+    for here in node.store().held().await? {
+        let Ok(Some(manifest)) = node.store().study_manifest(here.manifest).await else { continue };
+        let origin = SiteId(manifest.origin);
+        if origin == node.site() || choice.plan().counts(origin, node.site()) {
+            continue;
+        }
+        let Some(_leave) = node.images().leave(&here.study_uid) else { continue };
+        // With a publication go all before it: none of them may be one that the mesh counts on.
+        let known = node.read(|view| view.study(&here.study_uid))?;
+        let is_counted = known.iter().flat_map(|study| &study.parts).filter(|held| held.origin == origin).any(|held| {
+            let earlier = held.previous.iter().flat_map(|earlier| &earlier.holders);
+            held.holders.iter().chain(earlier).any(|site| *site == node.site())
+        });
+        if is_counted {
+            continue;
+        }
+        if shutdown.is_cancelled() {
+            return Ok(());
+        }
+        let (sequence, manifest) = (manifest.sequence, here.manifest);
+        let publication = Publication { study_uid: here.study_uid.clone(), origin: origin.0, sequence, manifest };
+        node.store().purge(&publication, false).await?;
+        tracing::info!(study = here.study_uid, "an earlier publication that must not lie here is wiped");
+    }
+    Ok(())
 }
 
 async fn wipe(node: &Node, held: &HeldPart) -> Result<(), StoreError> {

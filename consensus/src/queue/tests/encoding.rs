@@ -198,13 +198,17 @@ fn a_life_at_format_2(bench: &mut Bench) {
     let share = Share { site: lyon, weight: Some(300), zone: Name::fitted("z"), region: Name::fitted("r") };
     run(bench, PARIS, Command::StagePlacement(Change::Share(share)));
     run(bench, PARIS, Command::ApplyPlacement { version: 1, force: Line::default() });
-    run(bench, PARIS, Command::StagePlacement(Change::Contract(Contract {
-        origin: Origin::Site(lyon),
-        holders: Holders::Only(vec![PARIS]),
-        regions: vec![Name::fitted("r")],
-        copies: 2,
-        zones: 1,
-    })));
+    run(
+        bench,
+        PARIS,
+        Command::StagePlacement(Change::Contract(Contract {
+            origin: Origin::Site(lyon),
+            holders: Holders::Only(vec![PARIS]),
+            regions: vec![Name::fitted("r")],
+            copies: 2,
+            zones: 1,
+        })),
+    );
     run(bench, PARIS, Command::Drain { site: lyon, reason: Line::fitted("r"), force: true });
     run(bench, lyon, Command::ReportRoom { full: true });
 }

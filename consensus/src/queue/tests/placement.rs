@@ -74,9 +74,16 @@ fn what_is_staged_holds_only_once_it_is_applied_by_the_version_that_was_seen() {
     assert_eq!(bench.run(PARIS, Command::RevertPlacement { version: 3 }), Outcome::Done);
     assert_eq!((applied(&bench).version, bench.view(|view| view.placement()).staged), (2, None));
     assert_eq!(staged(&mut bench, Change::Copies(2)), 4, "a version is never used for another layout");
-    let stranger = Change::Share(Share { site: SiteId(77), weight: None, zone: Name::default(), region: Name::default() });
+    let stranger =
+        Change::Share(Share { site: SiteId(77), weight: None, zone: Name::default(), region: Name::default() });
     assert_eq!(bench.run(PARIS, Command::StagePlacement(stranger)), Outcome::Refused(Refusal::NoSuchSite));
-    assert_eq!(staged(&mut bench, Change::Share(Share { site: lyon, weight: None, zone: Name::default(), region: Name::default() })), 5);
+    assert_eq!(
+        staged(
+            &mut bench,
+            Change::Share(Share { site: lyon, weight: None, zone: Name::default(), region: Name::default() })
+        ),
+        5
+    );
     let placement = bench.view(|view| view.placement());
     assert_eq!(placement.staged.map(|staged| staged.sites), Some(vec![]), "a share that says nothing is none");
 }

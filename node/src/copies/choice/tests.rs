@@ -80,11 +80,8 @@ fn as_before(study: &str, holders: &[SiteId], eligible: &[Site], copies: usize) 
 }
 
 fn zones(sites: &[Site], chosen: &BTreeSet<SiteId>) -> usize {
-    let zones: BTreeSet<&str> = sites
-        .iter()
-        .filter(|site| chosen.contains(&site.id))
-        .map(|site| site.description.zone.as_str())
-        .collect();
+    let zones: BTreeSet<&str> =
+        sites.iter().filter(|site| chosen.contains(&site.id)).map(|site| site.description.zone.as_str()).collect();
     zones.len()
 }
 
@@ -188,9 +185,10 @@ fn without_a_layout_nothing_is_too_much() {
     let sites: Vec<Site> = (1..=5).map(|id| site(id, "a")).collect();
     let many = held(1, &[1, 2, 3, 4, 5]);
     let choice = plan(Layout::default(), &sites, &[]);
-    assert!(sites.iter().all(|site| !choice.is_surplus(&many, site.id)));
+    assert!(sites.iter().all(|site| !choice.is_beyond(&many, site.id)));
     let choice = plan(version(Layout::default()), &sites, &[]);
-    let surplus = sites.iter().filter(|site| choice.is_surplus(&many, site.id)).count();
+    let surplus = sites.iter().filter(|site| choice.is_beyond(&many, site.id)).count();
     assert_eq!(surplus, 2, "three are wanted");
-    assert!(!choice.is_surplus(&many, SiteId(1)), "who received it keeps it");
+    assert!(!choice.is_beyond(&many, SiteId(1)), "who received it keeps it");
+    assert!(choice.is_settled(&many) && !choice.is_settled(&held(1, &[1])));
 }

@@ -374,10 +374,7 @@ impl ImpossibleLine {
 }
 
 /// `GET /placement/diff`: after a look at every study.
-pub(super) async fn diff(
-    State(app): State<App>,
-    UrlQuery(query): UrlQuery<FreshQuery>,
-) -> Result<Read<Diff>, Problem> {
+pub(super) async fn diff(State(app): State<App>, UrlQuery(query): UrlQuery<FreshQuery>) -> Result<Read<Diff>, Problem> {
     let read = app.read(query.fresh, |view| {
         let Some(staged) = view.placement()?.staged else { return Ok(None) };
         Choice::by(view.plan_of(staged)?, &app.node, view).map(Some)
@@ -600,8 +597,7 @@ impl LookLine {
     fn new(look: &Look, names: &BTreeMap<SiteId, Name>) -> Self {
         let list = |sites: &[SiteId]| sites.iter().map(|site| named(names, *site)).collect();
         let held = &look.held;
-        let should: Vec<SiteId> =
-            if look.confined { vec![held.origin] } else { look.should.iter().copied().collect() };
+        let should: Vec<SiteId> = if look.confined { vec![held.origin] } else { look.should.iter().copied().collect() };
         Self {
             study: held.part.study.to_string(),
             exam: held.exam.0,
@@ -627,9 +623,7 @@ pub(super) async fn under(
     let read = app.read(query.fresh, |view| Ok(names(&view.sites()?))).await?;
     let after = after.as_ref().map(maillage_dicom::Uid::as_str);
     let (looks, next) = census::under(&app.node, after, limit).await?;
-    read.try_map(|names| {
-        Ok(PartList { parts: looks.iter().map(|look| LookLine::new(look, &names)).collect(), next })
-    })
+    read.try_map(|names| Ok(PartList { parts: looks.iter().map(|look| LookLine::new(look, &names)).collect(), next }))
 }
 
 /// `GET /placement/studies/{uid}`: who holds each part of a study, and who should.

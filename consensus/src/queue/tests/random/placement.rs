@@ -146,8 +146,11 @@ impl Life {
         prop_assert!(had.contains(&site));
         let plainly = Plainly::new(&self.bench);
         let open: Vec<SiteId> = plainly.sites.iter().filter(|site| site.session_open).map(|site| site.id).collect();
-        let counted: Vec<SiteId> =
-            left.iter().copied().filter(|site| plainly.counts(&before.parts[0], *site) && open.contains(site)).collect();
+        let counted: Vec<SiteId> = left
+            .iter()
+            .copied()
+            .filter(|site| plainly.counts(&before.parts[0], *site) && open.contains(site))
+            .collect();
         let could = plainly.sites.iter().filter(|site| plainly.could(&before.parts[0], site.id)).count();
         prop_assert!(!counted.is_empty(), "nobody is left who has it");
         prop_assert!(counted.len() >= plainly.copies(&before.parts[0]).min(could), "{counted:?} of {could}");
