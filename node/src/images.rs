@@ -137,17 +137,24 @@ struct Shared {
     publishing: tokio::sync::Mutex<()>,
 }
 
+/// What brings chunks here, and how fast those may come that nobody waits for.
+#[derive(Debug)]
+pub(crate) struct Fetching {
+    pub(crate) fetcher: Fetcher,
+    pub(crate) pace: Pace,
+}
+
 impl Images {
     pub(crate) fn new(
         site: SiteId,
         store: Store,
         group: Group,
         roster: Roster,
-        fetcher: Fetcher,
+        fetching: Fetching,
         presence: Presence,
         metrics: Metrics,
-        pace: Pace,
     ) -> Self {
+        let Fetching { fetcher, pace } = fetching;
         let (arriving, leaving, publishing) = (Mutex::default(), Mutex::default(), tokio::sync::Mutex::default());
         let shared =
             Shared { site, store, group, roster, fetcher, presence, metrics, pace, arriving, leaving, publishing };

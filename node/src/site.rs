@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::commitment::{self, Commitments};
 use crate::copies::pace::Pace;
-use crate::images::{Images, StoreSource};
+use crate::images::{Fetching, Images, StoreSource};
 use crate::ingest::{Arrival, FORMAT_OF_CODED_CHUNKS, Ingest};
 use crate::links::MeshLinks;
 use crate::metrics::Metrics;
@@ -228,16 +228,15 @@ impl Site {
         let (faults_tx, faults) = mpsc::channel(FAULTS_QUEUE);
         let fetcher = Fetcher::new(wires.holders, faults_tx);
         let site = SiteId(mesh.site_id);
-        let pace = Pace::of_mb_s(config.storage.copy_mb_s_max);
+        let fetching = Fetching { fetcher, pace: Pace::of_mb_s(config.storage.copy_mb_s_max) };
         let images = Images::new(
             site,
             store.clone(),
             group.clone(),
             roster.clone(),
-            fetcher,
+            fetching,
             presence.clone(),
             metrics.clone(),
-            pace,
         );
         let (gather, arrivals) = mpsc::unbounded_channel();
         let known = group.clone();

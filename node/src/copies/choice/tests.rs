@@ -156,7 +156,7 @@ proptest! {
 
 #[test]
 fn copies_beyond_their_receivers_fall_by_the_layouts_weights() {
-    let sites: Vec<Site> = (1..=5).map(|id| site(id, ["a", "b", "c", "d", "e"][id as usize - 1])).collect();
+    let sites: Vec<Site> = (1..).zip(["a", "b", "c", "d", "e"]).map(|(id, zone)| site(id, zone)).collect();
     let share = |(site, weight)| Share {
         site: SiteId(site),
         weight: Some(weight),
