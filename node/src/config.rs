@@ -268,6 +268,10 @@ pub(crate) struct Storage {
     pub(crate) copies: u8,
     /// Time that a lost site has to come back before its copies are made anew, seconds.
     pub(crate) placement_grace_s: u64,
+    /// Time that a copy beyond those wanted stays, seconds.
+    pub(crate) surplus_grace_s: u64,
+    /// What this site takes in for copies, MB/s; 0 for no limit.
+    pub(crate) copy_mb_s_max: u64,
     /// Time after which a storage commitment that is still pending has failed, seconds.
     pub(crate) commitment_timeout_s: u64,
 }
@@ -341,7 +345,14 @@ impl Default for Config {
                 quiet_seconds: 5,
             },
             ingest: Ingest::default(),
-            storage: Storage { reserve_mib: 1024, copies: 3, placement_grace_s: 600, commitment_timeout_s: 24 * 3600 },
+            storage: Storage {
+                reserve_mib: 1024,
+                copies: 3,
+                placement_grace_s: 600,
+                surplus_grace_s: 24 * 3600,
+                copy_mb_s_max: 0,
+                commitment_timeout_s: 24 * 3600,
+            },
             audit: Audit { syslog: String::new() },
             log: Log { format: LogFormat::Text, filter: "info,openraft=warn,libp2p=warn".to_owned() },
         }
