@@ -246,6 +246,8 @@ pub(crate) struct Storage {
     pub(crate) placement_grace_s: u64,
     /// Time after which a storage commitment that is still pending has failed, seconds.
     pub(crate) commitment_timeout_s: u64,
+    /// How fast packs are read to find damage, in 10^6 bytes a second; 0 for not at all.
+    pub(crate) scrub_mb_s: u64,
 }
 
 /// `[audit]`
@@ -312,7 +314,14 @@ impl Default for Config {
                 quiet_seconds: 5,
             },
             ingest: Ingest::default(),
-            storage: Storage { reserve_mib: 1024, copies: 3, placement_grace_s: 600, commitment_timeout_s: 24 * 3600 },
+            storage: Storage {
+                reserve_mib: 1024,
+                copies: 3,
+                placement_grace_s: 600,
+                commitment_timeout_s: 24 * 3600,
+                // 50 TB in the month in which all should be read; a tenth of what one hard disk gives.
+                scrub_mb_s: 20,
+            },
             audit: Audit { syslog: String::new() },
             log: Log { format: LogFormat::Text, filter: "info,openraft=warn,libp2p=warn".to_owned() },
         }

@@ -101,7 +101,7 @@ async fn report_all(node: &Node) -> anyhow::Result<()> {
     }
 }
 
-async fn report(node: &Node, held: &HeldPart, holds: bool) -> anyhow::Result<()> {
+pub(crate) async fn report(node: &Node, held: &HeldPart, holds: bool) -> anyhow::Result<()> {
     let command = Command::RecordHolding { study: held.part.study.clone(), manifest: held.part.manifest, holds };
     node.command(CommandId::random(), Name::default(), command).await?;
     Ok(())
