@@ -243,8 +243,8 @@ impl Site {
     /// When it does not end within `limit`, or ends by a signal.
     pub async fn ends(&mut self, limit: Duration) -> i32 {
         let (name, child) = (self.name.clone(), self.child.as_mut().expect("a running site"));
-        let status = until_within(limit, &format!("{name} ends"), async || child.try_wait().expect("ask for the process"));
-        let status = status.await;
+        let what = format!("{name} ends");
+        let status = until_within(limit, &what, async || child.try_wait().expect("ask for the process")).await;
         self.child = None;
         status.code().unwrap_or_else(|| panic!("{name} was ended by a signal: {status}"))
     }

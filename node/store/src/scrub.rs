@@ -241,7 +241,9 @@ impl Store {
         match self.submit(content).await {
             Ok(_) => step.rewritten += records,
             // They are found again by the next pass; until then the index has them.
-            Err(StoreError::Full { .. }) => tracing::warn!(records, "no room to write damaged records anew"),
+            Err(error @ (StoreError::Full { .. } | StoreError::Failed(_))) => {
+                tracing::warn!(records, %error, "damaged records were not written anew");
+            }
             Err(error) => return Err(error),
         }
         Ok(())
