@@ -16,9 +16,9 @@ use serde_json::json;
 use crate::{binary, mesh};
 
 /// The size of the site's volume: the engines and the log of a young site, the reserve, and some images.
-const VOLUME_MIB: u64 = 384;
-/// Left to the queue when images are refused.
-const RESERVE_MIB: u64 = 128;
+const VOLUME_MIB: u64 = 320;
+/// Left to the queue when images are refused, as the harness configures it.
+const RESERVE_MIB: u64 = 64;
 
 /// A volume of its own under a directory, until dropped.
 struct Volume(PathBuf);
@@ -87,14 +87,13 @@ async fn on_a_full_volume_images_are_refused_the_queue_and_reads_go_on_and_room_
         eprintln!("skipped on_a_full_volume…: mounting a tmpfs takes root");
         return;
     };
-    let reserve = ("[storage]", format!("reserve_mib = {RESERVE_MIB}"));
-    mesh.join(&Settings { lines: vec![reserve], ..Settings::default() }).await;
+    mesh.join(&Settings::default()).await;
     let site = &mesh.sites[0];
     let before = Slices::new("A0", "P0", 4);
     before.send(site.dicom()).await;
     assert!(volume.free_mib() > RESERVE_MIB + 32, "{} MiB are free", volume.free_mib());
 
-    let ballast = volume.fill_up_to(RESERVE_MIB - 32);
+    let ballast = volume.fill_up_to(RESERVE_MIB - 16);
     let refused = Slices::new("A1", "P1", 2);
     assert_eq!(c_store(site, &refused).await, 0xA700, "out of resources: the sender tries again");
     assert_eq!(by_http(site, &refused).await, [507, 507]);
