@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use bytes::Bytes;
 use hyper::Method;
 use maillage_tests::exams::requested;
+use maillage_tests::multipart::find;
 use maillage_tests::study::{CALLED, CALLING, associate, file, store};
 use maillage_tests::{Mesh, Settings, Site, Slices, until};
 use serde_json::json;
@@ -56,6 +58,35 @@ impl Drop for Volume {
     }
 }
 
+/// An instance with a document of `len` bytes instead of its pixels.
+fn bulky(uid: &str, dataset: &[u8], len: usize) -> Bytes {
+    let pixels = find(dataset, b"\xe0\x7f\x10\x00OW").expect("pixel data");
+    let mut bulky = dataset[..pixels].to_vec();
+    // (0042,0011) Encapsulated Document.
+    bulky.extend_from_slice(b"\x42\x00\x11\x00OB\0\0");
+    bulky.extend_from_slice(&u32::try_from(len).expect("small").to_le_bytes());
+    let mut noise = vec![0; len];
+    blake3::Hasher::new().update(uid.as_bytes()).finalize_xof().fill(&mut noise);
+    bulky.extend_from_slice(&noise);
+    file(uid, &bulky)
+}
+
+/// Sends images until there is room for none, not even in what the packs have set aside.
+async fn fill_the_packs(site: &Site) {
+    let many = Slices::new("FILL", "FILL", 80);
+    let mut instances = many.instances.iter();
+    for len in [4 << 20, 512 << 10, 64 << 10, 8 << 10, 1 << 10] {
+        loop {
+            let (uid, dataset) = instances.next().expect("as many as it takes");
+            match site.http().post_file(bulky(uid, dataset, len)).await.status {
+                200 => {}
+                507 => break,
+                other => panic!("{other}"),
+            }
+        }
+    }
+}
+
 /// The status of a C-STORE of the first instance.
 async fn c_store(site: &Site, study: &Slices) -> u16 {
     let mut association = associate(site.dicom(), CALLING, CALLED).await.expect("an association");
@@ -94,6 +125,7 @@ async fn on_a_full_volume_images_are_refused_the_queue_and_reads_go_on_and_room_
     assert!(volume.free_mib() > RESERVE_MIB + 32, "{} MiB are free", volume.free_mib());
 
     let ballast = volume.fill_up_to(RESERVE_MIB - 16);
+    fill_the_packs(site).await;
     let refused = Slices::new("A1", "P1", 2);
     assert_eq!(c_store(site, &refused).await, 0xA700, "out of resources: the sender tries again");
     assert_eq!(by_http(site, &refused).await, [507, 507]);
