@@ -234,7 +234,11 @@ impl Scrub {
         if self.0.rate == 0 {
             return;
         }
-        let settling = async { while !self.state().asked { self.0.changed.notified().await } };
+        let settling = async {
+            while !self.state().asked {
+                self.0.changed.notified().await
+            }
+        };
         if shutdown.run_until_cancelled(timeout(START_AFTER, settling)).await.is_none() {
             return;
         }

@@ -231,9 +231,10 @@ async fn what_nobody_has_is_an_alarm_and_verify_and_repair_say_so() {
     assert_eq!((&repaired["nowhere_count"], &repaired["nowhere"][0]["study"]), (&json!(1), &json!(study.study)));
     until("the alarm is raised", async || {
         let status = site.http().json("/api/v1/status").await;
-        let warned = status["warnings"].as_array()?.iter().any(|warning| {
-            warning["what"].as_str().is_some_and(|what| what.starts_with("ALARM: 1 damaged chunks"))
-        });
+        let warned = status["warnings"]
+            .as_array()?
+            .iter()
+            .any(|warning| warning["what"].as_str().is_some_and(|what| what.starts_with("ALARM: 1 damaged chunks")));
         warned.then_some(())
     })
     .await;
@@ -265,14 +266,16 @@ async fn a_site_is_lost_for_good_and_its_copies_are_made_again_byte_for_byte() {
         until("three copies", async || holders(&mesh, study).await.filter(|names| names.len() == 3)).await;
     }
     let names = holders(&mesh, &studies[0]).await.expect("holders");
-    let lost = (1..4).find(|n| names.contains(&mesh.sites[*n].name().to_owned())).expect("a holder beside the receiver");
+    let lost =
+        (1..4).find(|n| names.contains(&mesh.sites[*n].name().to_owned())).expect("a holder beside the receiver");
     let lost_name = mesh.sites[lost].name().to_owned();
     mesh.sites[lost].kill();
     fs::remove_dir_all(mesh.sites[lost].data_dir()).expect("the disk goes with it");
     let mut left: Vec<Vec<String>> = Vec::new();
     for study in &studies {
         let made = until_within(Duration::from_secs(90), "three copies on sites that are left", async || {
-            let names: Vec<String> = holders(&mesh, study).await?.into_iter().filter(|name| *name != lost_name).collect();
+            let names: Vec<String> =
+                holders(&mesh, study).await?.into_iter().filter(|name| *name != lost_name).collect();
             (names.len() == 3).then_some(names)
         });
         left.push(made.await);
@@ -344,8 +347,11 @@ async fn a_byzantine_peer_is_found_out_penalised_and_reported_and_never_believed
     let other = until("two sites hold the study", async || {
         let shown = mesh.sites[0].http().get(&path).await;
         let shown: Value = (shown.status == 200).then(|| shown.json())?;
-        let names: Vec<&str> =
-            shown["part_list"][0]["holders"].as_array()?.iter().filter_map(|holder| holder["site_name"].as_str()).collect();
+        let names: Vec<&str> = shown["part_list"][0]["holders"]
+            .as_array()?
+            .iter()
+            .filter_map(|holder| holder["site_name"].as_str())
+            .collect();
         (names.len() == 2).then(|| (1..3).find(|n| names.contains(&mesh.sites[*n].name()))).flatten()
     })
     .await;
@@ -354,9 +360,9 @@ async fn a_byzantine_peer_is_found_out_penalised_and_reported_and_never_believed
     let site = &mesh.sites[reader];
     let row = async || {
         let peers = site.http().json("/api/v1/peers").await;
-        let row = peers["peers"].as_array().and_then(|rows| {
-            rows.iter().find(|row| row["name"].as_str() == Some(mesh.sites[other].name())).cloned()
-        });
+        let row = peers["peers"]
+            .as_array()
+            .and_then(|rows| rows.iter().find(|row| row["name"].as_str() == Some(mesh.sites[other].name())).cloned());
         row.expect("its row")
     };
     until("it is missed", async || (row().await["state"] == json!("unreachable")).then_some(())).await;

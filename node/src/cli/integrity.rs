@@ -94,7 +94,11 @@ pub(super) async fn verify(context: &Context) -> anyhow::Result<ExitCode> {
             get("incomplete"),
             get("missing"),
         ));
-        text + if report["complete"] == json!(true) { "complete: every byte is as received\n" } else { "NOT complete\n" }
+        text + if report["complete"] == json!(true) {
+            "complete: every byte is as received\n"
+        } else {
+            "NOT complete\n"
+        }
     })?;
     let is_some = |name: &str| number(&report, &[name]) != Some(0);
     if is_some("damaged") || is_some("bad") {

@@ -283,7 +283,9 @@ impl MeshStatus {
             if !penalty.left.is_zero() {
                 let (name, faults, left) = (&row.site.description.name, penalty.faults, penalty.left.as_secs());
                 warn(
-                    format!("site {name} sent {faults} wrong answers: others are asked first for {left} s; verify there"),
+                    format!(
+                        "site {name} sent {faults} wrong answers: others are asked first for {left} s; verify there"
+                    ),
                     "maillage verify",
                 );
             }

@@ -91,7 +91,9 @@ impl Mending<'_> {
         for manifest in instances {
             let read: Result<Option<InstanceManifest>, StoreError> = store.instance_manifest(*manifest).await;
             match read {
-                Ok(Some(manifest)) => lengths.extend(manifest.chunks.iter().map(|chunk| (chunk.hash, chunk.len as usize))),
+                Ok(Some(manifest)) => {
+                    lengths.extend(manifest.chunks.iter().map(|chunk| (chunk.hash, chunk.len as usize)))
+                }
                 Ok(None) | Err(StoreError::Corrupt(_) | StoreError::Missing(_)) => {}
                 Err(error) => return Err(error.into()),
             }

@@ -20,7 +20,15 @@ fn clock(now: &Arc<AtomicU64>) -> Clock {
 
 fn example() -> Record {
     let position = ScrubPosition { pack: Some(PackId { number: 7, generation: 1 }), offset: 4096 };
-    let last = Pass { began_at: 1000, ended_at: Some(2000), bytes: 5, found: 1, rewritten: 2, lost_packs: 0, ..Pass::default() };
+    let last = Pass {
+        began_at: 1000,
+        ended_at: Some(2000),
+        bytes: 5,
+        found: 1,
+        rewritten: 2,
+        lost_packs: 0,
+        ..Pass::default()
+    };
     let under_way = Some(Pass { began_at: 3000, position, bytes: 4096, ..Pass::default() });
     Record { format: FORMAT, paused: true, under_way, last: Some(last) }
 }

@@ -22,8 +22,8 @@ use crate::event::StoreEvent;
 use crate::hash::Hash;
 use crate::index::{ChunkRow, HeldRow, InPack, PackRow, key};
 use crate::pack::{
-    HEADER_BYTES, HEADER_LEN, HeaderError, Kind, PackHeader, PackId, RECORD_HEADER_BYTES, RECORD_HEADER_LEN, RecordHeader, Walked,
-    next_header,
+    HEADER_BYTES, HEADER_LEN, HeaderError, Kind, PackHeader, PackId, RECORD_HEADER_BYTES, RECORD_HEADER_LEN,
+    RecordHeader, Walked, next_header,
 };
 use crate::store::{Store, is_damage};
 use crate::writer::{Content, Move, Moved, Request};
@@ -181,8 +181,7 @@ impl Store {
         if suspects.is_empty() {
             return Ok(());
         }
-        let InPack { pieces, commits, holds } =
-            self.index(move |index| index.in_pack(row.id, &suspects)).await?;
+        let InPack { pieces, commits, holds } = self.index(move |index| index.in_pack(row.id, &suspects)).await?;
         let mut damaged = Vec::new();
         let mut content = Content { day: Some(row.day), ..Content::default() };
         for (hash, piece, is_manifest) in pieces {
@@ -221,7 +220,8 @@ impl Store {
         let all = self.index(|index| index.rows::<HeldRow>(key::HELD, None, usize::MAX)).await?;
         for row in all {
             let is_damaged = damaged.contains(&row);
-            if !is_damaged && !(row.held && row.packs.contains(&pack)) {
+            let lies_here = row.held && row.packs.contains(&pack);
+            if !is_damaged && !lies_here {
                 continue;
             }
             match self.record_again(row).await {
@@ -251,11 +251,7 @@ impl Store {
 
     /// Takes damaged pieces of one pack out of service, and ends the holds on what they belong to. Returns
     /// those that were not before.
-    async fn quarantine_all(
-        &self,
-        pack: PackId,
-        damaged: Vec<(Hash, ChunkRow)>,
-    ) -> Result<Vec<Hash>, StoreError> {
+    async fn quarantine_all(&self, pack: PackId, damaged: Vec<(Hash, ChunkRow)>) -> Result<Vec<Hash>, StoreError> {
         if damaged.is_empty() {
             return Ok(Vec::new());
         }

@@ -24,13 +24,14 @@ pub(crate) struct InPack {
 impl Index {
     /// What lies in `pack` at an offset within one of `stretches`, each (first, behind).
     pub(crate) fn in_pack(&self, pack: PackId, stretches: &[(u64, u64)]) -> io::Result<InPack> {
-        let is_there = |of: PackId, offset: u64| {
-            of == pack && stretches.iter().any(|(from, to)| (*from..*to).contains(&offset))
-        };
+        let is_there =
+            |of: PackId, offset: u64| of == pack && stretches.iter().any(|(from, to)| (*from..*to).contains(&offset));
         let mut found = InPack::default();
         self.each(key::CHUNK, |key, row: ChunkRow| {
             let hash = key.get(key::CHUNK.len()..).and_then(|hash| hash.try_into().ok()).map(Hash);
-            found.pieces.extend(hash.filter(|_| !row.bad && is_there(row.pack, row.offset)).map(|hash| (hash, row, false)));
+            found
+                .pieces
+                .extend(hash.filter(|_| !row.bad && is_there(row.pack, row.offset)).map(|hash| (hash, row, false)));
         })?;
         let txn = self.txn();
         for (hash, _, is_manifest) in &mut found.pieces {
