@@ -1,6 +1,6 @@
 //! A disk that fills up, and one that is gone: what is refused, what goes on, and how it ends.
 
-#![expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "tests fill and take away a site's disk")]
+#![expect(clippy::disallowed_methods, reason = "tests fill and take away a site's disk")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -314,7 +314,7 @@ impl ChunkSource for Liar {
 }
 
 /// A peer with the identity, the address and the place in the mesh of a site, and a mind of its own.
-async fn byzantine(site: &Site) -> (Endpoint, Presence, Arc<Liar>) {
+fn byzantine(site: &Site) -> (Endpoint, Presence, Arc<Liar>) {
     let secret = fs::read_to_string(site.data_dir().join("identity")).expect("its key");
     let secret: Vec<u8> = (0..32).map(|n| u8::from_str_radix(&secret[2 * n..2 * n + 2], 16).expect("digits")).collect();
     let identity = Identity::from_secret(secret.as_slice().try_into().expect("32 bytes"));
@@ -366,7 +366,7 @@ async fn a_byzantine_peer_is_found_out_penalised_and_reported_and_never_believed
         row.expect("its row")
     };
     until("it is missed", async || (row().await["state"] == json!("unreachable")).then_some(())).await;
-    let (_endpoint, _presence, liar) = byzantine(&mesh.sites[other]).await;
+    let (_endpoint, _presence, liar) = byzantine(&mesh.sites[other]);
     until("it passes for a member", async || (row().await["state"] == json!("connected")).then_some(())).await;
 
     let seen = until("it is found out", async || {

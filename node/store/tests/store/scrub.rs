@@ -274,7 +274,7 @@ async fn readers_and_writers_are_seen_to_wait() {
     let store = open(&faulty.disk(), &Arc::default()).await;
     assert!(!store.is_waited_for());
     faulty.faults.lock().expect("lock").sync_takes = std::time::Duration::from_millis(50);
-    let put = tokio::spawn({
+    let put = maillage_host::spawn({
         let store = store.clone();
         async move { commit(&store, &instance(0, 0, 20_000)).await.map(drop) }
     });
