@@ -18,6 +18,7 @@ mod configuration;
 mod exams;
 mod glass;
 mod health;
+mod integrity;
 mod lifetime;
 mod partners;
 mod placement;
@@ -109,6 +110,17 @@ enum Command {
     /// The images
     #[command(subcommand)]
     Study(study::StudyCommand),
+    /// Read everything that is stored here and compare hashes; also while the node does not run
+    Verify,
+    /// The same in the background, all the time
+    #[command(subcommand)]
+    Scrub(integrity::ScrubCommand),
+    /// Bring back what is damaged or missing here from the other sites
+    Repair {
+        /// Of this study only
+        #[arg(long, value_name = "UID")]
+        study: Option<String>,
+    },
     /// What was done, by whom, when and why
     #[command(subcommand)]
     Audit(audit::AuditCommand),
@@ -217,6 +229,9 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Stats(args) => stats::run(&context, args).await?,
         Command::Outbox(command) => glass::outbox(&context, command).await?,
         Command::Study(command) => return study::run(&context, command).await,
+        Command::Verify => return integrity::verify(&context).await,
+        Command::Scrub(command) => integrity::scrub(&context, command).await?,
+        Command::Repair { study } => return integrity::repair(&context, study).await,
         Command::Audit(command) => return audit::run(&context, command).await,
         Command::Events(args) => audit::events(&context, args).await?,
         Command::Chunks(command) => sites::chunks(&context, command).await?,

@@ -274,6 +274,8 @@ pub(crate) struct Storage {
     pub(crate) copy_mb_s_max: u64,
     /// Time after which a storage commitment that is still pending has failed, seconds.
     pub(crate) commitment_timeout_s: u64,
+    /// How fast packs are read to find damage, in 10^6 bytes a second; 0 for not at all.
+    pub(crate) scrub_mb_s: u64,
 }
 
 /// `[audit]`
@@ -352,6 +354,8 @@ impl Default for Config {
                 surplus_grace_s: 24 * 3600,
                 copy_mb_s_max: 0,
                 commitment_timeout_s: 24 * 3600,
+                // 50 TB in the month in which all should be read; a tenth of what one hard disk gives.
+                scrub_mb_s: 20,
             },
             audit: Audit { syslog: String::new() },
             log: Log { format: LogFormat::Text, filter: "info,openraft=warn,libp2p=warn".to_owned() },

@@ -23,7 +23,7 @@ use maillage_store::{
 };
 use maillage_transport::PeerId;
 use maillage_transport::chunk::{ChunkSource, Class};
-use maillage_transport::fetch::{Fetcher, Wanted};
+use maillage_transport::fetch::{Fetcher, Penalty, Wanted};
 use tokio::sync::mpsc;
 
 use crate::copies::pace::Pace;
@@ -33,11 +33,13 @@ use crate::roster::Roster;
 
 mod leave;
 mod listing;
+mod mend;
 mod pull;
 
 pub(crate) use leave::Leave;
 
 use listing::{Listing, agrees};
+pub(crate) use mend::Mended;
 
 /// Local chunks read ahead of a reader.
 const READ_AHEAD: usize = 4;
@@ -202,7 +204,14 @@ impl Images {
         let peers: Vec<PeerId> = others.filter_map(|site| self.0.roster.peer(*site)).collect();
         let connected: Arc<[PeerId]> =
             peers.iter().copied().filter(|peer| self.0.presence.is_connected(peer)).collect();
-        if connected.is_empty() { peers.into() } else { connected }
+        // Where only those are connected that sent wrong bytes, the others are tried too, and first.
+        let is_trusted = |peer: &PeerId| self.penalty(peer).is_none_or(|penalty| penalty.left.is_zero());
+        if connected.iter().any(is_trusted) { connected } else { peers.into() }
+    }
+
+    /// What is held against a peer: answers that were not what it was asked for.
+    pub(crate) fn penalty(&self, peer: &PeerId) -> Option<Penalty> {
+        self.0.fetcher.penalty(peer)
     }
 
     /// The instances of a study that can be had now: of every part that the mesh knows, and of what this

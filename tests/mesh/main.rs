@@ -15,6 +15,7 @@ mod commitment;
 mod config;
 mod demo;
 mod directory;
+mod disk;
 mod glass;
 mod health;
 mod hostile;

@@ -197,6 +197,9 @@ pub(crate) static SETTINGS: &[Setting] = &[
     setting!(storage.commitment_timeout_s, Bare, None,
         "A sender that asks for storage commitment is told within this time; what is not on two zones by\n\
          then has failed, and the sender keeps it."),
+    setting!(storage.scrub_mb_s, Bare, None,
+        "All that is stored is read and compared once a week, behind everything else, at most so many MB a\n\
+         second: damage is found before the images are needed. 0: never."),
 
     setting!(audit.syslog, Text, None,
         "Send the whole mesh's audit trail there, as DICOM audit messages: \"udp://HOST:PORT\" or\n\

@@ -18,6 +18,7 @@ mod events;
 mod exams;
 pub(super) mod glass;
 mod instances;
+mod integrity;
 mod life;
 mod listing;
 mod mesh;
@@ -47,6 +48,11 @@ pub(super) fn admin() -> Router<App> {
         .get("/tokens", tokens::list, "Join tokens, used and ended ones included")
         .post("/tokens", tokens::create, "Make a join token; the one answer with the token itself")
         .delete("/tokens/{key}", tokens::revoke, "End a join token now")
+        .get("/scrub", integrity::scrub, "Where the scrub stands, and what it found")
+        .post("/scrub/start", integrity::start, "Go on scrubbing, or begin a pass now")
+        .post("/scrub/pause", integrity::pause, "Scrub no more until it is started")
+        .post("/verify", integrity::verify_all, "Read every byte of every pack; JSON lines of progress")
+        .post("/repair", integrity::repair, "Bring back what is damaged or missing; JSON lines of progress")
         .post("/audit/attest", audit::attest, "State this site's audit chain now")
         .router()
 }
