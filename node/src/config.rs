@@ -246,6 +246,8 @@ pub(crate) struct Storage {
     pub(crate) placement_grace_s: u64,
     /// Time after which a storage commitment that is still pending has failed, seconds.
     pub(crate) commitment_timeout_s: u64,
+    /// How much may be here beyond copies, for being likely to be read here, MiB; 0 for nothing.
+    pub(crate) prefetch_mib_max: u64,
 }
 
 /// `[audit]`
@@ -312,7 +314,14 @@ impl Default for Config {
                 quiet_seconds: 5,
             },
             ingest: Ingest::default(),
-            storage: Storage { reserve_mib: 1024, copies: 3, placement_grace_s: 600, commitment_timeout_s: 24 * 3600 },
+            storage: Storage {
+                reserve_mib: 1024,
+                copies: 3,
+                placement_grace_s: 600,
+                commitment_timeout_s: 24 * 3600,
+                // Some hundred coded CT studies: the head of a night's room and its priors.
+                prefetch_mib_max: 20 * 1024,
+            },
             audit: Audit { syslog: String::new() },
             log: Log { format: LogFormat::Text, filter: "info,openraft=warn,libp2p=warn".to_owned() },
         }

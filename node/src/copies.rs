@@ -33,9 +33,6 @@ const PULLS: usize = 4;
 /// Parts whose failure is remembered as said.
 const WARNED_MAX: usize = 10_000;
 
-/// Claims of one site whose images are brought at once; a centre has at most 7 seats.
-const CLAIMED_MAX: usize = 64;
-
 /// Pulls and reports copies until `shutdown`.
 pub(crate) async fn run(node: Node, shutdown: CancellationToken) {
     let mut changes = node.changes();
@@ -101,66 +98,14 @@ async fn report_all(node: &Node) -> anyhow::Result<()> {
     }
 }
 
-async fn report(node: &Node, held: &HeldPart, holds: bool) -> anyhow::Result<()> {
+pub(crate) async fn report(node: &Node, held: &HeldPart, holds: bool) -> anyhow::Result<()> {
     let command = Command::RecordHolding { study: held.part.study.clone(), manifest: held.part.manifest, holds };
     node.command(CommandId::random(), Name::default(), command).await?;
     Ok(())
 }
 
-/// Brings the images of the exams that are claimed at this site, as they are claimed, until `shutdown`:
-/// their readers wait, so that nothing else stands before them.
-pub(crate) async fn bring_claimed(node: Node, shutdown: CancellationToken) {
-    let mut changes = node.changes();
-    let mut failed = BTreeSet::new();
-    loop {
-        for held in claimed_parts(&node).unwrap_or_default() {
-            let brought = async {
-                node.images().pull_part(&held, Class::Urgent, None).await?;
-                report(&node, &held, true).await
-            };
-            match brought.await {
-                Ok(()) => drop(failed.remove(&held.part.manifest)),
-                Err(error) => {
-                    if failed.insert(held.part.manifest) {
-                        let study = held.part.study.as_str();
-                        tracing::warn!(study, error = format!("{error:#}"), "images of a claimed exam not here yet");
-                    }
-                }
-            }
-        }
-        let wait = async {
-            // What failed is tried again after a while, whatever changes.
-            match tokio::time::timeout(ROUND, changes.changed()).await {
-                Ok(changed) => changed.is_ok(),
-                Err(_) => true,
-            }
-        };
-        match shutdown.run_until_cancelled(wait).await {
-            Some(true) => {}
-            _ => return,
-        }
-    }
-}
-
-/// Parts of the exams claimed at this site that are not here.
-fn claimed_parts(node: &Node) -> anyhow::Result<Vec<HeldPart>> {
-    let studies = node.read(|view| {
-        let mut studies = Vec::new();
-        for exam in view.claimed_at(node.site(), CLAIMED_MAX)? {
-            for uid in &exam.studies {
-                studies.extend(view.study(uid.as_str())?);
-            }
-        }
-        Ok(studies)
-    })?;
-    let parts = studies.into_iter().flat_map(|study| study.parts);
-    let mut lacking = parts.filter(|held| !held.holders.contains(&node.site())).collect();
-    retain_allowed(node, &mut lacking)?;
-    Ok(lacking)
-}
-
 /// Keeps the parts that may leave the sites that received them.
-fn retain_allowed(node: &Node, parts: &mut Vec<HeldPart>) -> anyhow::Result<()> {
+pub(crate) fn retain_allowed(node: &Node, parts: &mut Vec<HeldPart>) -> anyhow::Result<()> {
     let allowed =
         node.read(|view| parts.iter().map(|held| view.may_hold(node.site(), held)).collect::<Result<Vec<_>, _>>())?;
     let mut allowed = allowed.into_iter();
@@ -276,7 +221,7 @@ fn eligible(node: &Node, view: &View<'_>) -> Result<Vec<Site>, ApplyError> {
 async fn pull(node: Node, held: HeldPart) -> (HeldPart, anyhow::Result<()>) {
     let started = tokio::time::Instant::now();
     let pulled = async {
-        node.images().pull_part(&held, Class::Background, None).await?;
+        node.images().pull_part(&held, Class::Copy, None).await?;
         report(&node, &held, true).await
     };
     let result = pulled.await;

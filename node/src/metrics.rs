@@ -42,7 +42,9 @@ struct Shared {
     commands: Family<ByKind, Counter>,
     command_duration: Histogram,
     chunk_bytes_sent: Counter,
-    chunk_bytes_received: Counter,
+    chunk_bytes_received: Family<ByClass, Counter>,
+    prefetch_claims: Family<ByOutcome, Counter>,
+    prefetch_evicted_bytes: Counter,
     fetch_faults: Family<ByReason, Counter>,
     outbox_settled: Family<ByKind, Counter>,
     commitments: Family<ByOutcome, Counter>,
@@ -78,6 +80,11 @@ struct ByKind {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByForm {
     form: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByClass {
+    class: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -177,11 +184,25 @@ impl Metrics {
             commands: registered(&mut registry, "commands", "Commands proposed through this node"),
             command_duration: Histogram::new(COMMAND_BUCKETS),
             chunk_bytes_sent: registered(&mut registry, "chunk_bytes_sent", "Chunk bytes sent to other sites"),
-            chunk_bytes_received: registered(&mut registry, "chunk_bytes_received", "Chunk bytes fetched and verified"),
+            chunk_bytes_received: registered(
+                &mut registry,
+                "chunk_bytes_received",
+                "Chunk bytes fetched and verified, by what they were wanted for",
+            ),
+            prefetch_claims: registered(
+                &mut registry,
+                "prefetch_claims",
+                "Parts of claimed exams, by whether all of their images were here already",
+            ),
+            prefetch_evicted_bytes: registered(
+                &mut registry,
+                "prefetch_evicted_bytes",
+                "Bytes that were prefetched and dropped for want of room",
+            ),
             fetch_faults: registered(
                 &mut registry,
                 "fetch_faults",
-                "Chunks that a holder refused, lacked or falsified",
+                "Chunks that a holder refused, lacked or falsified, or was so slow with that another was asked too",
             ),
             commitments: registered(&mut registry, "commitments", "Storage commitments, by how they ended"),
             outbox_settled: registered(&mut registry, "outbox_settled", "What the outbox sent, by how it ended"),
@@ -237,9 +258,20 @@ impl Metrics {
         self.0.chunk_bytes_sent.inc_by(bytes);
     }
 
-    /// Chunk bytes came from another site and were verified.
-    pub(crate) fn chunk_bytes_received(&self, bytes: u64) {
-        self.0.chunk_bytes_received.inc_by(bytes);
+    /// Chunk bytes came from another site and were verified; what they were wanted for.
+    pub(crate) fn chunk_bytes_received(&self, class: &'static str, bytes: u64) {
+        self.0.chunk_bytes_received.get_or_create(&ByClass { class }).inc_by(bytes);
+    }
+
+    /// A part of an exam was claimed here: whether all of it was here already.
+    pub(crate) fn prefetch_claim(&self, was_here: bool) {
+        let outcome = if was_here { "hit" } else { "miss" };
+        self.0.prefetch_claims.get_or_create(&ByOutcome { outcome }).inc();
+    }
+
+    /// Something that was prefetched was dropped.
+    pub(crate) fn prefetch_evicted(&self, bytes: u64) {
+        self.0.prefetch_evicted_bytes.inc_by(bytes);
     }
 
     /// A holder refused, lacked or falsified a chunk.
@@ -406,6 +438,7 @@ mod tests {
         metrics.http_request("/api/v1/exams/{id}", "GET", 200);
         metrics.received("new", 1000);
         metrics.coded(1000, 200, 0);
+        metrics.chunk_bytes_received("prefetch", 700);
         metrics.command("claim-next", "granted", Duration::from_millis(3));
         let open = metrics.association();
         let scrape = Scrape {
@@ -434,6 +467,7 @@ mod tests {
             "maillage_outbox_entries{state=\"waiting\"} 2",
             "maillage_quorum_age_seconds inf",
             "maillage_chunk_bytes_sent_total 0",
+            "maillage_chunk_bytes_received_total{class=\"prefetch\"} 700",
             "maillage_clock_ahead_seconds -1.5",
             "maillage_audit_disagreements 2",
         ] {

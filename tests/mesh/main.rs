@@ -28,6 +28,7 @@ mod leader;
 mod life;
 mod matching;
 mod page;
+mod prefetch;
 mod purge;
 mod queue;
 mod quorum;

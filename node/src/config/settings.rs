@@ -188,6 +188,9 @@ pub(crate) static SETTINGS: &[Setting] = &[
     setting!(storage.commitment_timeout_s, Bare, None,
         "A sender that asks for storage commitment is told within this time; what is not on two zones by\n\
          then has failed, and the sender keeps it."),
+    setting!(storage.prefetch_mib_max, Bare, None,
+        "Room for images of exams that this site's readers are likely to be given next, and of their priors, beyond\n\
+         the copies that belong here. 0 where nobody reads."),
 
     setting!(audit.syslog, Text, None,
         "Send the whole mesh's audit trail there, as DICOM audit messages: \"udp://HOST:PORT\" or\n\
