@@ -146,7 +146,18 @@ impl Images {
         prefetched: Ledger,
     ) -> Self {
         let (arriving, publishing) = (Mutex::default(), tokio::sync::Mutex::default());
-        Self(Arc::new(Shared { site, store, group, roster, fetcher, presence, metrics, prefetched, arriving, publishing }))
+        Self(Arc::new(Shared {
+            site,
+            store,
+            group,
+            roster,
+            fetcher,
+            presence,
+            metrics,
+            prefetched,
+            arriving,
+            publishing,
+        }))
     }
 
     /// What is here only because it is likely to be read here.

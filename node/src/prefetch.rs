@@ -9,7 +9,7 @@
 //! Who reads here is what asked for the next exam within a shift; a node that was just started takes it to be
 //! radiologists. A site at which nobody reads sets the budget to 0.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -100,8 +100,10 @@ pub(crate) async fn run(node: Node, shutdown: CancellationToken) {
 #[derive(Default)]
 struct Duty {
     priors: Priors,
-    /// Bytes that each noted part takes on the disk, once it was brought.
+    /// Bytes that each noted part takes on the disk.
     sizes: BTreeMap<Hash, u64>,
+    /// Those of which all came since this node started; of others that is found out by bringing what is missing.
+    whole: BTreeSet<Hash>,
     /// When what could not be brought is tried again.
     failed: BTreeMap<Hash, Instant>,
 }
@@ -110,13 +112,12 @@ impl Duty {
     /// Does one thing. Whether there was one.
     async fn round(&mut self, node: &Node) -> anyhow::Result<bool> {
         let images = node.images();
-        let readers = node.readers().now();
-        let priors = &mut self.priors;
-        node.read(|view| priors.advance(view))?;
-        let priors = &self.priors;
-        let wanted = wishes(node, &readers, priors)?;
+        let noted = images.prefetched().all().await;
+        if node.config().storage.prefetch_mib_max == 0 && noted.is_empty() {
+            return Ok(false);
+        }
         // A hold that is there is a copy, by whichever way it came about.
-        let held: Vec<Hash> = node.store().held().await?.into_iter().map(|study| study.manifest).collect();
+        let held = node.store().held_among(noted.into_keys().collect()).await?;
         images.prefetched().leave(&held).await?;
         let noted = images.prefetched().all().await;
         if let Some(manifest) = out_of_place(node, &noted)? {
@@ -124,7 +125,12 @@ impl Duty {
             drop_part(node, manifest, bytes).await?;
             return Ok(true);
         }
+        let readers = node.readers().now();
+        let priors = &mut self.priors;
+        node.read(|view| priors.advance(view))?;
+        let wanted = wishes(node, &readers, &self.priors)?;
         self.sizes.retain(|manifest, _| noted.contains_key(manifest));
+        self.whole.retain(|manifest| noted.contains_key(manifest));
         self.failed.retain(|_, at| *at > Instant::now());
         let mut kept = Vec::with_capacity(noted.len());
         for (manifest, note) in noted {
@@ -140,22 +146,27 @@ impl Duty {
                     bytes
                 }
             };
-            kept.push(Kept { manifest, bytes, since_ms: note.at });
+            let is_whole = self.whole.contains(&manifest);
+            kept.push(Kept { manifest, bytes, since_ms: note.at, is_whole });
         }
         let budget = budget(node, kept.iter().map(|one| one.bytes).sum()).await?;
         let candidates: Vec<(Hash, u64)> = wanted.iter().map(|wish| (wish.manifest(), wish.bytes())).collect();
         match next_step(budget, &candidates, &kept, &|manifest| self.failed.contains_key(&manifest)) {
             Step::Nothing => Ok(false),
             Step::Drop(manifest) => {
+                self.whole.remove(&manifest);
                 let bytes = self.sizes.remove(&manifest).unwrap_or_default();
                 drop_part(node, manifest, bytes).await?;
                 Ok(true)
             }
             Step::Bring(place) => {
                 let Some(wish) = wanted.get(place) else { return Ok(false) };
-                if let Err(error) = bring(node, wish).await {
-                    tracing::debug!(study = %wish.held.part.study, error = format!("{error:#}"), "not prefetched");
-                    self.failed.insert(wish.manifest(), Instant::now() + RETRY);
+                match bring(node, wish).await {
+                    Ok(()) => drop(self.whole.insert(wish.manifest())),
+                    Err(error) => {
+                        tracing::debug!(study = %wish.held.part.study, error = format!("{error:#}"), "not prefetched");
+                        self.failed.insert(wish.manifest(), Instant::now() + RETRY);
+                    }
                 }
                 self.sizes.remove(&wish.manifest());
                 Ok(true)

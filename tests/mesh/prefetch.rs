@@ -80,10 +80,8 @@ async fn the_third_site_has_the_head_of_the_room_before_it_is_claimed_within_its
     // Claimed, it is a copy, from what is here; and there is room for the first again.
     let claim = third.post("/api/v1/claims/next", &json!({ "user": "dr-a" })).await.expect(200).json();
     assert_eq!(claim["exam"]["accession"], json!("A2"), "{claim}");
-    until("the claimed study is a copy here", async || {
-        (holders(receiver, &second).await.len() == 3).then_some(())
-    })
-    .await;
+    until("the claimed study is a copy here", async || (holders(receiver, &second).await.len() == 3).then_some(()))
+        .await;
     assert_eq!(metric(third, "maillage_prefetch_claims_total{outcome=\"hit\"}").await, 1);
     comes_to(third, &first).await;
     assert_eq!(holders(receiver, &first).await.len(), 2);

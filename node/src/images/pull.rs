@@ -14,7 +14,9 @@ use std::time::Duration;
 use futures::stream::{self, Stream, StreamExt as _};
 use maillage_consensus::ids::SiteId;
 use maillage_consensus::mesh::HeldPart;
-use maillage_store::{Chunk, ChunkEntry, Hash, Hold, InstanceEntry, InstanceManifest, PutGroup, Store, StoreError, StudyManifest};
+use maillage_store::{
+    Chunk, ChunkEntry, Hash, Hold, InstanceEntry, InstanceManifest, PutGroup, Store, StoreError, StudyManifest,
+};
 use maillage_transport::PeerId;
 use maillage_transport::chunk::Class;
 use maillage_transport::fetch::{Arrived, Arriving, FetchError, InHand};
@@ -66,12 +68,7 @@ impl Images {
         self.bring(&arrival, held, Pull { class: Class::Prefetch, day: Some(day), progress: None }).await
     }
 
-    async fn bring(
-        &self,
-        _arrival: &Arrival<'_>,
-        held: &HeldPart,
-        pull: Pull<'_>,
-    ) -> Result<FetchReport, ImagesError> {
+    async fn bring(&self, _arrival: &Arrival<'_>, held: &HeldPart, pull: Pull<'_>) -> Result<FetchReport, ImagesError> {
         // Asked after the arrival is known: a purge either waits for its end, or is seen here.
         self.is_known(held)?;
         self.may_have(held)?;
@@ -93,7 +90,8 @@ impl Images {
         let Chunks { wanted, total, absent } = self.chunks_to_bring(&manifest, &instances).await?;
         // The manifests are queued first, so that they are durable with the first chunks at the latest.
         let manifests = async { Ok(store.put(PutGroup { manifests, day: pull.day, ..PutGroup::default() }).await?) };
-        futures::future::try_join(manifests, self.bring_chunks(wanted, &holders, pull, [total - absent, total])).await?;
+        futures::future::try_join(manifests, self.bring_chunks(wanted, &holders, pull, [total - absent, total]))
+            .await?;
         Ok(FetchReport { instances: hashes.len() as u64, bytes: manifest.total_bytes(), fetched: absent })
     }
 

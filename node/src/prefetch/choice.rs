@@ -12,6 +12,8 @@ pub(super) struct Kept {
     pub(super) bytes: u64,
     /// When it was noted, in ms since 1970.
     pub(super) since_ms: u64,
+    /// Whether all of it came; else it takes more than it does now.
+    pub(super) is_whole: bool,
 }
 
 /// One thing to do.
@@ -24,10 +26,11 @@ pub(super) enum Step {
     Bring(usize),
 }
 
-/// The next step towards having the first of the `wishes` (manifest and most bytes), the most likely first, as far as
+/// The next step towards having the first of the `wishes` (manifest, once, and most bytes), the most likely first, as far as
 /// the budget goes. What is kept and not among them stays as long as there is room, and goes the oldest first.
 pub(super) fn next_step(budget: u64, wishes: &[(Hash, u64)], kept: &[Kept], is_put_off: &dyn Fn(Hash) -> bool) -> Step {
-    let size_of = |manifest: Hash| kept.iter().find(|one| one.manifest == manifest).map(|one| one.bytes);
+    let of = |manifest: Hash| kept.iter().find(|one| one.manifest == manifest);
+    let size_of = |manifest: Hash| of(manifest).filter(|one| one.is_whole).map(|one| one.bytes);
     let (mut granted, mut sum) = (BTreeSet::new(), 0_u64);
     for (manifest, bytes) in wishes {
         // What is here takes what it takes; coded, it is less than it was thought to be.
@@ -37,18 +40,23 @@ pub(super) fn next_step(budget: u64, wishes: &[(Hash, u64)], kept: &[Kept], is_p
         }
     }
     let used = kept.iter().fold(0_u64, |sum, one| sum.saturating_add(one.bytes));
-    let spare = kept.iter().filter(|one| !granted.contains(&one.manifest)).min_by_key(|one| (one.since_ms, one.manifest));
+    let spare =
+        kept.iter().filter(|one| !granted.contains(&one.manifest)).min_by_key(|one| (one.since_ms, one.manifest));
     if used > budget {
         return spare.map_or(Step::Nothing, |one| Step::Drop(one.manifest));
     }
-    let lacking = wishes.iter().position(|(manifest, _)| {
-        granted.contains(manifest) && size_of(*manifest).is_none() && !is_put_off(*manifest)
-    });
+    let lacking = wishes
+        .iter()
+        .position(|(manifest, _)| granted.contains(manifest) && size_of(*manifest).is_none() && !is_put_off(*manifest));
     let Some((place, (_, bytes))) = lacking.and_then(|place| Some((place, wishes.get(place)?))) else {
         return Step::Nothing;
     };
+    let more = wishes
+        .get(place)
+        .and_then(|(manifest, _)| of(*manifest))
+        .map_or(*bytes, |begun| bytes.saturating_sub(begun.bytes));
     match spare {
-        Some(spare) if used.saturating_add(*bytes) > budget => Step::Drop(spare.manifest),
+        Some(spare) if used.saturating_add(more) > budget => Step::Drop(spare.manifest),
         _ => Step::Bring(place),
     }
 }
@@ -65,7 +73,7 @@ mod tests {
     }
 
     fn kept(n: u8, bytes: u64, since_ms: u64) -> Kept {
-        Kept { manifest: hash(n), bytes, since_ms }
+        Kept { manifest: hash(n), bytes, since_ms, is_whole: true }
     }
 
     fn step(budget: u64, wishes: &[(u8, u64)], kept: &[Kept]) -> Step {
@@ -101,6 +109,18 @@ mod tests {
         assert_eq!(step(0, &[(1, 60), (3, 60)], &all[..1]), Step::Drop(hash(1)));
     }
 
+    #[test]
+    fn what_was_cut_off_is_gone_on_with_and_has_its_whole_room() {
+        let begun = Kept { is_whole: false, ..kept(1, 20, 5) };
+        assert_eq!(
+            step(100, &[(1, 60), (2, 60)], &[begun]),
+            Step::Bring(0),
+            "the second would not fit beside the whole"
+        );
+        assert_eq!(step(100, &[(1, 60)], &[begun, kept(7, 40, 1)]), Step::Bring(0));
+        assert_eq!(step(100, &[(1, 61)], &[begun, kept(7, 40, 1)]), Step::Drop(hash(7)));
+    }
+
     proptest! {
         #[test]
         fn the_budget_is_never_exceeded_and_it_comes_to_rest_with_the_first_wish_that_fits(
@@ -108,7 +128,10 @@ mod tests {
             wishes in vec((any::<u8>(), 1_u64..100), 0..30),
             before in vec((any::<u8>(), 1_u64..100), 0..10),
         ) {
-            let wishes: Vec<_> = wishes.into_iter().map(|(n, bytes)| (hash(n), bytes)).collect();
+            // Each part once.
+            let mut seen = BTreeSet::new();
+            let wishes: Vec<_> =
+                wishes.into_iter().filter(|(n, _)| seen.insert(*n)).map(|(n, bytes)| (hash(n), bytes)).collect();
             let mut here: Vec<Kept> = Vec::new();
             for (n, bytes) in before {
                 if here.iter().all(|one| one.manifest != hash(n)) {
@@ -128,7 +151,7 @@ mod tests {
                         let (manifest, bytes) = wishes[place];
                         prop_assert!(here.iter().all(|one| one.manifest != manifest), "it is here");
                         prop_assert!(used + bytes <= budget, "{} and {} exceed {}", used, bytes, budget);
-                        here.push(Kept { manifest, bytes, since_ms: 1000 + steps });
+                        here.push(Kept { manifest, bytes, since_ms: 1000 + steps, is_whole: true });
                     }
                 }
                 steps += 1;

@@ -138,7 +138,7 @@ mod tests {
         let notes = BTreeMap::from([(Hash([7; 32]), note("1.2"))]);
         let bytes = encode(&notes).expect("encode");
         let body: String = bytes[33..].iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!((bytes[0], body.as_str()), (1, &*format!("01{}03312e328080e898bc31", "07".repeat(32))));
+        assert_eq!((bytes[0], body.as_str()), (1, &*format!("01{}03312e3280d095ffbc31", "07".repeat(32))));
         assert_eq!(decode(&bytes), Some(notes));
         for bit in 0..8 * bytes.len() {
             let mut flipped = bytes.to_vec();

@@ -80,7 +80,8 @@ fn add_parts(
         for held in view.study(uid.as_str())?.into_iter().flat_map(|study| study.parts) {
             let is_here = held.origin == node.site() || held.holders.contains(&node.site());
             // What the patient refuses to have transferred is never brought, nor what is another exam's.
-            if held.exam == exam.id && !is_here && view.may_hold(node.site(), &held)? && seen.insert(held.part.manifest) {
+            if held.exam == exam.id && !is_here && view.may_hold(node.site(), &held)? && seen.insert(held.part.manifest)
+            {
                 wishes.push(Wish { held });
             }
         }

@@ -94,8 +94,7 @@ struct Serving {
 
 /// Serves `source` on the connections that come, until no more can come.
 pub async fn serve(mut incoming: Accepted, source: Arc<dyn ChunkSource>, limits: Limits) {
-    let node =
-        Arc::new(NodePlaces { places: Places::new(limits.total), large: Semaphore::new(limits.large_total) });
+    let node = Arc::new(NodePlaces { places: Places::new(limits.total), large: Semaphore::new(limits.large_total) });
     while let Some(Incoming { peer, connection, .. }) = incoming.recv().await {
         let serving = Arc::new(Serving {
             peer,

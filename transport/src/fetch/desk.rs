@@ -14,9 +14,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 
+use super::Wanted;
 use super::driver::{Arrived, AskError, ChunkFault, FaultReason, FetchError, Holders, InHand};
 use super::planner::{Assignment, Failure, HolderIndex, ItemIndex, Planner, Room, Settled, Ticket, Want};
-use super::Wanted;
 use crate::LinkError;
 use crate::chunk::{Class, GetError, IN_FLIGHT_BYTES_MAX, IN_FLIGHT_MAX};
 
@@ -41,8 +41,7 @@ const PENALTY: Duration = Duration::from_secs(300);
 const IDLE_CHECK: Duration = Duration::from_secs(1);
 
 /// How much one holder is asked for at a time. The least is one chunk of full length.
-const ROOM: Room =
-    Room { requests: IN_FLIGHT_MAX, bytes_min: 1 << 20, bytes_max: IN_FLIGHT_BYTES_MAX as u64 };
+const ROOM: Room = Room { requests: IN_FLIGHT_MAX, bytes_min: 1 << 20, bytes_max: IN_FLIGHT_BYTES_MAX as u64 };
 
 /// What the desk is told.
 #[derive(Debug)]
@@ -335,7 +334,8 @@ impl Desk {
 
     fn ask(&mut self, assignment: Assignment) {
         let Assignment { ticket, holder, item, class, is_second } = assignment;
-        let (Some(peer), Some(wanted)) = (self.peers.get(holder.0), self.items.get(&item).map(|item| item.wanted)) else {
+        let (Some(peer), Some(wanted)) = (self.peers.get(holder.0), self.items.get(&item).map(|item| item.wanted))
+        else {
             return;
         };
         let peer = *peer;

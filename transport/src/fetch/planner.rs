@@ -411,12 +411,14 @@ impl Planner {
     /// Whether all that the holder has room for is overdue.
     fn is_stuck(&self, now: Duration, holder: HolderIndex) -> bool {
         let mut of_holder = self.requests.values().filter(|request| request.holder == holder);
-        self.holders.get(holder.0).is_some_and(|h| h.is_full()) && of_holder.all(|request| self.is_overdue(now, request))
+        self.holders.get(holder.0).is_some_and(|h| h.is_full())
+            && of_holder.all(|request| self.is_overdue(now, request))
     }
 
     /// Holders with room for some class, the one that would answer soonest first.
     fn free_holders(&self, now: Duration) -> Vec<HolderIndex> {
-        let has_some = |holder: &Holder| [Class::Reader, Class::Repair].iter().any(|class| holder.has_room(now, *class));
+        let has_some =
+            |holder: &Holder| [Class::Reader, Class::Repair].iter().any(|class| holder.has_room(now, *class));
         let known = self.holders.iter().enumerate().filter(|(_, holder)| has_some(holder));
         let mut free: Vec<_> =
             known.map(|(at, h)| (h.expects().unwrap_or_default(), h.in_flight(), HolderIndex(at))).collect();
@@ -454,9 +456,8 @@ impl Planner {
                 let has_room = |h: &&HolderIndex| self.holders.get(h.0).is_some_and(|h| h.has_room(now, newest.class));
                 free.iter().filter(has_room).filter(|holder| !self.is_asked(**holder, request.item))
             };
-            let may_give = |holder: HolderIndex| {
-                self.items.get(&request.item).is_some_and(|item| item.holders.contains(&holder))
-            };
+            let may_give =
+                |holder: HolderIndex| self.items.get(&request.item).is_some_and(|item| item.holders.contains(&holder));
             let holder = others()
                 .find(|holder| self.should_ask(now, **holder, request.item))
                 .or_else(|| others().find(|holder| may_give(**holder)))?;

@@ -70,6 +70,24 @@ impl Store {
         self.carry_out_purges().await
     }
 
+    /// Those of the publications that this node holds.
+    ///
+    /// # Errors
+    /// `Index`.
+    pub async fn held_among(&self, study_manifests: Vec<Hash>) -> Result<Vec<Hash>, StoreError> {
+        self.index(move |index| {
+            let txn = index.txn();
+            let mut held = Vec::new();
+            for manifest in study_manifests {
+                if txn.get::<HeldRow>(&key::held(manifest))?.is_some_and(|row| row.held) {
+                    held.push(manifest);
+                }
+            }
+            Ok(held)
+        })
+        .await
+    }
+
     /// Bytes that a publication takes here: of its manifest, and of all that it refers to as far as it is here.
     ///
     /// # Errors

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use maillage_host::engine::MemoryHome;
 use maillage_host::{Clock, UnixMillis};
 use maillage_store::{
-    Chunk, Hash, Hold, InstanceEntry, InstanceIdentity, InstanceManifest, ManifestFlags, Publication, PutGroup, Store, StoreError, Stored,
-    StudyManifest, cut,
+    Chunk, Hash, Hold, InstanceEntry, InstanceIdentity, InstanceManifest, ManifestFlags, Publication, PutGroup, Store,
+    StoreError, Stored, StudyManifest, cut,
 };
 
 use crate::faulty_disk::FaultyDisk;
@@ -376,7 +376,7 @@ async fn what_a_fetch_brings_for_a_purged_study_is_discarded() {
     let (first, second) = (study("1.2.1", 2), study("1.2.2", 2));
     publish(&store, "1.2.2", &second, 1, 1).await;
     let chunks: Vec<_> = first.iter().flat_map(|instance| instance.cut.chunks().cloned()).collect();
-    let hashes = chunks.iter().map(maillage_store::Chunk::hash).collect();
+    let hashes = chunks.iter().map(Chunk::hash).collect();
     store.put(PutGroup { chunks, ..PutGroup::default() }).await.expect("put");
     store.discard(hashes).await.expect("discard");
     assert_gone(&faulty, &first, "nothing refers to it");
