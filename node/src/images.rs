@@ -134,17 +134,24 @@ struct Shared {
     publishing: tokio::sync::Mutex<()>,
 }
 
+/// How other sites' images are reached.
+#[derive(Debug)]
+pub(crate) struct Reach {
+    pub(crate) roster: Roster,
+    pub(crate) presence: Presence,
+    pub(crate) fetcher: Fetcher,
+}
+
 impl Images {
     pub(crate) fn new(
         site: SiteId,
         store: Store,
         group: Group,
-        roster: Roster,
-        fetcher: Fetcher,
-        presence: Presence,
+        reach: Reach,
         metrics: Metrics,
         prefetched: Ledger,
     ) -> Self {
+        let Reach { roster, presence, fetcher } = reach;
         let (arriving, publishing) = (Mutex::default(), tokio::sync::Mutex::default());
         Self(Arc::new(Shared {
             site,

@@ -30,7 +30,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::commitment::{self, Commitments};
-use crate::images::{Images, StoreSource};
+use crate::images::{Images, Reach, StoreSource};
 use crate::ingest::{Arrival, FORMAT_OF_CODED_CHUNKS, Ingest};
 use crate::links::MeshLinks;
 use crate::metrics::Metrics;
@@ -232,9 +232,8 @@ impl Site {
         let (faults_tx, faults) = mpsc::channel(FAULTS_QUEUE);
         let fetcher = Fetcher::new(wires.holders, faults_tx);
         let site = SiteId(mesh.site_id);
-        let (seen, counted) = (presence.clone(), metrics.clone());
-        let images =
-            Images::new(site, store.clone(), group.clone(), roster.clone(), fetcher, seen, counted, prefetched);
+        let reach = Reach { roster: roster.clone(), presence: presence.clone(), fetcher };
+        let images = Images::new(site, store.clone(), group.clone(), reach, metrics.clone(), prefetched);
         let (gather, arrivals) = mpsc::unbounded_channel();
         let known = group.clone();
         let mesh_patient = Box::new(move |study: &str| {

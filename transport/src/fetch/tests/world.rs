@@ -469,5 +469,6 @@ fn a_fast_path_is_asked_for_more_and_a_slow_one_for_little() {
     assert!((1_500_000..3_000_000).contains(&wan), "100 Mb/s over 50 ms: {wan} bytes, its product and 100 ms");
     let far = under_way_at(12_500_000, ms(200));
     assert!((3_500_000..7_000_000).contains(&far), "… over 200 ms: {far}");
-    assert_eq!(mib(under_way_at(1_000_000, ms(50))), 1, "8 Mb/s: the least");
+    let slow = under_way_at(1_000_000, ms(50));
+    assert!((1 << 19..=1 << 20).contains(&slow), "8 Mb/s: the least, {slow}");
 }
