@@ -276,6 +276,8 @@ pub(crate) struct Storage {
     pub(crate) commitment_timeout_s: u64,
     /// How fast packs are read to find damage, in 10^6 bytes a second; 0 for not at all.
     pub(crate) scrub_mb_s: u64,
+    /// How much may be here beyond copies, for being likely to be read here, MiB; 0 for nothing.
+    pub(crate) prefetch_mib_max: u64,
 }
 
 /// `[audit]`
@@ -356,6 +358,8 @@ impl Default for Config {
                 commitment_timeout_s: 24 * 3600,
                 // 50 TB in the month in which all should be read; a tenth of what one hard disk gives.
                 scrub_mb_s: 20,
+                // Some hundred coded CT studies: the head of a night's room and its priors.
+                prefetch_mib_max: 20 * 1024,
             },
             audit: Audit { syslog: String::new() },
             log: Log { format: LogFormat::Text, filter: "info,openraft=warn,libp2p=warn".to_owned() },

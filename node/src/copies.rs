@@ -41,9 +41,6 @@ const PULLS: usize = 4;
 /// Parts whose failure is remembered as said.
 const WARNED_MAX: usize = 10_000;
 
-/// Claims of one site whose images are brought at once; a centre has at most 7 seats.
-const CLAIMED_MAX: usize = 64;
-
 /// Pulls and reports copies until `shutdown`.
 pub(crate) async fn run(node: Node, shutdown: CancellationToken) {
     let mut changes = node.changes();
@@ -133,60 +130,8 @@ pub(crate) async fn report(node: &Node, held: &HeldPart, holds: bool) -> anyhow:
     Ok(())
 }
 
-/// Brings the images of the exams that are claimed at this site, as they are claimed, until `shutdown`:
-/// their readers wait, so that nothing else stands before them.
-pub(crate) async fn bring_claimed(node: Node, shutdown: CancellationToken) {
-    let mut changes = node.changes();
-    let mut failed = BTreeSet::new();
-    loop {
-        for held in claimed_parts(&node).unwrap_or_default() {
-            let brought = async {
-                node.images().pull_part(&held, Class::Urgent, None).await?;
-                report(&node, &held, true).await
-            };
-            match brought.await {
-                Ok(()) => drop(failed.remove(&held.part.manifest)),
-                Err(error) => {
-                    if failed.insert(held.part.manifest) {
-                        let study = held.part.study.as_str();
-                        tracing::warn!(study, error = format!("{error:#}"), "images of a claimed exam not here yet");
-                    }
-                }
-            }
-        }
-        let wait = async {
-            // What failed is tried again after a while, whatever changes.
-            match tokio::time::timeout(ROUND, changes.changed()).await {
-                Ok(changed) => changed.is_ok(),
-                Err(_) => true,
-            }
-        };
-        match shutdown.run_until_cancelled(wait).await {
-            Some(true) => {}
-            _ => return,
-        }
-    }
-}
-
-/// Parts of the exams claimed at this site that are not here.
-fn claimed_parts(node: &Node) -> anyhow::Result<Vec<HeldPart>> {
-    let studies = node.read(|view| {
-        let mut studies = Vec::new();
-        for exam in view.claimed_at(node.site(), CLAIMED_MAX)? {
-            for uid in &exam.studies {
-                studies.extend(view.study(uid.as_str())?);
-            }
-        }
-        Ok(studies)
-    })?;
-    let parts = studies.into_iter().flat_map(|study| study.parts);
-    let mut lacking = parts.filter(|held| !held.holders.contains(&node.site())).collect();
-    retain_allowed(node, &mut lacking)?;
-    Ok(lacking)
-}
-
 /// Keeps the parts that may leave the sites that received them, and lie here.
-fn retain_allowed(node: &Node, parts: &mut Vec<HeldPart>) -> anyhow::Result<()> {
+pub(crate) fn retain_allowed(node: &Node, parts: &mut Vec<HeldPart>) -> anyhow::Result<()> {
     if parts.is_empty() {
         return Ok(());
     }
@@ -300,7 +245,7 @@ fn copies_of(counts: &Counts) -> [u64; 4] {
 async fn pull(node: Node, held: HeldPart) -> (HeldPart, anyhow::Result<()>) {
     let started = Instant::now();
     let pulled = async {
-        node.images().pull_part(&held, Class::Background, None).await?;
+        node.images().pull_part(&held, Class::Copy, None).await?;
         report(&node, &held, true).await
     };
     let result = pulled.await;

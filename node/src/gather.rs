@@ -203,7 +203,8 @@ async fn publish(node: &Node, study: &str) -> anyhow::Result<()> {
 async fn bring_back(node: &Node, study: &str) -> anyhow::Result<()> {
     let parts = node.read(|view| view.study(study))?.map(|study| study.parts).unwrap_or_default();
     for held in parts {
-        if let Err(error) = node.images().pull_part(&held, Class::Background, None).await {
+        // Its publication waits for it, and so does the exam's reader.
+        if let Err(error) = node.images().pull_part(&held, Class::Reader, None).await {
             tracing::debug!(study, %error, "not brought back");
         }
     }

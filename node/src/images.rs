@@ -23,17 +23,19 @@ use maillage_store::{
 };
 use maillage_transport::PeerId;
 use maillage_transport::chunk::{ChunkSource, Class};
-use maillage_transport::fetch::{Fetcher, Penalty, Wanted};
+use maillage_transport::fetch::{Arrived, Arriving, FetchError, Fetcher, Penalty, Wanted};
 use tokio::sync::mpsc;
 
 use crate::copies::pace::Pace;
 use crate::metrics::Metrics;
+use crate::prefetch::{Ledger, LedgerError};
 use crate::presence::Presence;
 use crate::roster::Roster;
 
 mod leave;
 mod listing;
 mod mend;
+mod order;
 mod pull;
 
 pub(crate) use leave::Leave;
@@ -43,6 +45,10 @@ pub(crate) use mend::Mended;
 
 /// Local chunks read ahead of a reader.
 const READ_AHEAD: usize = 4;
+/// What is asked for first of a manifest whose length is not known: that of an instance of 1 GB, and of a study of
+/// some 4,500. Only of one that is longer, as much as it may be.
+const INSTANCE_MANIFEST_BYTES: usize = 64 << 10;
+const STUDY_MANIFEST_BYTES: usize = 1 << 20;
 
 /// Why images cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +83,9 @@ pub(crate) enum ImagesError {
     /// This node's store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// What is kept here without being a copy cannot be noted.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
     /// The replicated state cannot be read.
     #[error(transparent)]
     State(#[from] ApplyError),
@@ -129,6 +138,8 @@ struct Shared {
     metrics: Metrics,
     /// Of what nobody waits for.
     pace: Pace,
+    /// What is here only because it is likely to be read here.
+    prefetched: Ledger,
     /// Studies of which something is being brought here, and how often at once: they are not purged meanwhile,
     /// or what arrives later would stay.
     arriving: Mutex<BTreeMap<String, usize>>,
@@ -139,9 +150,11 @@ struct Shared {
     publishing: tokio::sync::Mutex<()>,
 }
 
-/// What brings chunks here, and how fast those may come that nobody waits for.
+/// How other sites' images are reached, and how fast what nobody waits for may come.
 #[derive(Debug)]
-pub(crate) struct Fetching {
+pub(crate) struct Reach {
+    pub(crate) roster: Roster,
+    pub(crate) presence: Presence,
     pub(crate) fetcher: Fetcher,
     pub(crate) pace: Pace,
 }
@@ -151,16 +164,31 @@ impl Images {
         site: SiteId,
         store: Store,
         group: Group,
-        roster: Roster,
-        fetching: Fetching,
-        presence: Presence,
+        reach: Reach,
         metrics: Metrics,
+        prefetched: Ledger,
     ) -> Self {
-        let Fetching { fetcher, pace } = fetching;
+        let Reach { roster, presence, fetcher, pace } = reach;
         let (arriving, leaving, publishing) = (Mutex::default(), Mutex::default(), tokio::sync::Mutex::default());
-        let shared =
-            Shared { site, store, group, roster, fetcher, presence, metrics, pace, arriving, leaving, publishing };
-        Self(Arc::new(shared))
+        Self(Arc::new(Shared {
+            site,
+            store,
+            group,
+            roster,
+            fetcher,
+            presence,
+            metrics,
+            pace,
+            prefetched,
+            arriving,
+            leaving,
+            publishing,
+        }))
+    }
+
+    /// What is here only because it is likely to be read here.
+    pub(crate) fn prefetched(&self) -> &Ledger {
+        &self.0.prefetched
     }
 
     fn known_study(&self, uid: &str) -> Result<Option<Study>, ImagesError> {
@@ -175,10 +203,10 @@ impl Images {
 
     /// Whether something of a study is being brought here.
     pub(crate) fn is_arriving(&self, study: &str) -> bool {
-        self.arriving().contains_key(study)
+        self.arrivals().contains_key(study)
     }
 
-    fn arriving(&self) -> MutexGuard<'_, BTreeMap<String, usize>> {
+    fn arrivals(&self) -> MutexGuard<'_, BTreeMap<String, usize>> {
         self.0.arriving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -247,7 +275,7 @@ impl Images {
         publications.extend(held.previous.as_ref().map(|earlier| (&earlier.part, &earlier.holders)));
         for (part, sites) in publications {
             let holders = self.to_ask(sites);
-            let manifest = match self.study_manifest(Hash(part.manifest), &holders, Class::Urgent).await {
+            let manifest = match self.study_manifest(Hash(part.manifest), &holders, Class::Reader).await {
                 Err(ImagesError::Unavailable(_)) => continue,
                 other => other?,
             };
@@ -272,7 +300,7 @@ impl Images {
         }
         let mut manifests = HashMap::new();
         for (holders, hashes) in by_holders {
-            manifests.extend(self.instance_manifests(&hashes, &holders, Class::Urgent).await?);
+            manifests.extend(self.instance_manifests(&hashes, &holders, Class::Reader).await?);
         }
         let mut instances = Vec::with_capacity(entries.len());
         for (entry, holders) in entries.into_values() {
@@ -297,7 +325,8 @@ impl Images {
         let bytes = match self.0.store.get_manifest(hash).await {
             Ok(Some(bytes)) => bytes,
             Ok(None) | Err(StoreError::Corrupt(_) | StoreError::Missing(_)) => {
-                let mut got = self.fetch_objects(vec![(hash, STUDY_MANIFEST_BYTES_MAX)], holders, class).await;
+                let lengths = [STUDY_MANIFEST_BYTES, STUDY_MANIFEST_BYTES_MAX];
+                let mut got = self.fetch_objects(vec![hash], lengths, holders, class).await;
                 got.remove(&hash).ok_or(ImagesError::Unavailable(hash))?
             }
             Err(error) => return Err(error.into()),
@@ -312,18 +341,18 @@ impl Images {
         holders: &[PeerId],
         class: Class,
     ) -> Result<HashMap<Hash, Arc<InstanceManifest>>, ImagesError> {
+        let mut absent = self.0.store.missing(hashes).await?;
+        let elsewhere: BTreeSet<Hash> = absent.iter().copied().collect();
         let mut manifests = HashMap::with_capacity(hashes.len());
-        let mut absent = Vec::new();
-        for hash in hashes {
+        for hash in hashes.iter().filter(|hash| !elsewhere.contains(hash)) {
             match self.0.store.instance_manifest(*hash).await {
                 Ok(Some(manifest)) => drop(manifests.insert(*hash, Arc::new(manifest))),
-                Ok(None) | Err(StoreError::Corrupt(_) | StoreError::Missing(_)) => {
-                    absent.push((*hash, INSTANCE_MANIFEST_BYTES_MAX));
-                }
+                Ok(None) | Err(StoreError::Corrupt(_) | StoreError::Missing(_)) => absent.push(*hash),
                 Err(error) => return Err(error.into()),
             }
         }
-        for (hash, bytes) in self.fetch_objects(absent, holders, class).await {
+        let lengths = [INSTANCE_MANIFEST_BYTES, INSTANCE_MANIFEST_BYTES_MAX];
+        for (hash, bytes) in self.fetch_objects(absent, lengths, holders, class).await {
             let manifest =
                 InstanceManifest::decode(&bytes).map_err(|error| ImagesError::Manifest(error.to_string()))?;
             manifests.insert(hash, Arc::new(manifest));
@@ -331,48 +360,46 @@ impl Images {
         Ok(manifests)
     }
 
-    /// Those of `wanted` (hash and greatest length) that `holders` have, each compared with its hash.
+    /// Those of `wanted` that `holders` have, each compared with its hash: by the usual length, and those that are
+    /// longer by the greatest.
     async fn fetch_objects(
         &self,
-        wanted: Vec<(Hash, usize)>,
+        mut wanted: Vec<Hash>,
+        lengths: [usize; 2],
         holders: &[PeerId],
         class: Class,
     ) -> HashMap<Hash, Bytes> {
         let mut objects = HashMap::with_capacity(wanted.len());
-        let mut arriving = std::pin::pin!(self.fetch_stream(wanted, holders, class));
-        while let Some(arrived) = arriving.next().await {
-            objects.extend(arrived.ok());
+        for len in lengths {
+            if wanted.is_empty() {
+                break;
+            }
+            let mut longer = Vec::new();
+            let mut arriving = self.arriving(wanted.into_iter().map(|hash| (hash, len)).collect(), holders, class);
+            while let Some(arrived) = arriving.recv().await {
+                match arrived {
+                    Ok(arrived) => {
+                        self.note_arrived(class, own_bytes(&arrived));
+                        objects.insert(Hash(*arrived.hash.as_bytes()), arrived.bytes);
+                    }
+                    Err(FetchError::TooLong(hash)) => longer.push(Hash(*hash.as_bytes())),
+                    Err(FetchError::Nowhere(_)) => {}
+                }
+            }
+            wanted = longer;
         }
         objects
     }
 
-    fn fetch_stream(
-        &self,
-        wanted: Vec<(Hash, usize)>,
-        holders: &[PeerId],
-        class: Class,
-    ) -> impl Stream<Item = Result<(Hash, Bytes), ImagesError>> + Send + use<> {
-        if wanted.is_empty() {
-            return stream::empty().left_stream();
-        }
-        let wanted =
-            wanted.into_iter().map(|(hash, len)| Wanted { hash: blake3::Hash::from_bytes(hash.0), len }).collect();
-        let arriving = self.0.fetcher.fetch(wanted, holders.to_vec(), class);
-        let images = self.clone();
-        stream::unfold((arriving, images), move |(mut arriving, images)| async move {
-            let item = match arriving.recv().await? {
-                Ok((hash, bytes)) => {
-                    images.0.metrics.chunk_bytes_received(bytes.len() as u64);
-                    if class == Class::Background {
-                        images.0.pace.take(bytes.len() as u64).await;
-                    }
-                    Ok((Hash(*hash.as_bytes()), bytes))
-                }
-                Err(error) => Err(ImagesError::Unavailable(Hash(*error.hash().as_bytes()))),
-            };
-            Some((item, (arriving, images)))
-        })
-        .right_stream()
+    /// Begins to fetch `wanted` (hash and greatest length).
+    fn arriving(&self, wanted: Vec<(Hash, usize)>, holders: &[PeerId], class: Class) -> Arriving {
+        let wanted = wanted.into_iter().map(|(hash, len)| Wanted { hash: blake3::Hash::from_bytes(hash.0), len });
+        self.0.fetcher.fetch(wanted.collect(), holders.to_vec(), class)
+    }
+
+    /// Counts bytes that came over the network.
+    fn note_arrived(&self, class: Class, bytes: u64) {
+        self.0.metrics.chunk_bytes_received(class.as_str(), bytes);
     }
 
     /// Bytes of the Part 10 file that [`Images::stream`] gives.
@@ -404,8 +431,12 @@ impl Images {
             Ok(None) | Err(StoreError::Corrupt(_) | StoreError::Missing(_)) => {}
             Err(error) => return Err(error.into()),
         }
-        let mut got = self.fetch_objects(vec![(hash, len)], holders, Class::Urgent).await;
-        got.remove(&hash).ok_or(ImagesError::Unavailable(hash))
+        // What is on its way already, for a copy or a claim, is waited for and not asked for again.
+        let wanted = Wanted { hash: blake3::Hash::from_bytes(hash.0), len };
+        let got = self.0.fetcher.get(wanted, holders.to_vec()).await;
+        let arrived = got.map_err(|_| ImagesError::Unavailable(hash))?;
+        self.note_arrived(Class::Reader, own_bytes(&arrived));
+        Ok(arrived.bytes)
     }
 
     /// Brings a whole study here and tells which parts this node now holds.
@@ -416,7 +447,7 @@ impl Images {
         let Some(study) = self.known_study(uid)? else { return Ok(None) };
         let mut fetched = FetchedStudy::default();
         for held in study.parts {
-            let report = match self.pull_part(&held, Class::Urgent, Some(&progress)).await {
+            let report = match self.pull_part(&held, Class::Reader, Some(&progress)).await {
                 // The other parts are brought all the same; this one is told at the end.
                 Err(error) => {
                     fetched.failed = Some(error);
@@ -466,6 +497,11 @@ pub(crate) struct FetchedStudy {
     pub(crate) new_holdings: Vec<HeldPart>,
     /// Why a part could not be brought, if one could not.
     pub(crate) failed: Option<ImagesError>,
+}
+
+/// The bytes of an object, if no other fetch brought and counted them.
+fn own_bytes(arrived: &Arrived) -> u64 {
+    if arrived.is_shared { 0 } else { arrived.bytes.len() as u64 }
 }
 
 fn header(instance: &InstanceRef) -> Bytes {

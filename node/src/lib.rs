@@ -9,6 +9,7 @@ use clap::Parser as _;
 
 mod arriving;
 mod audit;
+mod claimed;
 mod cli;
 mod client;
 mod commitment;
@@ -31,6 +32,7 @@ mod metrics;
 mod node;
 mod outbox;
 mod output;
+mod prefetch;
 mod presence;
 mod purge;
 mod repair;

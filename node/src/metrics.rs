@@ -42,7 +42,9 @@ struct Shared {
     commands: Family<ByKind, Counter>,
     command_duration: Histogram,
     chunk_bytes_sent: Counter,
-    chunk_bytes_received: Counter,
+    chunk_bytes_received: Family<ByClass, Counter>,
+    prefetch_claims: Family<ByOutcome, Counter>,
+    prefetch_evicted_bytes: Counter,
     fetch_faults: Family<ByReason, Counter>,
     peer_wrong_bytes: Family<BySite, Counter>,
     scrub_bytes: Counter,
@@ -82,6 +84,11 @@ struct ByKind {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByForm {
     form: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByClass {
+    class: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -199,11 +206,25 @@ impl Metrics {
             commands: registered(&mut registry, "commands", "Commands proposed through this node"),
             command_duration: Histogram::new(COMMAND_BUCKETS),
             chunk_bytes_sent: registered(&mut registry, "chunk_bytes_sent", "Chunk bytes sent to other sites"),
-            chunk_bytes_received: registered(&mut registry, "chunk_bytes_received", "Chunk bytes fetched and verified"),
+            chunk_bytes_received: registered(
+                &mut registry,
+                "chunk_bytes_received",
+                "Chunk bytes fetched and verified, by what they were wanted for",
+            ),
+            prefetch_claims: registered(
+                &mut registry,
+                "prefetch_claims",
+                "Parts of claimed exams, by whether all of their images were here already",
+            ),
+            prefetch_evicted_bytes: registered(
+                &mut registry,
+                "prefetch_evicted_bytes",
+                "Bytes that were prefetched and dropped for want of room",
+            ),
             fetch_faults: registered(
                 &mut registry,
                 "fetch_faults",
-                "Chunks that a holder refused, lacked or falsified",
+                "Chunks that a holder refused, lacked or falsified, or was so slow with that another was asked too",
             ),
             peer_wrong_bytes: registered(
                 &mut registry,
@@ -267,9 +288,20 @@ impl Metrics {
         self.0.chunk_bytes_sent.inc_by(bytes);
     }
 
-    /// Chunk bytes came from another site and were verified.
-    pub(crate) fn chunk_bytes_received(&self, bytes: u64) {
-        self.0.chunk_bytes_received.inc_by(bytes);
+    /// Chunk bytes came from another site and were verified; what they were wanted for.
+    pub(crate) fn chunk_bytes_received(&self, class: &'static str, bytes: u64) {
+        self.0.chunk_bytes_received.get_or_create(&ByClass { class }).inc_by(bytes);
+    }
+
+    /// A part of an exam was claimed here: whether all of it was here already.
+    pub(crate) fn prefetch_claim(&self, was_here: bool) {
+        let outcome = if was_here { "hit" } else { "miss" };
+        self.0.prefetch_claims.get_or_create(&ByOutcome { outcome }).inc();
+    }
+
+    /// Something that was prefetched was dropped.
+    pub(crate) fn prefetch_evicted(&self, bytes: u64) {
+        self.0.prefetch_evicted_bytes.inc_by(bytes);
     }
 
     /// A holder refused, lacked or falsified a chunk.
@@ -462,6 +494,7 @@ mod tests {
         metrics.coded(1000, 200, 0);
         metrics.wrong_bytes_of(3);
         metrics.scrubbed(4096, 2, 1);
+        metrics.chunk_bytes_received("prefetch", 700);
         metrics.command("claim-next", "granted", Duration::from_millis(3));
         let open = metrics.association();
         let scrape = Scrape {
@@ -492,6 +525,7 @@ mod tests {
             "maillage_outbox_entries{state=\"waiting\"} 2",
             "maillage_quorum_age_seconds inf",
             "maillage_chunk_bytes_sent_total 0",
+            "maillage_chunk_bytes_received_total{class=\"prefetch\"} 700",
             "maillage_clock_ahead_seconds -1.5",
             "maillage_peer_wrong_bytes_total{site=\"3\"} 1",
             "maillage_scrub_bytes_total 4096",

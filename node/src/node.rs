@@ -24,6 +24,7 @@ use crate::images::Images;
 use crate::ingest::Ingest;
 use crate::metrics::{Metrics, outcome_label};
 use crate::outbox::Outbox;
+use crate::prefetch::Readers;
 use crate::presence::{PeerState, Presence};
 use crate::roster::{Roster, key_of, peer_of};
 use crate::scrub::Scrub;
@@ -97,6 +98,7 @@ pub(crate) struct Parts {
     pub(crate) commitments: Commitments,
     pub(crate) scrub: Scrub,
     pub(crate) state_clock: StateClock,
+    pub(crate) readers: Readers,
 }
 
 /// A running node. Clones share it.
@@ -151,6 +153,11 @@ impl Node {
 
     pub(crate) fn outbox(&self) -> &Outbox {
         &self.0.outbox
+    }
+
+    /// Who reads here.
+    pub(crate) fn readers(&self) -> &Readers {
+        &self.0.readers
     }
 
     pub(crate) fn commitments(&self) -> &Commitments {

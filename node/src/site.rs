@@ -31,19 +31,20 @@ use tokio_util::sync::CancellationToken;
 
 use crate::commitment::{self, Commitments};
 use crate::copies::pace::Pace;
-use crate::images::{Fetching, Images, StoreSource};
+use crate::images::{Images, Reach, StoreSource};
 use crate::ingest::{Arrival, FORMAT_OF_CODED_CHUNKS, Ingest};
 use crate::links::MeshLinks;
 use crate::metrics::Metrics;
 use crate::node::{Node, Parts};
 use crate::outbox::{self, Outbox, Owner};
+use crate::prefetch::{self, Ledger, Readers};
 use crate::presence::Presence;
 use crate::purge;
 use crate::repair;
 use crate::roster::Roster;
 use crate::scrub::Scrub;
 use crate::senders::Senders;
-use crate::{arriving, audit, copies, duties, founding, gather, http, joining, links, scp};
+use crate::{arriving, audit, claimed, copies, duties, founding, gather, http, joining, links, scp};
 
 pub use crate::config::{ConfigError, Settings};
 pub use crate::data_dir::{MeshFile, MeshFileMember};
@@ -149,6 +150,9 @@ pub enum StartFailure {
     /// The storage commitments under way cannot be read.
     #[error("read commitment: {0}")]
     Commitments(#[source] std::io::Error),
+    /// What was prefetched cannot be read.
+    #[error("read what is prefetched: {0}")]
+    Prefetched(#[source] std::io::Error),
     /// What the data directory says of the mesh is no sense.
     #[error("mesh.json: {0}")]
     Mesh(String),
@@ -205,6 +209,7 @@ impl Site {
         let owner = Owner { site: mesh.site_id, mesh: mesh_id };
         let outbox = Outbox::open(disk.clone(), owner, clock.clone()).await?;
         let commitments = Commitments::open(disk.clone(), clock.clone()).await.map_err(StartFailure::Commitments)?;
+        let prefetched = Ledger::open(disk.clone()).await.map_err(StartFailure::Prefetched)?;
         let raft = &config.raft;
         let group = Group::start(GroupConfig {
             node_id: mesh.site_id,
@@ -234,16 +239,9 @@ impl Site {
         let (faults_tx, faults) = mpsc::channel(FAULTS_QUEUE);
         let fetcher = Fetcher::new(wires.holders, faults_tx);
         let site = SiteId(mesh.site_id);
-        let fetching = Fetching { fetcher, pace: Pace::of_mb_s(config.storage.copy_mb_s_max) };
-        let images = Images::new(
-            site,
-            store.clone(),
-            group.clone(),
-            roster.clone(),
-            fetching,
-            presence.clone(),
-            metrics.clone(),
-        );
+        let pace = Pace::of_mb_s(config.storage.copy_mb_s_max);
+        let reach = Reach { roster: roster.clone(), presence: presence.clone(), fetcher, pace };
+        let images = Images::new(site, store.clone(), group.clone(), reach, metrics.clone(), prefetched);
         let (gather, arrivals) = mpsc::unbounded_channel();
         let known = group.clone();
         let mesh_patient = Box::new(move |study: &str| {
@@ -279,6 +277,7 @@ impl Site {
             commitments,
             scrub,
             state_clock: StateClock::default(),
+            readers: Readers::default(),
         };
         let inner = Inner {
             node: Node::new(parts),
@@ -305,7 +304,8 @@ impl Site {
         self.run(gather::run(node.clone(), arrivals, first, shutdown.clone()));
         self.run(arriving::run(node.clone(), arriving, shutdown.clone()));
         self.run(copies::run(node.clone(), shutdown.clone()));
-        self.run(copies::bring_claimed(node.clone(), shutdown.clone()));
+        self.run(claimed::run(node.clone(), shutdown.clone()));
+        self.run(prefetch::run(node.clone(), shutdown.clone()));
         self.run(copies::confined::run(node.clone(), shutdown.clone()));
         self.run(copies::leaving::run(node.clone(), shutdown.clone()));
         self.run(copies::room::run(node.clone(), shutdown.clone()));

@@ -350,7 +350,7 @@ impl Plan {
              [raft]\nheartbeat_ms = {heartbeat}\nelection_min_ms = {min}\nelection_max_ms = {max}\n\
              snapshot_every = {snapshot_every}\nkeep_log = {keep_log}\nsession_ttl_s = {ttl}\nformat_max = {format}\n\
              [dicom]\nquiet_seconds = {QUIET_S}\n\
-             [storage]\ncopies = {COPIES}\nplacement_grace_s = {grace}\n"
+             [storage]\nprefetch_mib_max = 0\ncopies = {COPIES}\nplacement_grace_s = {grace}\n"
         )
     }
 

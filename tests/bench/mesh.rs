@@ -100,7 +100,7 @@ impl Site {
         let config = root.join(format!("{name}.toml"));
         let text = format!(
             "[node]\nname = \"{name}\"\ndata_dir = {:?}\n[mesh]\nlisten = \"{mesh}\"\n[http]\nlisten = \"{http}\"\n\
-             [dicom]\nlisten = \"{dicom}\"\nany_caller = true\ncheck_called = false\nmax_associations = 128\n[storage]\ncopies = {copies}\n",
+             [dicom]\nlisten = \"{dicom}\"\nany_caller = true\ncheck_called = false\nmax_associations = 128\n[storage]\ncopies = {copies}\nprefetch_mib_max = 0\n",
             root.join(name)
         );
         std::fs::write(&config, text)?;

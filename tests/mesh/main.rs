@@ -30,6 +30,7 @@ mod life;
 mod matching;
 mod page;
 mod placement;
+mod prefetch;
 mod purge;
 mod queue;
 mod quorum;

@@ -5,7 +5,8 @@
 //! pieces costs 0.9 CPU-seconds a GiB more), and hands it out only if it is what was asked for.
 //!
 //! A holder admits each answer by semaphore before it reads or writes anything: once bytes lie in the
-//! send buffer, no priority brings urgent ones past them.
+//! send buffer, no priority brings urgent ones past them. An asker whose request is still waiting may raise its
+//! class by another byte.
 
 use std::io;
 
@@ -19,7 +20,7 @@ mod serve;
 mod tests;
 mod wire;
 
-pub use get::{GetError, get, verify};
+pub use get::{GetError, get, get_while, verify};
 pub use serve::{Limits, serve};
 
 /// The longest chunk, in bytes.
@@ -28,17 +29,45 @@ pub const CHUNK_LEN_MAX: usize = 1 << 20;
 /// The longest object that travels, in bytes: a manifest of a study of two million chunks.
 pub const OBJECT_LEN_MAX: usize = 64 << 20;
 
-/// Requests that one asker keeps in flight towards one holder; more gain nothing on loopback or at
-/// 1 Gb/s over 40 ms.
-pub const IN_FLIGHT_MAX: usize = 8;
+/// Bytes that one asker keeps in flight towards one holder; more gain nothing on loopback or at 1 Gb/s over
+/// 40 ms.
+pub const IN_FLIGHT_BYTES_MAX: usize = 8 << 20;
 
-/// What an object is wanted for. Urgent requests are answered first.
+/// Requests that one asker keeps in flight towards one holder: half the streams that a connection has. Manifests and
+/// heads are small, and eight of them in a round trip of 50 ms would be 160 a second.
+pub const IN_FLIGHT_MAX: usize = 128;
+
+/// What an object is wanted for, the highest first: a lower class never slows a higher one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Class {
     /// A reader waits for it.
-    Urgent,
+    Reader,
+    /// It is likely to be read here soon.
+    Prefetch,
     /// A copy that nobody waits for.
-    Background,
+    Copy,
+    /// What was lost or damaged at a holder is brought back.
+    Repair,
+}
+
+impl Class {
+    /// All, the highest first.
+    pub const ALL: [Self; 4] = [Self::Reader, Self::Prefetch, Self::Copy, Self::Repair];
+
+    /// Its place in [`Class::ALL`].
+    pub const fn rank(self) -> usize {
+        self as usize
+    }
+
+    /// Its name, as a metric label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Reader => "reader",
+            Self::Prefetch => "prefetch",
+            Self::Copy => "copy",
+            Self::Repair => "repair",
+        }
+    }
 }
 
 /// Where a node's own objects come from.

@@ -14,6 +14,8 @@ use maillage_host::Clock;
 use crate::chunk::ChunkSource;
 use crate::{Endpoint, EndpointConfig, Identity, Membership, PeerId, Socket};
 
+pub(crate) mod wire;
+
 /// A port of its own and a membership of its own.
 pub(crate) struct Node {
     pub(crate) endpoint: Endpoint,
@@ -26,9 +28,12 @@ impl Node {
     }
 
     pub(crate) fn with_identity(identity: Identity) -> Self {
+        Self::at(identity, Socket::Udp(SocketAddr::from(([127, 0, 0, 1], 0))))
+    }
+
+    pub(crate) fn at(identity: Identity, socket: Socket) -> Self {
         let membership = Membership::new(Clock::system());
-        let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut config = EndpointConfig::new(identity, membership.clone(), Socket::Udp(any), Clock::system());
+        let mut config = EndpointConfig::new(identity, membership.clone(), socket, Clock::system());
         config.dial_deadline = Duration::from_secs(3);
         Self { endpoint: Endpoint::bind(config).expect("bind on loopback"), membership }
     }

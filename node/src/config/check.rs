@@ -203,6 +203,9 @@ fn storage(config: &Config, problem: &mut dyn FnMut(&'static str, String)) {
     if storage.reserve_mib > NUMBER_MAX >> 20 {
         problem("storage.reserve_mib", format!("must be at most {}", NUMBER_MAX >> 20));
     }
+    if storage.prefetch_mib_max > NUMBER_MAX >> 20 {
+        problem("storage.prefetch_mib_max", format!("must be at most {}", NUMBER_MAX >> 20));
+    }
     if storage.commitment_timeout_s == 0 || storage.commitment_timeout_s > NUMBER_MAX / 1000 {
         problem("storage.commitment_timeout_s", format!("must be 1 to {}", NUMBER_MAX / 1000));
     }

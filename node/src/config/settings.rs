@@ -200,6 +200,9 @@ pub(crate) static SETTINGS: &[Setting] = &[
     setting!(storage.scrub_mb_s, Bare, None,
         "All that is stored is read and compared once a week, behind everything else, at most so many MB a\n\
          second: damage is found before the images are needed. 0: never."),
+    setting!(storage.prefetch_mib_max, Bare, None,
+        "Room for images of exams that this site's readers are likely to be given next, and of their priors, beyond\n\
+         the copies that belong here. 0 where nobody reads."),
 
     setting!(audit.syslog, Text, None,
         "Send the whole mesh's audit trail there, as DICOM audit messages: \"udp://HOST:PORT\" or\n\

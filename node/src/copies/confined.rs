@@ -101,7 +101,7 @@ async fn vouch(node: &Node, held: &HeldPart) -> anyhow::Result<()> {
     };
     if !whole {
         // The copies are still there: what is damaged here is brought back, and read in the next round.
-        node.images().pull_part(held, Class::Background, None).await?;
+        node.images().pull_part(held, Class::Repair, None).await?;
         anyhow::bail!("what this site received was damaged, and was brought back from the copies");
     }
     if matches!(node.store().hold(manifest).await?, Hold::Incomplete { .. }) {

@@ -300,6 +300,7 @@ impl From<ImagesError> for Problem {
             ImagesError::Confined => Refusal::ConsentRefused.into(),
             ImagesError::Gone => Refusal::NoSuchPart.into(),
             ImagesError::Store(error) => error.into(),
+            ImagesError::Ledger(_) => Self::internal(detail),
             ImagesError::State(error) => error.into(),
         }
     }

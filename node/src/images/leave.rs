@@ -18,7 +18,7 @@ impl Images {
     /// What is here of a study is being given up, until this is dropped. None: something of it is on its way, or
     /// it is being given up already.
     pub(crate) fn leave(&self, study: &str) -> Option<Leave> {
-        let arriving = self.arriving();
+        let arriving = self.arrivals();
         if arriving.contains_key(study) {
             return None;
         }

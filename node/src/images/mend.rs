@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 
-use futures::StreamExt as _;
 use maillage_consensus::mesh::HeldPart;
 use maillage_store::{
     Chunk, Hash, Hold, INSTANCE_MANIFEST_BYTES_MAX, InstanceManifest, PutGroup, StoreError, StudyManifest,
@@ -14,7 +13,7 @@ use maillage_transport::PeerId;
 use maillage_transport::chunk::Class;
 
 use super::pull::{Arrival, PUT_GROUP_BYTES, who_may_have};
-use super::{Images, ImagesError};
+use super::{Images, ImagesError, own_bytes};
 
 /// What mending a part did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -106,19 +105,21 @@ impl Mending<'_> {
 
     /// Fetches objects and stores them in groups, so that one fsync covers many.
     async fn bring(&mut self, wanted: Vec<(Hash, usize)>, are_manifests: bool) -> Result<(), ImagesError> {
-        let mut arriving = std::pin::pin!(self.images.fetch_stream(wanted, self.holders, Class::Background));
-        let (mut group, mut bytes) = (Vec::new(), 0);
-        while let Some(arrived) = arriving.next().await {
+        let mut arriving = self.images.arriving(wanted, self.holders, Class::Repair);
+        let (mut group, mut in_hand, mut bytes) = (Vec::new(), Vec::new(), 0);
+        while let Some(arrived) = arriving.recv().await {
             match arrived {
-                Ok((hash, object)) => {
-                    bytes += object.len();
-                    group.push(Chunk::already_verified(hash, object));
+                Ok(arrived) => {
+                    self.images.note_arrived(Class::Repair, own_bytes(&arrived));
+                    bytes += arrived.bytes.len() as u64;
+                    group.push(Chunk::already_verified(Hash(*arrived.hash.as_bytes()), arrived.bytes));
+                    in_hand.push(arrived.in_hand);
                 }
-                Err(ImagesError::Unavailable(hash)) => self.done.nowhere.push(hash),
-                Err(error) => return Err(error),
+                Err(error) => self.done.nowhere.push(Hash(*error.hash().as_bytes())),
             }
             if bytes >= PUT_GROUP_BYTES {
                 self.done.put(self.images, std::mem::take(&mut group), are_manifests).await?;
+                in_hand.clear();
                 bytes = 0;
             }
         }

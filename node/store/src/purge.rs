@@ -60,6 +60,9 @@ pub(crate) enum PurgeWhat {
         /// keeps nothing of it.
         own: bool,
     },
+    /// A publication that is kept for the time being, with what only it refers to: nothing when it is held, and
+    /// nothing of it that was received here.
+    Kept(Hash),
     /// Pieces that no manifest refers to.
     Unreferenced(Arc<Vec<Hash>>),
 }

@@ -12,8 +12,8 @@ use futures::future::BoxFuture;
 use maillage_consensus::raft::Duplex;
 use maillage_transport::LinkError;
 use maillage_transport::PeerId;
-use maillage_transport::chunk::{self, ChunkSource, Class, GetError};
-use maillage_transport::fetch::{AskError, Holders, Wanted};
+use maillage_transport::chunk::{self, ChunkSource, GetError};
+use maillage_transport::fetch::{AskError, ClassNow, Holders, Wanted};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use super::{Fabric, Plane};
@@ -66,7 +66,7 @@ impl Holders for SimHolders {
         self.own
     }
 
-    fn ask(&self, peer: PeerId, wanted: Wanted, _class: Class) -> BoxFuture<'_, Result<Bytes, AskError>> {
+    fn ask(&self, peer: PeerId, wanted: Wanted, _class: ClassNow) -> BoxFuture<'_, Result<Bytes, AskError>> {
         Box::pin(async move {
             let to = (self.slot_of)(&peer).ok_or(LinkError::NotAMember(peer))?;
             let stream = self.fabric.open(self.owner, to, Plane::Chunk).await;

@@ -94,12 +94,12 @@ impl Life {
         let hashes: Vec<Hash> = chunks.iter().map(|chunk| blake3::hash(chunk)).collect();
         let link = link.clone();
         let getting = async move {
-            let places = Arc::new(tokio::sync::Semaphore::new(chunk::IN_FLIGHT_MAX));
+            let places = Arc::new(tokio::sync::Semaphore::new(chunk::IN_FLIGHT_BYTES_MAX / CHUNK_LEN_MAX));
             let each = hashes.into_iter().map(|hash| {
                 let (link, places) = (link.clone(), Arc::clone(&places));
                 maillage_host::spawn(async move {
                     let _place = places.acquire().await.expect("open");
-                    chunk::get(&link, hash, CHUNK_LEN_MAX, Class::Urgent).await.expect("get a chunk")
+                    chunk::get(&link, hash, CHUNK_LEN_MAX, Class::Reader).await.expect("get a chunk")
                 })
             });
             futures::future::try_join_all(each.collect::<Vec<_>>()).await.expect("run")

@@ -1,14 +1,16 @@
 //! The asking side: one object from one holder, verified.
 
+use std::convert::Infallible;
 use std::io;
 use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use blake3::Hash;
 use bytes::{Bytes, BytesMut};
+use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::wire::{HEADER_LEN, Header, Request};
+use super::wire::{HEADER_LEN, Header, Request, class_byte};
 use super::{CHUNK_LEN_MAX, Class, OBJECT_LEN_MAX};
 
 /// A holder that sends nothing for this long is given up. Far above any queueing for admission between
@@ -69,13 +71,50 @@ impl GetError {
 /// # Errors
 /// See [`GetError`].
 pub async fn get(connection: &quinn::Connection, hash: Hash, len_max: usize, class: Class) -> Result<Bytes, GetError> {
+    get_while(connection, hash, len_max, watch::channel(class).1).await
+}
+
+/// As [`get`], in a class that may rise while the request waits.
+///
+/// # Errors
+/// See [`GetError`].
+pub async fn get_while(
+    connection: &quinn::Connection,
+    hash: Hash,
+    len_max: usize,
+    mut class: watch::Receiver<Class>,
+) -> Result<Bytes, GetError> {
     let len_max = len_max.min(OBJECT_LEN_MAX);
-    let request = Request { class, hash, len_max: u32::try_from(len_max).unwrap_or(u32::MAX) };
+    let now = *class.borrow_and_update();
+    let request = Request { class: now, hash, len_max: u32::try_from(len_max).unwrap_or(u32::MAX) };
     let (mut send, recv) = connection.open_bi().await.map_err(lost)?;
     send.write_all(&request.encode()).await.map_err(lost)?;
-    send.finish().map_err(lost)?;
-    let bytes = Receiver { recv, got: 0, got_at_timer: 0 }.object(len_max).await?;
+    let mut receiver = Receiver { recv, got: 0, got_at_timer: 0 };
+    let answer = receiver.object(len_max);
+    let bytes = if now == Class::Reader {
+        // It cannot rise.
+        send.finish().map_err(lost)?;
+        answer.await?
+    } else {
+        tokio::select! {
+            biased;
+            bytes = answer => bytes?,
+            never = rise(&mut send, &mut class) => match never {},
+        }
+    };
     verify(hash, bytes).await
+}
+
+/// Tells the holder each new class, for ever.
+async fn rise(send: &mut quinn::SendStream, class: &mut watch::Receiver<Class>) -> Infallible {
+    while class.changed().await.is_ok() {
+        let now = *class.borrow_and_update();
+        // A holder that takes no more of it has begun to answer, or is gone, which the answer tells.
+        if send.write_all(&[class_byte(now)]).await.is_err() {
+            break;
+        }
+    }
+    std::future::pending().await
 }
 
 /// Compares the bytes with the hash; long ones away from the async threads.

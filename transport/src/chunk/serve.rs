@@ -14,8 +14,8 @@ use tokio::sync::{AcquireError, Semaphore, SemaphorePermit};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
-use super::wire::{HEADER_LEN, Header, REQUEST_LEN, Request};
-use super::{CHUNK_LEN_MAX, ChunkSource, Class, IN_FLIGHT_MAX, OBJECT_LEN_MAX};
+use super::wire::{HEADER_LEN, Header, REQUEST_LEN, Request, class_of};
+use super::{CHUNK_LEN_MAX, ChunkSource, Class, IN_FLIGHT_BYTES_MAX, OBJECT_LEN_MAX};
 use crate::{Accepted, Incoming};
 
 /// Time for a request's 38 bytes to arrive once its stream is open.
@@ -30,37 +30,54 @@ const LARGE_ANSWER_DEADLINE: Duration = Duration::from_secs(300);
 /// Stream error code that tells the asker that the holder gives the request up.
 const GAVE_UP: quinn::VarInt = quinn::VarInt::from_u32(1);
 
-/// How much is served at once.
+/// What an answer takes at least of what is served at once, in bytes: bounds how many small ones read the disk.
+const PLACE_BYTES: usize = 64 << 10;
+
+/// How much is served at once, in bytes of answers in flight. A class has the places at its rank in
+/// [`Class::ALL`] together with all lower ones: so a lower class never holds places that a higher one needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Answers in flight on a connection.
-    pub per_connection: usize,
-    /// Of those, for the background class.
-    pub background_per_connection: usize,
-    /// Answers in flight in the node; memory is at most this many chunks.
-    pub total: usize,
-    /// Of those, for the background class.
-    pub background_total: usize,
+    /// On a connection.
+    pub per_connection: [usize; Class::ALL.len()],
+    /// In the node; memory is at most the first of them.
+    pub total: [usize; Class::ALL.len()],
     /// Answers that may be longer than a chunk, in the node; each may hold 64 MiB.
     pub large_total: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
+        const MIB: usize = 1 << 20;
         Self {
-            per_connection: IN_FLIGHT_MAX,
-            background_per_connection: IN_FLIGHT_MAX / 2,
-            total: 64,
-            background_total: 32,
+            per_connection: [IN_FLIGHT_BYTES_MAX, 4 * MIB, 3 * MIB, 2 * MIB],
+            total: [64 * MIB, 32 * MIB, 24 * MIB, 16 * MIB],
             large_total: 4,
         }
     }
 }
 
+/// Places for each class and those below it.
+struct Places([(Semaphore, u32); Class::ALL.len()]);
+
+impl Places {
+    fn new(bytes: [usize; Class::ALL.len()]) -> Self {
+        Self(bytes.map(|bytes| {
+            let places = u32::try_from(bytes / PLACE_BYTES).unwrap_or(u32::MAX).max(1);
+            (Semaphore::new(places as usize), places)
+        }))
+    }
+
+    /// Takes the places of an answer, or all there are, from those of the class at `rank`.
+    async fn take(&self, rank: usize, bytes: usize) -> Result<Option<SemaphorePermit<'_>>, AcquireError> {
+        let Some((places, all)) = self.0.get(rank) else { return Ok(None) };
+        let wanted = u32::try_from(bytes.div_ceil(PLACE_BYTES)).unwrap_or(u32::MAX);
+        places.acquire_many(wanted.clamp(1, *all)).await.map(Some)
+    }
+}
+
 /// The places of the node.
-struct Places {
-    total: Semaphore,
-    background: Semaphore,
+struct NodePlaces {
+    places: Places,
     large: Semaphore,
 }
 
@@ -68,28 +85,22 @@ struct Places {
 struct Serving {
     peer: PeerId,
     source: Arc<dyn ChunkSource>,
-    node: Arc<Places>,
-    own: Semaphore,
-    own_background: Semaphore,
+    node: Arc<NodePlaces>,
+    own: Places,
     /// Falls with each answer, so that answers go out one after another within their class: the asker
-    /// gets the first early and asks on, instead of getting all eight late and at once.
+    /// gets the first early and asks on, instead of getting all late and at once.
     rank: AtomicI32,
 }
 
 /// Serves `source` on the connections that come, until no more can come.
 pub async fn serve(mut incoming: Accepted, source: Arc<dyn ChunkSource>, limits: Limits) {
-    let node = Arc::new(Places {
-        total: Semaphore::new(limits.total),
-        background: Semaphore::new(limits.background_total),
-        large: Semaphore::new(limits.large_total),
-    });
+    let node = Arc::new(NodePlaces { places: Places::new(limits.total), large: Semaphore::new(limits.large_total) });
     while let Some(Incoming { peer, connection, .. }) = incoming.recv().await {
         let serving = Arc::new(Serving {
             peer,
             source: Arc::clone(&source),
             node: Arc::clone(&node),
-            own: Semaphore::new(limits.per_connection),
-            own_background: Semaphore::new(limits.background_per_connection),
+            own: Places::new(limits.per_connection),
             rank: AtomicI32::new(0),
         });
         // The task ends with the connection, which the endpoint closes at the latest when it is closed.
@@ -138,17 +149,35 @@ impl Serving {
         }
         let request = Request::decode(&request).ok_or(AnswerError::Malformed)?;
         let len_max = usize::try_from(request.len_max).unwrap_or(usize::MAX).min(OBJECT_LEN_MAX);
-        let is_large = len_max > CHUNK_LEN_MAX;
-        // An asker that gives up while it waits for a place frees it at once.
-        let _places = tokio::select! {
-            places = self.places(request.class, is_large) => places?,
-            _ = send.stopped() => return Ok(()),
+        let mut class = request.class;
+        let _places = loop {
+            tokio::select! {
+                biased;
+                places = self.places(class, len_max) => break places?,
+                higher = rises(&mut recv, class) => class = higher,
+                // An asker that gives up while it waits for a place frees it at once.
+                _ = send.stopped() => return Ok(()),
+            }
         };
         let (header, bytes) = self.look_up(&request, len_max).await;
         // Fails when the asker has gone, which the write tells as well.
-        let _ = send.set_priority(self.rank(request.class));
-        let deadline = if is_large { LARGE_ANSWER_DEADLINE } else { ANSWER_DEADLINE };
-        match timeout(deadline, write(&mut send, header, bytes)).await {
+        let _ = send.set_priority(self.rank(class));
+        let deadline = if len_max > CHUNK_LEN_MAX { LARGE_ANSWER_DEADLINE } else { ANSWER_DEADLINE };
+        let written = async {
+            write(&mut send, header, bytes).await?;
+            loop {
+                tokio::select! {
+                    biased;
+                    // It has arrived: only then are its places free.
+                    _ = send.stopped() => return Ok(()),
+                    higher = rises(&mut recv, class) => {
+                        class = higher;
+                        let _ = send.set_priority(self.rank(class));
+                    }
+                }
+            }
+        };
+        match timeout(deadline, written).await {
             Ok(written) => written,
             Err(_) => {
                 // Dropping the stream would finish it and let the rest drain: it is reset instead.
@@ -160,18 +189,15 @@ impl Serving {
 
     /// Waits for the places of an answer: narrowest first, so that nobody waits while holding a place
     /// that others could use, except one behind its own kind.
-    async fn places(&self, class: Class, is_large: bool) -> Result<Vec<SemaphorePermit<'_>>, AcquireError> {
-        let mut wanted = Vec::with_capacity(5);
-        if class == Class::Background {
-            wanted.extend([&self.own_background, &self.node.background]);
-        }
-        if is_large {
-            wanted.push(&self.node.large);
-        }
-        wanted.extend([&self.own, &self.node.total]);
-        let mut places = Vec::with_capacity(wanted.len());
-        for semaphore in wanted {
-            places.push(semaphore.acquire().await?);
+    async fn places(&self, class: Class, len_max: usize) -> Result<Vec<SemaphorePermit<'_>>, AcquireError> {
+        let mut places = Vec::with_capacity(2 * Class::ALL.len() + 1);
+        for rank in (0..=class.rank()).rev() {
+            if rank == 0 && len_max > CHUNK_LEN_MAX {
+                places.push(self.node.large.acquire().await?);
+            }
+            for of in [&self.own, &self.node.places] {
+                places.extend(of.take(rank, len_max.min(CHUNK_LEN_MAX)).await?);
+            }
         }
         Ok(places)
     }
@@ -190,25 +216,37 @@ impl Serving {
         }
     }
 
-    /// Urgent above background, earlier above later. Wraps after a billion answers, which then get a
-    /// wrong order among eight, once.
+    /// A higher class above a lower one, earlier above later. Wraps after half a billion answers, which then
+    /// get a wrong order among those in flight, once.
     fn rank(&self, class: Class) -> i32 {
-        const HALF: i32 = 1 << 30;
-        let later = self.rank.fetch_add(1, Ordering::Relaxed).rem_euclid(HALF);
-        match class {
-            Class::Urgent => HALF - later,
-            Class::Background => -later,
-        }
+        const BAND: i32 = 1 << 29;
+        let later = self.rank.fetch_add(1, Ordering::Relaxed).rem_euclid(BAND);
+        let bands = match class {
+            Class::Reader => 3,
+            Class::Prefetch => 2,
+            Class::Copy => 1,
+            Class::Repair => 0,
+        };
+        bands * BAND - later
     }
 }
 
-/// Writes an answer and waits until it has arrived: only then are its places free.
+/// The next higher class that the asker says. What is no higher ends the listening.
+async fn rises(recv: &mut quinn::RecvStream, class: Class) -> Class {
+    let mut byte = [0];
+    if let Ok(Some(1)) = recv.read(&mut byte).await
+        && class_of(byte[0]) < class
+    {
+        return class_of(byte[0]);
+    }
+    std::future::pending().await
+}
+
+/// Writes an answer.
 async fn write(send: &mut quinn::SendStream, header: Header, bytes: Bytes) -> Result<(), AnswerError> {
     let header: [u8; HEADER_LEN] = header.encode();
     send.write_all_chunks(&mut [Bytes::copy_from_slice(&header), bytes]).await?;
     // Fails only when the asker has stopped the stream.
-    if send.finish().is_ok() {
-        let _ = send.stopped().await;
-    }
+    let _ = send.finish();
     Ok(())
 }

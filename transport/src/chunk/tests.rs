@@ -21,6 +21,11 @@ async fn holder(shelf: Arc<Shelf>, limits: Limits) -> (Node, Node, quinn::Connec
     (asker, holder, connection)
 }
 
+/// So many answers at once on a connection, by class.
+fn of_places(answers: [usize; 4]) -> Limits {
+    Limits { per_connection: answers.map(|answers| answers * (64 << 10)), ..Limits::default() }
+}
+
 fn hash(bytes: &Bytes) -> Hash {
     blake3::hash(bytes)
 }
@@ -31,7 +36,7 @@ async fn chunks_of_every_length_come_as_they_are() {
     let all: Vec<Bytes> = lengths.iter().flat_map(|len| chunks(1, *len)).collect();
     let (_a, _b, connection) = holder(Arc::new(Shelf::of(&all)), Limits::default()).await;
     for chunk in &all {
-        let got = get(&connection, hash(chunk), CHUNK_LEN_MAX, Class::Urgent).await.expect("get");
+        let got = get(&connection, hash(chunk), CHUNK_LEN_MAX, Class::Reader).await.expect("get");
         assert!(got == chunk, "{} bytes differ", chunk.len());
     }
 }
@@ -40,7 +45,7 @@ async fn chunks_of_every_length_come_as_they_are() {
 async fn a_manifest_longer_than_a_chunk_comes_whole() {
     let all = chunks(1, 5 * CHUNK_LEN_MAX + 7);
     let (_a, _b, connection) = holder(Arc::new(Shelf::of(&all)), Limits::default()).await;
-    let got = get(&connection, hash(&all[0]), OBJECT_LEN_MAX, Class::Background).await.expect("get");
+    let got = get(&connection, hash(&all[0]), OBJECT_LEN_MAX, Class::Copy).await.expect("get");
     assert!(got == all[0]);
 }
 
@@ -48,13 +53,13 @@ async fn a_manifest_longer_than_a_chunk_comes_whole() {
 async fn what_cannot_be_had_is_told_apart() {
     let all = chunks(2, 1000);
     let (_a, _b, connection) = holder(Arc::new(Shelf::of(&all[..1])), Limits::default()).await;
-    let absent = get(&connection, hash(&all[1]), 1000, Class::Urgent).await;
+    let absent = get(&connection, hash(&all[1]), 1000, Class::Reader).await;
     assert!(matches!(absent, Err(GetError::Absent)), "{absent:?}");
-    let too_long = get(&connection, hash(&all[0]), 999, Class::Urgent).await;
+    let too_long = get(&connection, hash(&all[0]), 999, Class::Reader).await;
     assert!(matches!(too_long, Err(GetError::TooLong { len: 1000, max: 999 })), "{too_long:?}");
     let failing = Shelf { fails: true, ..Shelf::of(&all) };
     let (_a, _b, connection) = holder(Arc::new(failing), Limits::default()).await;
-    let failed = get(&connection, hash(&all[0]), 1000, Class::Urgent).await;
+    let failed = get(&connection, hash(&all[0]), 1000, Class::Reader).await;
     assert!(matches!(failed, Err(GetError::Failed)), "{failed:?}");
 }
 
@@ -64,7 +69,7 @@ async fn wrong_bytes_are_never_handed_out() {
     let lying = Shelf { lies: true, ..Shelf::of(&all) };
     let (_a, _b, connection) = holder(Arc::new(lying), Limits::default()).await;
     for chunk in &all {
-        let got = get(&connection, hash(chunk), OBJECT_LEN_MAX, Class::Urgent).await;
+        let got = get(&connection, hash(chunk), OBJECT_LEN_MAX, Class::Reader).await;
         assert!(matches!(got, Err(GetError::WrongBytes)), "{got:?}");
     }
 }
@@ -73,13 +78,13 @@ async fn wrong_bytes_are_never_handed_out() {
 async fn a_holder_answers_a_few_at_a_time_and_keeps_places_for_readers() {
     let all = chunks(40, 1000);
     let slow = Arc::new(Shelf { delay: Duration::from_millis(50), ..Shelf::of(&all) });
-    let (_a, _b, connection) = holder(Arc::<Shelf>::clone(&slow), Limits::default()).await;
-    let copies = all.iter().map(|chunk| get(&connection, hash(chunk), 1000, Class::Background));
+    let (_a, _b, connection) = holder(Arc::<Shelf>::clone(&slow), of_places([8, 4, 4, 2])).await;
+    let copies = all.iter().map(|chunk| get(&connection, hash(chunk), 1000, Class::Copy));
     let copies = futures::future::join_all(copies);
     let reader = async {
         tokio::time::sleep(Duration::from_millis(75)).await;
         let started = tokio::time::Instant::now();
-        get(&connection, hash(&all[0]), 1000, Class::Urgent).await.expect("get");
+        get(&connection, hash(&all[0]), 1000, Class::Reader).await.expect("get");
         started.elapsed()
     };
     let (copies, waited) = within("copies", futures::future::join(copies, reader)).await;
@@ -90,15 +95,57 @@ async fn a_holder_answers_a_few_at_a_time_and_keeps_places_for_readers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn each_class_has_its_places_whatever_those_below_it_want() {
+    let all = chunks(40, 1000);
+    let slow = Arc::new(Shelf { delay: Duration::from_millis(100), ..Shelf::of(&all) });
+    let (_a, _b, connection) = holder(Arc::<Shelf>::clone(&slow), of_places([8, 6, 4, 2])).await;
+    for (class, most) in [(Class::Repair, 2), (Class::Copy, 4), (Class::Prefetch, 6), (Class::Reader, 8)] {
+        // Those below hold all that they may.
+        let asked = all.iter().map(|chunk| get(&connection, hash(chunk), 1000, class));
+        let asked = tokio::time::timeout(Duration::from_millis(50), futures::future::join_all(asked));
+        assert!(asked.await.is_err());
+        assert_eq!(slow.reading_most.swap(0, Ordering::SeqCst), most, "{}", class.as_str());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_waits_rises_when_a_reader_wants_the_same() {
+    let all = chunks(20, 1000);
+    let slow = Arc::new(Shelf { delay: Duration::from_millis(100), ..Shelf::of(&all) });
+    let (_a, _b, connection) = holder(slow, of_places([8, 1, 1, 1])).await;
+    let (others, waits) = all.split_at(19);
+    let others = futures::future::join_all(others.iter().map(|chunk| get(&connection, hash(chunk), 1000, Class::Copy)));
+    let rising = async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let (class, now) = tokio::sync::watch::channel(Class::Repair);
+        let started = tokio::time::Instant::now();
+        let raise = async {
+            tokio::time::sleep(Duration::from_millis(150)).await;
+            class.send_replace(Class::Reader);
+        };
+        let got = get_while(&connection, hash(&waits[0]), 1000, now);
+        let (got, ()) = within("a raised request", futures::future::join(got, raise)).await;
+        got.expect("get");
+        started.elapsed()
+    };
+    let started = tokio::time::Instant::now();
+    let (others, waited) = futures::future::join(others, rising).await;
+    assert!(others.iter().all(Result::is_ok));
+    assert!(started.elapsed() > Duration::from_millis(1500), "one after another: {:?}", started.elapsed());
+    assert!((150..500).contains(&waited.as_millis()), "waited {waited:?}, with nineteen before it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn requests_that_are_taken_back_free_their_places() {
     let all = chunks(64, 1000);
     let slow = Arc::new(Shelf { delay: Duration::from_millis(100), ..Shelf::of(&all) });
-    let (_a, _b, connection) = holder(Arc::<Shelf>::clone(&slow), Limits::default()).await;
-    let asked = all.iter().map(|chunk| get(&connection, hash(chunk), 1000, Class::Urgent));
+    let (_a, _b, connection) = holder(Arc::<Shelf>::clone(&slow), of_places([8, 4, 4, 2])).await;
+    let asked = all.iter().map(|chunk| get(&connection, hash(chunk), 1000, Class::Reader));
     let given_up = tokio::time::timeout(Duration::from_millis(50), futures::future::join_all(asked)).await;
     assert!(given_up.is_err());
     let started = tokio::time::Instant::now();
-    within("get", get(&connection, hash(&all[0]), 1000, Class::Urgent)).await.expect("get");
+    within("get", get(&connection, hash(&all[0]), 1000, Class::Reader)).await.expect("get");
     assert!(started.elapsed() < Duration::from_millis(400), "waited {:?} behind the dead", started.elapsed());
     assert!(slow.reads.load(Ordering::SeqCst) < 30, "{} reads for nobody", slow.reads.load(Ordering::SeqCst));
 }
@@ -115,7 +162,7 @@ async fn garbage_requests_end_their_stream_and_nothing_else() {
         let answer = within("end of the stream", recv.read_to_end(1000)).await;
         assert!(answer.is_err() || answer.is_ok_and(|bytes| bytes.is_empty()));
     }
-    get(&connection, hash(&all[0]), 1000, Class::Urgent).await.expect("still serves");
+    get(&connection, hash(&all[0]), 1000, Class::Reader).await.expect("still serves");
 }
 
 /// A holder that answers with these bytes, whatever it is asked.
@@ -132,7 +179,7 @@ async fn answer(bytes: Vec<u8>) -> Result<Bytes, GetError> {
         connection.closed().await;
     }));
     let connection = asker.endpoint.link(holder.peer(), Plane::Chunk).await.expect("link");
-    within("get", get(&connection, blake3::hash(b"abc"), 3, Class::Urgent)).await
+    within("get", get(&connection, blake3::hash(b"abc"), 3, Class::Reader)).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

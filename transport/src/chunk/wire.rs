@@ -11,7 +11,8 @@ const VERSION: u8 = 1;
 pub(super) const REQUEST_LEN: usize = 38;
 pub(super) const HEADER_LEN: usize = 6;
 
-/// `version, class, hash (32), longest answer taken (u32, big-endian)`.
+/// `version, class, hash (32), longest answer taken (u32, big-endian)`. Behind it each byte is the request's class
+/// from then on, until the asker ends its side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Request {
     pub(super) class: Class,
@@ -32,14 +33,31 @@ pub(super) enum Header {
     TooLong { len: u32 },
 }
 
+/// A class on the wire. Ids are kept stable; they are in the order in which the classes came to be.
+pub(super) fn class_byte(class: Class) -> u8 {
+    match class {
+        Class::Reader => 0,
+        Class::Copy => 1,
+        Class::Prefetch => 2,
+        Class::Repair => 3,
+    }
+}
+
+/// What is not known is of a later version, and answered after everything else.
+pub(super) fn class_of(byte: u8) -> Class {
+    match byte {
+        0 => Class::Reader,
+        1 => Class::Copy,
+        2 => Class::Prefetch,
+        _ => Class::Repair,
+    }
+}
+
 impl Request {
     pub(super) fn encode(&self) -> [u8; REQUEST_LEN] {
         let mut out = [0; REQUEST_LEN];
         out[0] = VERSION;
-        out[1] = match self.class {
-            Class::Urgent => 0,
-            Class::Background => 1,
-        };
+        out[1] = class_byte(self.class);
         out[2..34].copy_from_slice(self.hash.as_bytes());
         out[34..].copy_from_slice(&self.len_max.to_be_bytes());
         out
@@ -48,11 +66,7 @@ impl Request {
     pub(super) fn decode(bytes: &[u8; REQUEST_LEN]) -> Option<Self> {
         let [VERSION, class, rest @ ..] = bytes else { return None };
         let (hash, len_max) = rest.split_first_chunk::<32>()?;
-        let class = match class {
-            0 => Class::Urgent,
-            1 => Class::Background,
-            _ => return None,
-        };
+        let class = class_of(*class);
         Some(Self { class, hash: Hash::from_bytes(*hash), len_max: u32::from_be_bytes(len_max.try_into().ok()?) })
     }
 }
@@ -91,11 +105,13 @@ mod tests {
     /// Golden bytes: these forms are spoken between versions.
     #[test]
     fn the_wire_forms_stay_as_they_are() {
-        let request = Request { class: Class::Background, hash: Hash::from_bytes([7; 32]), len_max: 0x0102_0304 };
+        let request = Request { class: Class::Copy, hash: Hash::from_bytes([7; 32]), len_max: 0x0102_0304 };
         let mut golden = [7; REQUEST_LEN];
         golden[..2].copy_from_slice(&[1, 1]);
         golden[34..].copy_from_slice(&[1, 2, 3, 4]);
         assert_eq!(request.encode(), golden);
+        let ids = Class::ALL.map(|class| Request { class, ..request }.encode()[1]);
+        assert_eq!(ids, [0, 2, 1, 3]);
         assert_eq!(Header::Found { len: 0x0102_0304 }.encode(), [1, 0, 1, 2, 3, 4]);
         assert_eq!(Header::Absent.encode(), [1, 1, 0, 0, 0, 0]);
         assert_eq!(Header::Failed.encode(), [1, 2, 0, 0, 0, 0]);
@@ -104,15 +120,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_request_that_decodes_encodes_to_the_same_bytes(bytes in any::<[u8; 32]>(), head in 0u8..3, class in 0u8..3, len_max: u32) {
+        fn a_request_that_decodes_encodes_to_the_same_bytes(bytes in any::<[u8; 32]>(), head in 0u8..3, class: u8, len_max: u32) {
             let mut wire = [0; REQUEST_LEN];
             wire[0] = head;
             wire[1] = class;
             wire[2..34].copy_from_slice(&bytes);
             wire[34..].copy_from_slice(&len_max.to_be_bytes());
             let decoded = Request::decode(&wire);
-            prop_assert_eq!(decoded.is_some(), head == VERSION && class < 2);
+            prop_assert_eq!(decoded.is_some(), head == VERSION);
             if let Some(request) = decoded {
+                // A class that is not known is the lowest.
+                wire[1] = class.min(3);
                 prop_assert_eq!(request.encode(), wire);
             }
         }

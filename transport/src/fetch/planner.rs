@@ -1,17 +1,24 @@
-//! The decisions of a fetch, as a state machine: events and the time go in, assignments come out.
+//! The decisions of a node's fetches, as a state machine: events and the time go in, assignments come out.
 //!
-//! Time is a [`Duration`] since whatever the caller likes, never going back. Nothing here is random, so
-//! a fetch that went wrong can be replayed. The cost of an event is linear in the wanted objects at
-//! worst (a holder that has none of them) and constant as a rule.
+//! One plan for all fetches, since they share the holders and the way to them: what several want is asked
+//! for once, and a lower class waits while a higher one is being answered. Time is a [`Duration`] since
+//! whatever the caller likes, never going back. Nothing here is random, so a fetch that went wrong can be
+//! replayed. The cost of an event is linear in the requests under way at worst, and in the wanted objects
+//! when a holder drops out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crate::chunk::Class;
+
 mod holder;
 mod latency;
+mod turns;
 
-use holder::Holder;
+pub use holder::Room;
+use holder::{Holder, Place};
 use latency::Latency;
+use turns::Turns;
 
 /// An answer is overdue at this many tenths of the 95th percentile of the answers so far.
 const OVERDUE_TENTHS: u32 = 15;
@@ -28,17 +35,28 @@ const OVERDUE_UNKNOWN: Duration = Duration::from_secs(1);
 const HEDGES_ONE_IN: usize = 8;
 const HEDGES_MIN: usize = 2;
 
-/// A wanted object, by its place in the list.
+/// A wanted object, by its number, which is never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ItemIndex(pub usize);
+pub struct ItemIndex(pub u64);
 
-/// A holder, by its place in the list.
+/// A holder, in the order in which they became known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HolderIndex(pub usize);
 
 /// One request under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(u64);
+
+/// How an object is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Want {
+    /// What for.
+    pub class: Class,
+    /// Whether somebody waits for this very object: it goes before what is only part of something larger.
+    pub is_awaited: bool,
+    /// Its length in bytes, or the most it may be.
+    pub len: u64,
+}
 
 /// A request to make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +67,8 @@ pub struct Assignment {
     pub holder: HolderIndex,
     /// For what.
     pub item: ItemIndex,
+    /// In which class.
+    pub class: Class,
     /// Whether somebody else is being asked for it already.
     pub is_second: bool,
 }
@@ -60,14 +80,14 @@ pub enum Failure {
     Absent,
     /// The holder could not be reached or could not give it now; it may later.
     Unavailable,
-    /// The holder sent wrong bytes or nonsense: it is asked for nothing more.
+    /// The holder sent wrong bytes or nonsense: it is asked for nothing more of what is wanted now.
     Fault,
 }
 
 /// What an event settled.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Settled {
-    /// The object that is now had, for the first time.
+    /// The object that is now had.
     pub had: Option<ItemIndex>,
     /// Objects that no holder can give.
     pub lost: Vec<ItemIndex>,
@@ -75,98 +95,163 @@ pub struct Settled {
     pub cancelled: Vec<Ticket>,
 }
 
-/// Plans a fetch of `items` objects from several holders.
+/// Plans the fetches of a node.
 #[derive(Debug)]
 pub struct Planner {
-    items: Vec<Item>,
+    room: Room,
     holders: Vec<Holder>,
-    /// Objects that nobody is asked for, in the order wanted.
-    pending: BTreeSet<ItemIndex>,
+    items: BTreeMap<ItemIndex, Item>,
     requests: BTreeMap<Ticket, Request>,
-    latency: Latency,
+    /// Of readers' requests, and of the others', which may wait behind them.
+    latency: [Latency; 2],
+    turns: Turns,
+    next_item: u64,
     next_ticket: u64,
-    open: usize,
 }
 
-#[derive(Debug, Default)]
+/// An object that is neither had nor lost.
+#[derive(Debug)]
 struct Item {
-    /// Holders that were found not to have it.
-    absent: BTreeSet<HolderIndex>,
-    /// Holders that are being asked for it.
+    place: Place,
+    len: u64,
+    /// Who may give it.
+    holders: BTreeSet<HolderIndex>,
+    /// Who is being asked. Nobody: it stands in the queues of all that may give it.
     asked: BTreeSet<HolderIndex>,
-    is_settled: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Request {
     holder: HolderIndex,
     item: ItemIndex,
+    /// Now, and when it was made.
+    class: Class,
+    began_as: Class,
+    len: u64,
     since: Duration,
+    /// Bytes that its holder was asked for when it was made, its own included.
+    behind: u64,
     is_second: bool,
 }
 
 impl Planner {
-    /// A plan for `items` objects; `holders` says of each holder whether it is only a last resort (it
-    /// gave wrong bytes before). Each is asked for at most `window` objects at a time.
-    pub fn new(items: usize, holders: &[bool], window: usize) -> Self {
+    /// An empty plan; `room` says how much one holder is asked for at a time.
+    pub fn new(room: Room) -> Self {
         Self {
-            items: (0..items).map(|_| Item::default()).collect(),
-            holders: holders.iter().map(|is_last_resort| Holder::new(*is_last_resort, window.max(1))).collect(),
-            pending: (0..items).map(ItemIndex).collect(),
+            room,
+            holders: Vec::new(),
+            items: BTreeMap::new(),
             requests: BTreeMap::new(),
-            latency: Latency::default(),
+            latency: Default::default(),
+            turns: Turns::default(),
+            next_item: 0,
             next_ticket: 0,
-            open: items,
         }
     }
 
-    /// Objects that no holder can give from the start: all of them, when there is no holder.
-    pub fn start(&mut self) -> Settled {
-        Settled { lost: self.take_lost(), ..Settled::default() }
+    /// Makes a holder known.
+    pub fn add_holder(&mut self) -> HolderIndex {
+        self.holders.push(Holder::new(self.room));
+        HolderIndex(self.holders.len() - 1)
+    }
+
+    /// Until `until`, a holder is asked only for what no other can give.
+    pub fn distrust(&mut self, holder: HolderIndex, until: Duration) {
+        if let Some(holder) = self.holders.get_mut(holder.0) {
+            holder.distrusted_until = Some(until);
+        }
+    }
+
+    /// An object is wanted that `holders` may give. `None` when there are none.
+    pub fn want(&mut self, want: Want, holders: &[HolderIndex]) -> Option<ItemIndex> {
+        let holders: BTreeSet<HolderIndex> = holders.iter().copied().filter(|h| h.0 < self.holders.len()).collect();
+        if holders.is_empty() {
+            return None;
+        }
+        let item = ItemIndex(self.next_item);
+        self.next_item += 1;
+        let place = Place::of(want, item);
+        self.items.insert(item, Item { place, len: want.len, holders, asked: BTreeSet::new() });
+        self.line_up(item);
+        Some(item)
+    }
+
+    /// A wanted object is wanted by another too, who knows these holders. Returns the requests under way that
+    /// are of a higher class now.
+    pub fn join(&mut self, item: ItemIndex, want: Want, holders: &[HolderIndex]) -> Vec<Ticket> {
+        self.step_out(item);
+        let known_holders = self.holders.len();
+        let Some(known) = self.items.get_mut(&item) else { return Vec::new() };
+        known.holders.extend(holders.iter().copied().filter(|holder| holder.0 < known_holders));
+        known.len = known.len.max(want.len);
+        known.place = known.place.min(Place::of(want, item));
+        let class = known.place.class;
+        if known.asked.is_empty() {
+            self.line_up(item);
+            return Vec::new();
+        }
+        let risen = self.requests.iter_mut().filter(|(_, request)| request.item == item && class < request.class);
+        risen
+            .map(|(ticket, request)| {
+                request.class = class;
+                *ticket
+            })
+            .collect()
+    }
+
+    /// Nobody wants an object any more. Returns the requests that are of no use.
+    pub fn forget(&mut self, item: ItemIndex) -> Vec<Ticket> {
+        self.step_out(item);
+        self.items.remove(&item);
+        let cancelled: Vec<Ticket> = self.requests_for(item).collect();
+        for ticket in &cancelled {
+            self.take(*ticket);
+        }
+        cancelled
     }
 
     /// The next request to make now, if any. To be called until it gives none.
     pub fn next(&mut self, now: Duration) -> Option<Assignment> {
         if let Some((holder, item)) = self.overdue(now) {
-            return Some(self.assign(now, holder, item, true));
+            return self.assign(now, holder, item);
         }
-        for holder in self.free_holders(now) {
-            if let Some(item) = self.first_pending(now, holder) {
-                return Some(self.assign(now, holder, item, false));
+        let free = self.free_holders(now);
+        for class in Class::ALL.into_iter().filter(|class| self.may_begin(now, *class)) {
+            for holder in &free {
+                if let Some(item) = self.first_of(now, *holder, class) {
+                    return self.assign(now, *holder, item);
+                }
             }
         }
-        let (holder, item) = self.end_game(now)?;
-        Some(self.assign(now, holder, item, true))
+        let (holder, item) = self.end_game(now, &free)?;
+        self.assign(now, holder, item)
     }
 
-    /// When to call [`Planner::next`] again though nothing was reported: an answer becomes overdue or a
-    /// holder's rest ends. `None` when only a report can change anything.
+    /// When to call [`Planner::next`] again though nothing was reported: an answer becomes overdue, a
+    /// holder's rest ends or a lower class has its turn. `None` when only a report can change anything.
     pub fn wake(&self, now: Duration) -> Option<Duration> {
-        let overdue_after = self.overdue_after();
-        let overdue = self.requests.values().map(|request| request.since + overdue_after);
+        if self.items.is_empty() {
+            return None;
+        }
+        let overdue = self.requests.values().map(|request| request.since + self.overdue_after(request.class));
         let rests = self.holders.iter().filter_map(Holder::rests_until);
-        overdue.chain(rests).filter(|at| *at > now).min()
+        overdue.chain(rests).chain(self.turns.wakes()).filter(|at| *at > now).min()
     }
 
     /// Reports that a request gave the right bytes.
     pub fn on_done(&mut self, now: Duration, ticket: Ticket) -> Settled {
-        let Some(request) = self.forget(ticket) else { return Settled::default() };
+        let Some(request) = self.take(ticket) else { return Settled::default() };
         let took = now.saturating_sub(request.since);
-        self.latency.add(took);
+        self.latency[group(request.class)].add(took);
+        self.turns.ended(now, request.class, took);
         if let Some(holder) = self.holders.get_mut(request.holder.0) {
-            holder.on_answer(took);
+            holder.on_answer(took, request.behind);
         }
-        let Some(item) = self.items.get_mut(request.item.0) else { return Settled::default() };
-        if std::mem::replace(&mut item.is_settled, true) {
-            return Settled::default();
-        }
-        self.open -= 1;
-        self.pending.remove(&request.item);
-        let others = self.requests.iter().filter(|(_, other)| other.item == request.item);
-        let cancelled: Vec<Ticket> = others.map(|(ticket, _)| *ticket).collect();
+        self.items.remove(&request.item);
+        let cancelled: Vec<Ticket> = self.requests_for(request.item).collect();
         for other in &cancelled {
             // A holder that lost the race is known to take at least this long.
-            if let Some(slow) = self.forget(*other)
+            if let Some(slow) = self.take(*other)
                 && let Some(holder) = self.holders.get_mut(slow.holder.0)
             {
                 holder.on_outrun(now.saturating_sub(slow.since));
@@ -177,31 +262,45 @@ impl Planner {
 
     /// Reports that a request came to nothing.
     pub fn on_failed(&mut self, now: Duration, ticket: Ticket, failure: Failure) -> Settled {
-        let Some(request) = self.forget(ticket) else { return Settled::default() };
-        let Some(holder) = self.holders.get_mut(request.holder.0) else { return Settled::default() };
-        match failure {
+        let Some(request) = self.take(ticket) else { return Settled::default() };
+        self.turns.ended(now, request.class, now.saturating_sub(request.since));
+        let mut settled = Settled::default();
+        let drops_out = match failure {
             Failure::Absent => {
-                if let Some(item) = self.items.get_mut(request.item.0) {
-                    item.absent.insert(request.holder);
+                if let Some(item) = self.items.get_mut(&request.item) {
+                    item.holders.remove(&request.holder);
                 }
+                false
             }
-            Failure::Unavailable => holder.on_unavailable(now, request.since),
-            Failure::Fault => holder.give_up(),
+            Failure::Unavailable => {
+                let holder = self.holders.get_mut(request.holder.0);
+                holder.is_some_and(|holder| holder.on_unavailable(now, request.since))
+            }
+            Failure::Fault => {
+                let of_holder = self.requests.iter().filter(|(_, other)| other.holder == request.holder);
+                settled.cancelled = of_holder.map(|(ticket, _)| *ticket).collect();
+                true
+            }
+        };
+        let mut loose = vec![request.item];
+        loose.extend(settled.cancelled.iter().filter_map(|ticket| Some(self.take(*ticket)?.item)));
+        if drops_out {
+            loose.extend(self.drop_out(request.holder));
         }
-        let mut cancelled = Vec::new();
-        if failure == Failure::Fault {
-            let others = self.requests.iter().filter(|(_, other)| other.holder == request.holder);
-            cancelled.extend(others.map(|(ticket, _)| *ticket));
-            for other in &cancelled {
-                self.forget(*other);
+        for item in loose {
+            if self.is_lost(item) {
+                self.items.remove(&item);
+                settled.lost.push(item);
+            } else {
+                self.line_up(item);
             }
         }
-        Settled { had: None, lost: self.take_lost(), cancelled }
+        settled
     }
 
     /// Whether every object is had or lost.
     pub fn is_finished(&self) -> bool {
-        self.open == 0
+        self.items.is_empty()
     }
 
     /// Requests under way.
@@ -209,145 +308,189 @@ impl Planner {
         self.requests.len()
     }
 
-    fn assign(&mut self, now: Duration, holder: HolderIndex, item: ItemIndex, is_second: bool) -> Assignment {
-        let ticket = Ticket(self.next_ticket);
+    fn assign(&mut self, now: Duration, holder: HolderIndex, item: ItemIndex) -> Option<Assignment> {
+        self.step_out(item);
+        let (index, ticket) = (item, Ticket(self.next_ticket));
+        let item = self.items.get_mut(&index)?;
+        let is_second = !item.asked.is_empty();
+        item.asked.insert(holder);
+        let (class, len) = (item.place.class, item.len);
+        let behind = self.holders.get_mut(holder.0)?.begin(class, len);
         self.next_ticket += 1;
-        self.pending.remove(&item);
-        self.requests.insert(ticket, Request { holder, item, since: now, is_second });
-        if let Some(item) = self.items.get_mut(item.0) {
-            item.asked.insert(holder);
-        }
-        if let Some(holder) = self.holders.get_mut(holder.0) {
-            holder.in_flight += 1;
-        }
-        Assignment { ticket, holder, item, is_second }
+        let began_as = class;
+        let request = Request { holder, item: index, class, began_as, len, since: now, behind, is_second };
+        self.requests.insert(ticket, request);
+        Some(Assignment { ticket, holder, item: index, class, is_second })
     }
 
-    /// Takes a request off the books; its object is pending again when nobody else is asked for it.
-    fn forget(&mut self, ticket: Ticket) -> Option<Request> {
+    /// Takes a request off the books. Where its object stands then is the caller's to see to.
+    fn take(&mut self, ticket: Ticket) -> Option<Request> {
         let request = self.requests.remove(&ticket)?;
         if let Some(holder) = self.holders.get_mut(request.holder.0) {
-            holder.in_flight -= 1;
+            holder.end(request.began_as, request.len);
         }
-        let item = self.items.get_mut(request.item.0)?;
-        item.asked.remove(&request.holder);
-        if item.asked.is_empty() && !item.is_settled {
-            self.pending.insert(request.item);
+        if let Some(item) = self.items.get_mut(&request.item) {
+            item.asked.remove(&request.holder);
         }
         Some(request)
     }
 
-    /// Settles as lost what nobody can give and nobody is asked for.
-    fn take_lost(&mut self) -> Vec<ItemIndex> {
-        let lost: Vec<ItemIndex> = self
-            .pending
-            .iter()
-            .filter(|item| !self.holder_indices().any(|holder| self.may_give(holder, **item)))
-            .copied()
-            .collect();
-        for item in &lost {
-            self.pending.remove(item);
-            if let Some(item) = self.items.get_mut(item.0) {
-                item.is_settled = true;
+    /// Puts an object that nobody is asked for into the queues of all that may give it.
+    fn line_up(&mut self, index: ItemIndex) {
+        let Some(item) = self.items.get(&index).filter(|item| item.asked.is_empty()) else { return };
+        for holder in &item.holders {
+            if let Some(holder) = self.holders.get_mut(holder.0) {
+                holder.queue.insert(item.place);
             }
-            self.open -= 1;
         }
-        lost
     }
 
-    fn holder_indices(&self) -> impl Iterator<Item = HolderIndex> + use<> {
-        (0..self.holders.len()).map(HolderIndex)
+    /// … and out of them.
+    fn step_out(&mut self, index: ItemIndex) {
+        let Some(item) = self.items.get(&index).filter(|item| item.asked.is_empty()) else { return };
+        for holder in &item.holders {
+            if let Some(holder) = self.holders.get_mut(holder.0) {
+                holder.queue.remove(&item.place);
+            }
+        }
     }
 
-    /// Whether the holder is in play and not known to lack the object.
-    fn may_give(&self, holder: HolderIndex, item: ItemIndex) -> bool {
-        self.holders.get(holder.0).is_some_and(|h| !h.is_given_up())
-            && self.items.get(item.0).is_some_and(|i| !i.absent.contains(&holder))
+    /// A holder is asked for nothing more of what is wanted now. Returns the objects that lose it and are not
+    /// being asked for.
+    fn drop_out(&mut self, holder: HolderIndex) -> Vec<ItemIndex> {
+        if let Some(holder) = self.holders.get_mut(holder.0) {
+            holder.queue.clear();
+        }
+        let mut loose = Vec::new();
+        for (index, item) in &mut self.items {
+            if item.holders.remove(&holder) && item.asked.is_empty() {
+                loose.push(*index);
+            }
+        }
+        loose
     }
 
-    /// Whether the holder should be asked: a last resort only when no other may give the object, or
+    /// Whether nobody can give an open object and nobody is asked for it.
+    fn is_lost(&self, item: ItemIndex) -> bool {
+        self.items.get(&item).is_some_and(|item| item.asked.is_empty() && item.holders.is_empty())
+    }
+
+    fn requests_for(&self, item: ItemIndex) -> impl Iterator<Item = Ticket> {
+        self.requests.iter().filter(move |(_, request)| request.item == item).map(|(ticket, _)| *ticket)
+    }
+
+    fn is_overdue(&self, now: Duration, request: &Request) -> bool {
+        now.saturating_sub(request.since) >= self.overdue_after(request.class)
+    }
+
+    /// Whether a class may begin a request: no higher one is at work, or this one has its small share. What is
+    /// overdue is not at work, or a holder that hangs would hold up all classes below.
+    fn may_begin(&self, now: Duration, class: Class) -> bool {
+        let at_work = |request: &&Request| request.class < class && !self.is_overdue(now, request);
+        let is_alone = || !self.requests.values().any(|request| request.class == class);
+        class == Class::Reader
+            || self.turns.may_begin(now, class, self.requests.values().any(|request| at_work(&request)), is_alone)
+    }
+
+    /// The first object of a class that a holder should be asked for.
+    fn first_of(&self, now: Duration, holder: HolderIndex, class: Class) -> Option<ItemIndex> {
+        let known = self.holders.get(holder.0).filter(|holder| holder.has_room(now, class))?;
+        let of_class = known.queue.range(Place::first_of(class)..).take_while(|place| place.class == class);
+        of_class.map(|place| place.item).find(|item| self.should_ask(now, holder, *item))
+    }
+
+    /// Whether a holder should be asked: a distrusted one only when no other may give the object, or
     /// those that may are stuck.
     fn should_ask(&self, now: Duration, holder: HolderIndex, item: ItemIndex) -> bool {
-        let is_last_resort = |h: HolderIndex| self.holders.get(h.0).is_some_and(|h| h.is_last_resort);
-        let is_better = |h: HolderIndex| !is_last_resort(h) && self.may_give(h, item) && !self.is_stuck(now, h);
-        self.may_give(holder, item) && (!is_last_resort(holder) || !self.holder_indices().any(is_better))
+        let is_distrusted = |h: HolderIndex| self.holders.get(h.0).is_some_and(|h| h.is_distrusted(now));
+        let Some(item) = self.items.get(&item).filter(|item| item.holders.contains(&holder)) else { return false };
+        let is_better = |h: &HolderIndex| !is_distrusted(*h) && !self.is_stuck(now, *h);
+        !is_distrusted(holder) || !item.holders.iter().any(is_better)
     }
 
     /// Whether all that the holder has room for is overdue.
     fn is_stuck(&self, now: Duration, holder: HolderIndex) -> bool {
-        let after = self.overdue_after();
-        self.holders.get(holder.0).is_some_and(Holder::is_full)
-            && self.requests.values().filter(|r| r.holder == holder).all(|r| now.saturating_sub(r.since) >= after)
+        let mut of_holder = self.requests.values().filter(|request| request.holder == holder);
+        self.holders.get(holder.0).is_some_and(|h| h.is_full())
+            && of_holder.all(|request| self.is_overdue(now, request))
     }
 
-    /// Holders with room, the one that would answer soonest first.
+    /// Holders with room for some class, the one that would answer soonest first.
     fn free_holders(&self, now: Duration) -> Vec<HolderIndex> {
-        let mut free: Vec<HolderIndex> =
-            self.holder_indices().filter(|h| self.holders.get(h.0).is_some_and(|h| h.has_room(now))).collect();
-        free.sort_by_key(|h| self.holders.get(h.0).map(|h| (h.expects().unwrap_or_default(), h.in_flight)));
-        free
+        let has_some =
+            |holder: &Holder| [Class::Reader, Class::Repair].iter().any(|class| holder.has_room(now, *class));
+        let known = self.holders.iter().enumerate().filter(|(_, holder)| has_some(holder));
+        let mut free: Vec<_> =
+            known.map(|(at, h)| (h.expects().unwrap_or_default(), h.in_flight(), HolderIndex(at))).collect();
+        free.sort_unstable();
+        free.into_iter().map(|(_, _, holder)| holder).collect()
     }
 
-    fn first_pending(&self, now: Duration, holder: HolderIndex) -> Option<ItemIndex> {
-        self.pending.iter().find(|item| self.should_ask(now, holder, **item)).copied()
-    }
-
-    fn overdue_after(&self) -> Duration {
-        match self.latency.p95() {
+    fn overdue_after(&self, class: Class) -> Duration {
+        match self.latency[group(class)].p95() {
             Some(p95) => (p95 * OVERDUE_TENTHS / 10).max(OVERDUE_MIN),
             None => OVERDUE_UNKNOWN,
         }
     }
 
-    /// Since when each object that is asked for was asked for last.
-    fn newest_copies(&self) -> BTreeMap<ItemIndex, Duration> {
-        // Tickets rise with time, so the last one stays.
-        self.requests.values().map(|request| (request.item, request.since)).collect()
-    }
-
     fn is_asked(&self, holder: HolderIndex, item: ItemIndex) -> bool {
-        self.items.get(item.0).is_some_and(|i| i.asked.contains(&holder))
+        self.items.get(&item).is_some_and(|item| item.asked.contains(&holder))
     }
 
     /// The object that is overdue from all who are asked for it, the longest, and who else could give it:
-    /// a last resort too, when no other has room.
+    /// a distrusted holder too, when no other has room.
     fn overdue(&self, now: Duration) -> Option<(HolderIndex, ItemIndex)> {
-        let after = self.overdue_after();
-        let is_overdue = |since: Duration| now.saturating_sub(since) >= after;
-        let hedges = self.requests.values().filter(|request| request.is_second && !is_overdue(request.since)).count();
+        if !self.requests.values().any(|request| self.is_overdue(now, request)) {
+            return None;
+        }
+        let hedges = self.requests.values().filter(|r| r.is_second && !self.is_overdue(now, r)).count();
         if hedges >= (self.requests.len() / HEDGES_ONE_IN).max(HEDGES_MIN) {
             return None;
         }
-        let newest = self.newest_copies();
+        // Tickets rise with time, so the last request for each object stays.
+        let newest: BTreeMap<ItemIndex, &Request> = self.requests.values().map(|r| (r.item, r)).collect();
         let free = self.free_holders(now);
-        let overdue = self.requests.values().map(|request| request.item);
-        overdue.filter(|item| newest.get(item).is_some_and(|since| is_overdue(*since))).find_map(|item| {
-            let others = || free.iter().filter(|holder| !self.is_asked(**holder, item));
+        self.requests.values().find_map(|request| {
+            let newest = newest.get(&request.item).filter(|newest| self.is_overdue(now, newest))?;
+            let others = || {
+                let has_room = |h: &&HolderIndex| self.holders.get(h.0).is_some_and(|h| h.has_room(now, newest.class));
+                free.iter().filter(has_room).filter(|holder| !self.is_asked(**holder, request.item))
+            };
+            let may_give =
+                |holder: HolderIndex| self.items.get(&request.item).is_some_and(|item| item.holders.contains(&holder));
             let holder = others()
-                .find(|holder| self.should_ask(now, **holder, item))
-                .or_else(|| others().find(|holder| self.may_give(**holder, item)))?;
-            Some((*holder, item))
+                .find(|holder| self.should_ask(now, **holder, request.item))
+                .or_else(|| others().find(|holder| may_give(**holder)))?;
+            self.may_begin(now, newest.class).then_some((*holder, request.item))
         })
     }
 
     /// When nothing is left to begin, an idle holder takes over the request that seems furthest from
     /// its end, if it expects to be sooner.
-    fn end_game(&self, now: Duration) -> Option<(HolderIndex, ItemIndex)> {
+    fn end_game(&self, now: Duration, free: &[HolderIndex]) -> Option<(HolderIndex, ItemIndex)> {
         let remaining = |request: &Request| {
             let age = now.saturating_sub(request.since);
             match self.holders.get(request.holder.0).and_then(Holder::expects) {
-                Some(expects) if expects > age => expects - age,
+                // A little late is usual.
+                Some(expects) if 2 * expects > age => expects.saturating_sub(age),
                 // Past its time, or nothing known: as long again as it has taken.
                 _ => age,
             }
         };
-        let is_alone = |request: &Request| self.items.get(request.item.0).is_some_and(|i| i.asked.len() == 1);
-        self.free_holders(now).into_iter().find_map(|holder| {
+        let is_alone = |request: &Request| self.items.get(&request.item).is_some_and(|item| item.asked.len() == 1);
+        free.iter().find_map(|holder| {
             let expects = self.holders.get(holder.0)?.expects()?;
-            let may_take =
-                |r: &&Request| is_alone(r) && !self.is_asked(holder, r.item) && self.should_ask(now, holder, r.item);
+            let may_take = |r: &&Request| {
+                let has_room = self.holders.get(holder.0).is_some_and(|holder| holder.has_room(now, r.class));
+                has_room && is_alone(r) && !self.is_asked(*holder, r.item) && self.should_ask(now, *holder, r.item)
+            };
             let slowest = self.requests.values().filter(may_take).max_by_key(|request| remaining(request))?;
-            (expects < remaining(slowest)).then_some((holder, slowest.item))
+            (expects < remaining(slowest) && self.may_begin(now, slowest.class)).then_some((*holder, slowest.item))
         })
     }
+}
+
+/// Whose answers' times a class is judged by.
+fn group(class: Class) -> usize {
+    usize::from(class != Class::Reader)
 }

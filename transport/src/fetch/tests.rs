@@ -13,6 +13,7 @@ use crate::chunk::{self, Class, Limits};
 use crate::testing::{Node, Shelf, acquaint, chunks, within};
 use crate::{Alpn, PeerId};
 
+mod busy;
 mod world;
 
 struct Mesh {
@@ -40,20 +41,20 @@ impl Mesh {
         self.holders.iter().map(Node::peer).collect()
     }
 
-    fn fetch(&self, all: &[Bytes]) -> mpsc::Receiver<Result<(Hash, Bytes), FetchError>> {
+    fn fetch(&self, all: &[Bytes]) -> Arriving {
         let wanted = all.iter().map(|bytes| Wanted { hash: blake3::hash(bytes), len: bytes.len() }).collect();
-        self.fetcher.fetch(wanted, self.peers(), Class::Urgent)
+        self.fetcher.fetch(wanted, self.peers(), Class::Reader)
     }
 }
 
 type Got = (BTreeMap<[u8; 32], Bytes>, Vec<Hash>);
 
-async fn collect(mut results: mpsc::Receiver<Result<(Hash, Bytes), FetchError>>) -> Got {
+async fn collect(mut results: Arriving) -> Got {
     let (mut had, mut missing) = (BTreeMap::new(), Vec::new());
     within("fetch", async {
         while let Some(result) = results.recv().await {
             match result {
-                Ok((hash, bytes)) => {
+                Ok(Arrived { hash, bytes, .. }) => {
                     assert_eq!(blake3::hash(&bytes), hash, "never wrong bytes");
                     assert!(had.insert(*hash.as_bytes(), bytes).is_none(), "each once");
                 }
@@ -83,13 +84,16 @@ async fn a_liars_bytes_are_refused_and_fetched_from_another() {
     let mut mesh = Mesh::new(vec![liar, Shelf::of(&all)]);
     let (had, missing) = collect(mesh.fetch(&all)).await;
     assert_eq!((had.len(), missing.len()), (40, 0));
-    let fault = mesh.faults.try_recv().expect("a fault is reported");
-    assert_eq!((fault.peer, fault.reason), (mesh.holders[0].peer(), FaultReason::WrongBytes));
+    // A busy machine may have found somebody slow besides.
+    let faults: Vec<ChunkFault> = std::iter::from_fn(|| mesh.faults.try_recv().ok()).collect();
+    let wrong: Vec<PeerId> =
+        faults.iter().filter(|fault| fault.reason == FaultReason::WrongBytes).map(|fault| fault.peer).collect();
+    assert_eq!(wrong.first(), Some(&mesh.holders[0].peer()), "a fault is reported");
     // It is remembered: the next fetch does not go there while another can give.
-    while mesh.faults.try_recv().is_ok() {}
     let (had, _) = collect(mesh.fetch(&all)).await;
     assert_eq!(had.len(), 40);
-    assert!(mesh.faults.try_recv().is_err(), "the liar was asked again");
+    let mut again = std::iter::from_fn(|| mesh.faults.try_recv().ok());
+    assert!(!again.any(|fault| fault.reason == FaultReason::WrongBytes), "the liar was asked again");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -134,20 +138,20 @@ async fn holders_that_are_no_members_or_do_not_answer_are_told_soon() {
     let mesh = Mesh::new(vec![]);
     let stranger = crate::Identity::generate().peer_id();
     let wanted = || all.iter().map(|b| Wanted { hash: blake3::hash(b), len: b.len() }).collect::<Vec<_>>();
-    let (had, missing) = collect(mesh.fetcher.fetch(wanted(), vec![stranger], Class::Urgent)).await;
+    let (had, missing) = collect(mesh.fetcher.fetch(wanted(), vec![stranger], Class::Reader)).await;
     assert_eq!((had.len(), missing.len()), (0, 3));
-    let (had, missing) = collect(mesh.fetcher.fetch(wanted(), vec![], Class::Urgent)).await;
+    let (had, missing) = collect(mesh.fetcher.fetch(wanted(), vec![], Class::Reader)).await;
     assert_eq!((had.len(), missing.len()), (0, 3));
     let own = mesh.asker.peer();
-    let (had, missing) = collect(mesh.fetcher.fetch(wanted(), vec![own], Class::Urgent)).await;
+    let (had, missing) = collect(mesh.fetcher.fetch(wanted(), vec![own], Class::Reader)).await;
     assert_eq!((had.len(), missing.len()), (0, 3), "a node does not ask itself");
-    let (had, missing) = collect(mesh.fetcher.fetch(vec![], vec![stranger], Class::Urgent)).await;
+    let (had, missing) = collect(mesh.fetcher.fetch(vec![], vec![stranger], Class::Reader)).await;
     assert_eq!((had.len(), missing.len()), (0, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_reader_slows_the_fetch_and_memory_stays_bounded() {
-    let all = chunks(200, 10_000);
+    let all = chunks(2000, 1000);
     let shelf = Arc::new(Shelf::of(&all));
     let (asker, holder) = (Node::new(), Node::new());
     acquaint(&[&asker, &holder]);
@@ -155,10 +159,10 @@ async fn a_slow_reader_slows_the_fetch_and_memory_stays_bounded() {
     drop(maillage_host::spawn(chunk::serve(incoming, Arc::<Shelf>::clone(&shelf), Limits::default())));
     let fetcher = Fetcher::new(Arc::new(asker.endpoint.clone()), mpsc::channel(1).0);
     let wanted = all.iter().map(|bytes| Wanted { hash: blake3::hash(bytes), len: bytes.len() }).collect();
-    let results = fetcher.fetch(wanted, vec![holder.peer()], Class::Urgent);
+    let results = fetcher.fetch(wanted, vec![holder.peer()], Class::Reader);
     tokio::time::sleep(Duration::from_millis(500)).await;
     let reads = shelf.reads.load(std::sync::atomic::Ordering::SeqCst);
-    assert!(reads < 40, "{reads} chunks were asked for while nobody read");
+    assert!(reads < 600, "{reads} chunks were asked for while nobody read");
     let (had, _) = collect(results).await;
-    assert_eq!(had.len(), 200);
+    assert_eq!(had.len(), 2000);
 }

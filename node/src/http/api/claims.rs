@@ -74,6 +74,7 @@ pub(super) async fn next(
 /// # Errors
 /// The state cannot be read; 503 when a mesh of format 1 is asked for more than modalities.
 pub(crate) fn next_command(app: &App, reader: Reader) -> Result<Command, Problem> {
+    app.node.readers().asked(&reader);
     if app.format()? < 2 && reader.specialties.is_empty() && reader.expertise.is_empty() {
         let modalities = reader.modalities.iter().map(|modality| UidText::fitted(modality.as_str())).collect();
         return Ok(Command::ClaimNext { modalities });

@@ -26,6 +26,7 @@ pub(crate) fn plan(index: &Index, what: &PurgeWhat) -> io::Result<Option<Step>> 
     let mut planner = Planner { txn: index.txn(), dead: BTreeMap::new(), unlinked: BTreeSet::new() };
     let left = match what {
         PurgeWhat::Study { publication, own } => planner.study(publication, *own)?,
+        PurgeWhat::Kept(publication) => planner.kept(*publication)?,
         PurgeWhat::Unreferenced(hashes) => planner.unreferenced(hashes)?,
     };
     if planner.dead.is_empty() && planner.unlinked.is_empty() {
@@ -34,6 +35,7 @@ pub(crate) fn plan(index: &Index, what: &PurgeWhat) -> io::Result<Option<Step>> 
     let salts = index.pack_rows()?.into_iter().map(|(id, row)| (id, row.salt)).collect();
     let manifest = match what {
         PurgeWhat::Study { publication, .. } => Some(publication.manifest),
+        PurgeWhat::Kept(publication) => Some(*publication),
         PurgeWhat::Unreferenced(_) => None,
     };
     let intent = Intent::new(manifest, planner.dead, planner.unlinked, &salts);
@@ -134,6 +136,38 @@ impl Planner<'_> {
             self.manifest(publication)?;
         }
         Ok(false)
+    }
+
+    /// A publication that is not held. What others refer to stays, and so does what this node received and lists:
+    /// the very same instance may have come here too. Whether instances are left.
+    fn kept(&mut self, publication: Hash) -> io::Result<bool> {
+        if self.txn.get::<HeldRow>(&key::held(publication))?.is_some_and(|row| row.held) {
+            return Ok(false);
+        }
+        let row: Option<EdgesRow> = self.txn.get(&key::edges(publication))?;
+        let (only, mut taken) = (BTreeSet::from([publication]), 0);
+        for instance in row.iter().flat_map(EdgesRow::targets) {
+            if taken == STEP_INSTANCES {
+                return Ok(true);
+            }
+            let Some(edges) = self.txn.get::<EdgesRow>(&key::edges(*instance))? else { continue };
+            if self.is_only_in(*instance, &only)? && !self.is_listed(*instance, &edges)? {
+                self.instance(*instance)?;
+                taken += 1;
+            }
+        }
+        self.manifest(publication)?;
+        Ok(false)
+    }
+
+    /// Whether the library lists an instance by this manifest, as the one of its UID or as a conflict.
+    fn is_listed(&self, manifest: Hash, edges: &EdgesRow) -> io::Result<bool> {
+        let EdgesRow::Instance { sop_instance, .. } = edges else { return Ok(false) };
+        let mut listed = first(&self.txn, sop_instance)?.is_some_and(|row| row.commit.manifest == manifest);
+        for key in self.txn.keys(&key::conflicts_of(sop_instance))? {
+            listed |= self.txn.get::<InstanceRow>(&key)?.is_some_and(|row| row.commit.manifest == manifest);
+        }
+        Ok(listed)
     }
 
     /// Whether no other manifest refers to the instance.

@@ -57,6 +57,61 @@ impl Store {
         self.carry_out_purges().await
     }
 
+    /// Drops a publication that is kept here for the time being: not held, and nobody counts on it. What is held,
+    /// what was received here, and what another publication refers to stays. Returns when no byte of the rest is in
+    /// any file of the store; asking again is safe.
+    ///
+    /// # Errors
+    /// As [`Store::purge`].
+    pub async fn evict(&self, study_manifest: Hash) -> Result<(), StoreError> {
+        while self.purge_step(PurgeWhat::Kept(study_manifest)).await? {
+            self.carry_out_purges().await?;
+        }
+        self.carry_out_purges().await
+    }
+
+    /// Those of the publications that this node holds.
+    ///
+    /// # Errors
+    /// `Index`.
+    pub async fn held_among(&self, study_manifests: Vec<Hash>) -> Result<Vec<Hash>, StoreError> {
+        self.index(move |index| {
+            let txn = index.txn();
+            let mut held = Vec::new();
+            for manifest in study_manifests {
+                if txn.get::<HeldRow>(&key::held(manifest))?.is_some_and(|row| row.held) {
+                    held.push(manifest);
+                }
+            }
+            Ok(held)
+        })
+        .await
+    }
+
+    /// Bytes that a publication takes here: of its manifest, and of all that it refers to as far as it is here.
+    ///
+    /// # Errors
+    /// `Index`.
+    pub async fn stored_bytes(&self, study_manifest: Hash) -> Result<u64, StoreError> {
+        self.index(move |index| {
+            let txn = index.txn();
+            let of = |hash: Hash| Ok::<_, io::Error>(txn.chunk(hash)?.map_or(0, |row| u64::from(row.len)));
+            let targets = |manifest: Hash| {
+                let row = txn.get::<EdgesRow>(&key::edges(manifest))?;
+                Ok::<_, io::Error>(row.map(|row| row.targets().to_vec()).unwrap_or_default())
+            };
+            let mut bytes = of(study_manifest)?;
+            for instance in targets(study_manifest)? {
+                bytes += of(instance)?;
+                for chunk in targets(instance)? {
+                    bytes += of(chunk)?;
+                }
+            }
+            Ok(bytes)
+        })
+        .await
+    }
+
     /// Removes packs past their day in which nothing is kept, and writes what is kept of others anew when it is
     /// little. Takes as long as it takes, one group at a time.
     ///

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use maillage_host::engine::MemoryHome;
 use maillage_host::{Clock, UnixMillis};
 use maillage_store::{
-    Hash, Hold, InstanceIdentity, InstanceManifest, ManifestFlags, Publication, PutGroup, Store, StoreError, Stored,
-    StudyManifest, cut,
+    Chunk, Hash, Hold, InstanceEntry, InstanceIdentity, InstanceManifest, ManifestFlags, Publication, PutGroup, Store,
+    StoreError, Stored, StudyManifest, cut,
 };
 
 use crate::faulty_disk::FaultyDisk;
@@ -376,11 +376,80 @@ async fn what_a_fetch_brings_for_a_purged_study_is_discarded() {
     let (first, second) = (study("1.2.1", 2), study("1.2.2", 2));
     publish(&store, "1.2.2", &second, 1, 1).await;
     let chunks: Vec<_> = first.iter().flat_map(|instance| instance.cut.chunks().cloned()).collect();
-    let hashes = chunks.iter().map(maillage_store::Chunk::hash).collect();
+    let hashes = chunks.iter().map(Chunk::hash).collect();
     store.put(PutGroup { chunks, ..PutGroup::default() }).await.expect("put");
     store.discard(hashes).await.expect("discard");
     assert_gone(&faulty, &first, "nothing refers to it");
     for instance in &second {
         assert_whole(&store, instance).await;
     }
+}
+
+/// Puts a publication as a pull does: its pieces and manifests, nothing of it listed as received.
+async fn pull(store: &Store, uid: &str, instances: &[TestInstance], origin: u64, day: Option<u64>) -> Hash {
+    let entry = |instance: &TestInstance| InstanceEntry {
+        sop_instance: instance.manifest.sop_instance.clone(),
+        series_uid: instance.manifest.series_uid.clone(),
+        manifest: Hash::of(&instance.manifest.encode().expect("encode")),
+        bytes: instance.manifest.total_len,
+        dataset_hash: instance.manifest.dataset_hash,
+    };
+    let study = StudyManifest::new(uid.into(), origin, 1, instances.iter().map(entry).collect());
+    let address = store.put_manifest_until(study.encode().expect("encode"), day).await.expect("put");
+    let manifests = instances.iter().map(|one| Chunk::new(one.manifest.encode().expect("encode"))).collect();
+    store.put(PutGroup { manifests, day, ..PutGroup::default() }).await.expect("put");
+    let chunks = instances.iter().flat_map(|one| one.cut.clone().into_chunks()).collect();
+    store.put(PutGroup { chunks, day, ..PutGroup::default() }).await.expect("put");
+    address
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_kept_for_the_time_being_goes_without_a_trace_and_its_packs_with_it() {
+    let faulty = FaultyDisk::new();
+    let store = open(&faulty.disk(), &Arc::default()).await;
+    let (kept, other) = (study("1.2.1", 300), study("1.2.2", 3));
+    let others = publish(&store, "1.2.2", &other, 1, 1).await;
+    let before = (listing(&store).await, packs(&faulty.disk()).await.len());
+    let address = pull(&store, "1.2.1", &kept, 2, Some(NOW / DAY + 1)).await;
+    let bytes: usize = kept.iter().map(|one| one.dataset.len() - 5_000).sum();
+    let said = store.stored_bytes(address).await.expect("index");
+    assert!(said > bytes as u64, "{said} bytes are at least those of its own data sets, {bytes}");
+    store.evict(address).await.expect("evict");
+    assert_gone(&faulty, &kept, "after it was evicted");
+    assert_eq!((listing(&store).await, packs(&faulty.disk()).await.len()), before);
+    assert_eq!(store.stored_bytes(address).await.expect("index"), 0);
+    assert!(store.verify_study(others).await.expect("verify").is_complete());
+    store.evict(address).await.expect("again is no error");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_held_was_received_or_is_part_of_another_publication_is_not_evicted() {
+    let faulty = FaultyDisk::new();
+    let store = open(&faulty.disk(), &Arc::default()).await;
+    let all = study("1.2.1", 9);
+    let address = pull(&store, "1.2.1", &all, 2, None).await;
+    // The first three were received here too and are not published yet; the next three another site published.
+    for instance in &all[..3] {
+        assert!(matches!(commit(&store, instance).await, Ok(Stored::New { .. })));
+    }
+    let third = pull(&store, "1.2.1", &all[3..6], 3, None).await;
+    assert_eq!(store.hold(third).await.expect("hold"), Hold::Held);
+    // Held itself: nothing of it goes.
+    assert_eq!(store.hold(address).await.expect("hold"), Hold::Held);
+    store.evict(address).await.expect("evict");
+    assert!(store.verify_study(address).await.expect("verify").is_complete());
+    store.release(address).await.expect("release");
+    store.evict(address).await.expect("evict");
+    for instance in &all[..3] {
+        assert_whole(&store, instance).await;
+    }
+    assert!(store.verify_study(third).await.expect("verify").is_complete());
+    assert_gone(&faulty, &all[6..], "what only it had");
+    assert!(matches!(store.hold(address).await, Err(StoreError::Missing(_))), "it is not here to be held");
+    store.close().await.expect("close");
+    let store = open(&faulty.disk(), &Arc::default()).await;
+    for instance in &all[..3] {
+        assert_whole(&store, instance).await;
+    }
+    assert!(store.verify_study(third).await.expect("verify").is_complete());
 }

@@ -10,22 +10,25 @@ const REMEMBERED: usize = 64;
 const ENOUGH: usize = 8;
 
 #[derive(Debug, Default)]
-pub(super) struct Latency(VecDeque<Duration>);
+pub(super) struct Latency {
+    newest: VecDeque<Duration>,
+    p95: Option<Duration>,
+}
 
 impl Latency {
     pub(super) fn add(&mut self, took: Duration) {
-        if self.0.len() == REMEMBERED {
-            self.0.pop_front();
+        if self.newest.len() == REMEMBERED {
+            self.newest.pop_front();
         }
-        self.0.push_back(took);
+        self.newest.push_back(took);
+        if self.newest.len() >= ENOUGH {
+            let mut sorted: Vec<Duration> = self.newest.iter().copied().collect();
+            sorted.sort_unstable();
+            self.p95 = sorted.get(sorted.len() * 95 / 100).copied();
+        }
     }
 
     pub(super) fn p95(&self) -> Option<Duration> {
-        if self.0.len() < ENOUGH {
-            return None;
-        }
-        let mut sorted: Vec<Duration> = self.0.iter().copied().collect();
-        sorted.sort_unstable();
-        sorted.get(sorted.len() * 95 / 100).copied()
+        self.p95
     }
 }

@@ -1,0 +1,108 @@
+//! Images of the exams at the head of the room come to who is likely to read them, within a budget, and count as no
+//! copy.
+
+use std::time::Duration;
+
+use maillage_tests::exams::requested;
+use maillage_tests::{Http, Mesh, Settings, Slices, until};
+use serde_json::{Value, json};
+
+use crate::binary;
+
+/// A counter of a site, 0 while it has not counted.
+async fn metric(http: Http, line: &str) -> u64 {
+    let text = http.get("/metrics").await.expect(200).text();
+    let found = text.lines().find_map(|own| own.strip_prefix(line)?.trim().parse().ok());
+    found.unwrap_or(0)
+}
+
+async fn holders(http: Http, study: &Slices) -> Vec<String> {
+    let shown = http.json(&format!("/api/v1/studies/{}", study.study)).await;
+    let holders = shown["part_list"][0]["holders"].as_array().cloned().unwrap_or_default();
+    holders.iter().map(|holder| holder["site_name"].as_str().expect("a name").to_owned()).collect()
+}
+
+/// Bytes that a site fetched for readers while it was asked for a study.
+async fn fetched_to_read(http: Http, study: &Slices) -> u64 {
+    let of_readers = "maillage_chunk_bytes_received_total{class=\"reader\"}";
+    let before = metric(http, of_readers).await;
+    study.is_whole_at(http).await;
+    metric(http, of_readers).await - before
+}
+
+async fn comes_to(http: Http, study: &Slices) {
+    until("the study is read at the site without asking another", async || {
+        (fetched_to_read(http, study).await == 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_third_site_has_the_head_of_the_room_before_it_is_claimed_within_its_budget() {
+    // One copy a zone: the third site, which shares the receiver's, gets none.
+    let zones = ["west", "north", "west"];
+    let settings = |n: usize| Settings {
+        zone: zones[n].to_owned(),
+        copies: 2,
+        lines: if n == 2 { vec![("[storage]", "prefetch_mib_max = 1".to_owned())] } else { Vec::new() },
+        ..Settings::default()
+    };
+    let mut mesh = Mesh::start(binary(), 3, settings).await;
+    let (receiver, third) = (mesh.sites[0].http(), mesh.sites[2].http());
+    // Some 0.95 MB each: of two, the second does not fit.
+    let arrives = async |accession: &str, priority: &str| {
+        let mut order = requested(accession, &format!("P-{accession}"));
+        order["priority"] = json!(priority);
+        receiver.post("/api/v1/exams", &order).await.expect(201);
+        let study = Slices::new(accession, &format!("P-{accession}"), 28);
+        study.send(mesh.sites[0].dicom()).await;
+        until("two sites hold the study", async || {
+            let known = receiver.get(&format!("/api/v1/studies/{}", study.study)).await.status == 200;
+            (known && holders(receiver, &study).await.len() == 2).then_some(())
+        })
+        .await;
+        study
+    };
+    let first = arrives("A1", "urgent").await;
+    comes_to(third, &first).await;
+    assert!(metric(third, "maillage_chunk_bytes_received_total{class=\"prefetch\"}").await > 0);
+    assert_eq!(metric(third, "maillage_prefetch_evicted_bytes_total").await, 0);
+
+    // A more urgent one takes its room.
+    let second = arrives("A2", "vital").await;
+    comes_to(third, &second).await;
+    assert!(metric(third, "maillage_prefetch_evicted_bytes_total").await > 0);
+    assert!(fetched_to_read(third, &first).await > 0, "the first was dropped, and is read from elsewhere");
+    for study in [&first, &second] {
+        assert_eq!(holders(receiver, study).await, ["paris", "lyon"], "what is prefetched is no copy");
+    }
+
+    // Claimed, it is a copy, from what is here; and there is room for the first again.
+    let claim = third.post("/api/v1/claims/next", &json!({ "user": "dr-a" })).await.expect(200).json();
+    assert_eq!(claim["exam"]["accession"], json!("A2"), "{claim}");
+    until("the claimed study is a copy here", async || (holders(receiver, &second).await.len() == 3).then_some(()))
+        .await;
+    assert_eq!(metric(third, "maillage_prefetch_claims_total{outcome=\"hit\"}").await, 1);
+    comes_to(third, &first).await;
+    assert_eq!(holders(receiver, &first).await.len(), 2);
+
+    // It is known after a restart, and still no copy; a copy is not dropped for want of room.
+    mesh.sites[2].kill();
+    mesh.sites[2].start();
+    mesh.sites[2].ready().await;
+    comes_to(third, &first).await;
+    comes_to(third, &second).await;
+    assert_eq!(holders(receiver, &first).await.len(), 2);
+    // Whose patient refuses the transfer is not kept there.
+    let mut refused = requested("A1", "P-A1");
+    refused["consent"] = json!("refused");
+    receiver.post("/api/v1/exams", &refused).await.expect(200);
+    until("the images of the refused transfer are dropped", async || {
+        let dropped = metric(third, "maillage_prefetch_evicted_bytes_total").await;
+        (dropped > 0).then_some(())
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let verify = mesh.sites[2].run(&["-o", "json", "study", "verify", &second.study]).await.ended(0).json();
+    assert_eq!(verify["complete"], Value::Bool(true));
+}

@@ -1,0 +1,159 @@
+//! Fetches of several classes over one busy path, measured by a paused clock.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::chunk::{self, Class, Limits};
+use crate::fetch::{Arriving, Fetcher, Wanted};
+use crate::testing::wire::{Path, Wire};
+use crate::testing::{Node, Shelf, acquaint, chunks};
+use crate::{Alpn, Identity, PeerId, Socket};
+
+/// 40 Mb/s over 20 ms, with a queue of 100 ms.
+const PATH: Path = Path { bytes_per_s: 5_000_000, delay: Duration::from_millis(20), queue_bytes: 500_000 };
+const CHUNK: usize = 1 << 18;
+
+/// One who asks and those who hold, each at the end of a path like that.
+struct Busy {
+    _nodes: Vec<Node>,
+    fetcher: Fetcher,
+    holders: Vec<PeerId>,
+    shelves: Vec<Arc<Shelf>>,
+}
+
+impl Busy {
+    fn new(shelves: Vec<Shelf>) -> Self {
+        let wire = Wire::new(PATH);
+        let node = || Node::at(Identity::generate(), Socket::Abstract(wire.socket()));
+        let (asker, holders): (Node, Vec<Node>) = (node(), shelves.iter().map(|_| node()).collect());
+        acquaint(&holders.iter().chain([&asker]).collect::<Vec<_>>());
+        let shelves: Vec<Arc<Shelf>> = shelves.into_iter().map(Arc::new).collect();
+        for (holder, shelf) in holders.iter().zip(&shelves) {
+            let incoming = holder.endpoint.accept(Alpn::Chunk);
+            drop(maillage_host::spawn(chunk::serve(incoming, Arc::<Shelf>::clone(shelf), Limits::default())));
+        }
+        let fetcher = Fetcher::new(Arc::new(asker.endpoint.clone()), mpsc::channel(100).0);
+        let peers = holders.iter().map(Node::peer).collect();
+        Self { _nodes: holders.into_iter().chain([asker]).collect(), fetcher, holders: peers, shelves }
+    }
+
+    fn fetch(&self, all: &[Bytes], class: Class) -> Arriving {
+        self.fetcher.fetch(wanted(all), self.holders.clone(), class)
+    }
+}
+
+fn wanted(all: &[Bytes]) -> Vec<Wanted> {
+    all.iter().map(|bytes| Wanted { hash: blake3::hash(bytes), len: bytes.len() }).collect()
+}
+
+/// How long until all has come, and how much was had.
+async fn taken(mut arriving: Arriving) -> (Duration, usize) {
+    let (since, mut had) = (Instant::now(), 0);
+    while let Some(arrived) = arriving.recv().await {
+        had += usize::from(arrived.is_ok());
+    }
+    (since.elapsed(), had)
+}
+
+/// Seconds in which a reader gets its study, beside as much of other classes as comes.
+async fn reading(others: &[Class]) -> (Duration, usize) {
+    let all = chunks(440, CHUNK);
+    let (study, rest) = all.split_at(40);
+    let busy = Busy::new(vec![Shelf::of(&all), Shelf::of(&all)]);
+    // The links are open, and the path is full of the lower classes, when the reader comes.
+    taken(busy.fetch(&all[439..], Class::Reader)).await;
+    let lower: Vec<_> = others
+        .iter()
+        .zip(rest.chunks(120))
+        .map(|(class, part)| maillage_host::spawn(taken(busy.fetch(part, *class))))
+        .collect();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (took, had) = taken(busy.fetch(study, Class::Reader)).await;
+    assert_eq!(had, 40);
+    let mut meanwhile = 0;
+    for fetch in lower {
+        meanwhile += usize::from(!fetch.is_finished());
+        // What stood back is not lost.
+        assert_eq!(fetch.await.expect("it runs to its end").1, 120);
+    }
+    (took, meanwhile)
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_lower_class_slows_a_reader() {
+    let (alone, _) = reading(&[]).await;
+    let (beside, meanwhile) = reading(&[Class::Prefetch, Class::Copy, Class::Repair]).await;
+    assert_eq!(meanwhile, 3, "they had not ended before the reader came");
+    let share = alone.as_secs_f64() / beside.as_secs_f64();
+    assert!(share >= 0.9, "the reader took {beside:?} rather than {alone:?}: {share:.2}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn three_holders_of_which_one_stalls() {
+    let all = chunks(120, CHUNK);
+    let stalls = Shelf { delay: Duration::from_secs(3600), ..Shelf::of(&all) };
+    let busy = Busy::new(vec![Shelf::of(&all), stalls, Shelf::of(&all)]);
+    let (took, had) = taken(busy.fetch(&all, Class::Reader)).await;
+    assert_eq!(had, 120);
+    // The path to the asker alone takes 6.3 s.
+    assert!(took < Duration::from_millis(9500), "took {took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_two_fetches_want_is_asked_for_once_and_what_a_reader_waits_for_comes_first() {
+    let all = chunks(100, CHUNK);
+    let busy = Busy::new(vec![Shelf::of(&all)]);
+    let copy = maillage_host::spawn(taken(busy.fetch(&all, Class::Copy)));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let reader = maillage_host::spawn(taken(busy.fetch(&all, Class::Reader)));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    // Of one that is far from its turn.
+    let since = Instant::now();
+    let last = busy.fetcher.get(wanted(&all[99..])[0], busy.holders.clone()).await.expect("had");
+    assert!(since.elapsed() < Duration::from_secs(1), "the very last came after {:?}", since.elapsed());
+    assert_eq!(last.bytes, all[99]);
+    let ((copied, a), (read, b)) = (copy.await.expect("copied"), reader.await.expect("read"));
+    assert_eq!((a, b), (100, 100), "{copied:?} {read:?}");
+    assert_eq!(busy.shelves[0].reads.load(Ordering::SeqCst), 100, "each was asked for once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_still_in_hand_is_not_asked_for_again() {
+    let all = chunks(2, CHUNK);
+    let busy = Busy::new(vec![Shelf::of(&all)]);
+    let mut pull = busy.fetch(&all, Class::Copy);
+    // It has come, and is on its way to the disk.
+    let kept = [pull.recv().await.expect("one").expect("had"), pull.recv().await.expect("two").expect("had")];
+    assert!(pull.recv().await.is_none());
+    drop(pull);
+    for wanted in wanted(&all) {
+        busy.fetcher.get(wanted, busy.holders.clone()).await.expect("had");
+    }
+    assert_eq!(busy.shelves[0].reads.load(Ordering::SeqCst), 2);
+    drop(kept);
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    busy.fetcher.get(wanted(&all)[0], busy.holders.clone()).await.expect("had");
+    assert_eq!(busy.shelves[0].reads.load(Ordering::SeqCst), 3, "let go, it is nobody's");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fetch_that_nobody_waits_for_ends_and_takes_nothing_from_others() {
+    let all = chunks(200, CHUNK);
+    let busy = Busy::new(vec![Shelf::of(&all)]);
+    let mut first = busy.fetch(&all, Class::Reader);
+    first.recv().await.expect("one").expect("had");
+    let mut second = busy.fetch(&all[..40], Class::Reader);
+    second.recv().await.expect("one").expect("had");
+    drop(first);
+    let (took, had) = taken(second).await;
+    assert_eq!(had, 39);
+    assert!(took < Duration::from_secs(4), "{took:?}");
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let reads = busy.shelves[0].reads.load(Ordering::SeqCst);
+    assert!(reads < 120, "{reads} were asked for, for nobody");
+}
