@@ -214,6 +214,15 @@ pub enum Refusal {
     /// What the site had of this study is being purged; once it is, what came since can be recorded.
     #[error("the site has to purge what it had of this study first")]
     Purging,
+    /// The token is for a site of the other kind.
+    #[error("the token admits {} only", if *gateway { "a hospital's gateway" } else { "a reading centre" })]
+    TokenRole {
+        /// Whether it is for a gateway.
+        gateway: bool,
+    },
+    /// The site is no gateway.
+    #[error("the site is not a hospital's gateway")]
+    NotAGateway,
 }
 
 impl Refusal {

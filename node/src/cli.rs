@@ -22,6 +22,7 @@ mod lifetime;
 mod partners;
 mod prompt;
 mod sites;
+mod spool;
 mod stats;
 mod status;
 mod study;
@@ -68,6 +69,9 @@ enum Command {
     Join {
         /// What `maillage token create` printed on a member; `-` reads it from standard input
         token: String,
+        /// As a hospital's gateway; as `node.role = "gateway"` says too
+        #[arg(long)]
+        gateway: bool,
     },
     /// Run the node until SIGTERM or Ctrl-C
     Serve,
@@ -106,6 +110,9 @@ enum Command {
     Audit(audit::AuditCommand),
     /// What happens in the queue, as it happens
     Events(audit::EventsArgs),
+    /// The images that a hospital's gateway owes the mesh
+    #[command(subcommand)]
+    Spool(spool::SpoolCommand),
     /// What this node stores
     #[command(subcommand)]
     Chunks(sites::ChunksCommand),
@@ -193,7 +200,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     logging::start_for_command(verbosity)?;
     match cli.command {
         Command::Init { mesh } => init(&context, &mesh)?,
-        Command::Join { token } => join(&context, token).await?,
+        Command::Join { token, gateway } => join(&context, token, gateway).await?,
         Command::Serve => {}
         Command::Token(command) => token::run(&context, command).await?,
         Command::Status(args) => status::run(&context, args).await?,
@@ -208,6 +215,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Study(command) => return study::run(&context, command).await,
         Command::Audit(command) => return audit::run(&context, command).await,
         Command::Events(args) => audit::events(&context, args).await?,
+        Command::Spool(command) => spool::run(&context, command).await?,
         Command::Chunks(command) => sites::chunks(&context, command).await?,
         Command::Config(command) => configuration::run(&context, command)?,
         Command::Demo { nodes, slices, exit, keep } => {
@@ -244,8 +252,12 @@ fn init(context: &Context, mesh: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn join(context: &Context, token: String) -> anyhow::Result<()> {
-    let config = context.config()?;
+async fn join(context: &Context, token: String, gateway: bool) -> anyhow::Result<()> {
+    let mut loaded = context.load();
+    if gateway {
+        loaded.be_gateway();
+    }
+    let config = loaded.checked()?;
     // What is on the command line is seen by every user of the machine; a pipe is not.
     let token = if token == "-" { prompt::read_stdin("the token", TOKEN_LEN_MAX).await? } else { token };
     let report = crate::joining::join(&config, token.trim()).await?;

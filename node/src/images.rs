@@ -31,6 +31,7 @@ use crate::presence::Presence;
 use crate::roster::Roster;
 
 mod listing;
+mod published;
 mod pull;
 
 use listing::{Listing, agrees};

@@ -15,6 +15,7 @@ mod commitment;
 mod config;
 mod demo;
 mod directory;
+mod gateway;
 mod glass;
 mod health;
 mod hostile;

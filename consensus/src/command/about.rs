@@ -86,6 +86,9 @@ impl Command {
             Self::ReleaseHold { .. } => "release-hold",
             Self::Purge { .. } => "purge",
             Self::RecordPurged { .. } => "record-purged",
+            Self::CreateGatewayToken { .. } => "create-gateway-token",
+            Self::JoinGateway { .. } => "join-gateway",
+            Self::SetGateway { .. } => "set-gateway",
         }
     }
 

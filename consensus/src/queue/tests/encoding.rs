@@ -134,6 +134,9 @@ fn commands_of_format_2() -> Vec<Command> {
         Command::ReleaseHold { exam, reason: reason.clone() },
         Command::Purge { exam, reason, withdrawn: true },
         Command::RecordPurged { exam, study: UidText::fitted("1.2"), manifest: [1; 32] },
+        Command::CreateGatewayToken { key: key("t", 2), lifetime_ms: 1, hospitals: vec![Line::fitted("h")] },
+        Command::JoinGateway { token: key("t", 2), joiner: site("chu", 1) },
+        Command::SetGateway { gateway: SiteId(7), hospitals: vec![Line::fitted("h")] },
     ]
 }
 
@@ -182,6 +185,9 @@ fn a_life_at_format_2(bench: &mut Bench) {
     let Command::Subscribe(subscription) = subscription else { panic!("{subscription:?}") };
     run(bench, PARIS, Command::Subscribe(Subscription { workitem: None, ..subscription }));
     run(bench, lyon, Command::Attest { index: 3, chain: [1; 32] });
+    let (token, hospitals) = (key("chu", 2), vec![Line::fitted("hospital")]);
+    run(bench, PARIS, Command::CreateGatewayToken { key: token.clone(), lifetime_ms: 1_000, hospitals });
+    run(bench, PARIS, Command::JoinGateway { token, joiner: site("chu", 1) });
 }
 
 #[test]
