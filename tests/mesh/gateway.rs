@@ -215,7 +215,8 @@ async fn ask_to_commit(gateway: &Site, study: &Slices) {
         .await
         .expect("an association");
     let uids: Vec<Uid> = study.instances.keys().map(|uid| Uid::parse(uid).expect("a uid")).collect();
-    let references = uids.iter().map(|uid| (&CtPhantom::SOP_CLASS, uid));
+    let class_of_all = CtPhantom::SOP_CLASS;
+    let references = uids.iter().map(|uid| (&class_of_all, uid));
     let dataset = maillage_dicom::commitment::encode_result(&Uid::EXPLICIT_LE, &Uid::generate(), references, std::iter::empty());
     let command = Command {
         field: N_ACTION_RQ,

@@ -35,8 +35,11 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 const TELL: Duration = Duration::from_millis(400);
 /// Questions of one gateway at once: its pushes, and a few beside them.
 const STREAMS_MAX: usize = 32;
-/// Instances that are received from gateways at once, each in memory as a whole.
-const RECEIVED_MAX: usize = 16;
+/// Bytes of instances that are received from gateways at once, each in memory as a whole, in units of
+/// [`RECEIVED_UNIT`]: half a gigabyte. One that is larger has all of it.
+const RECEIVED_UNITS: u32 = 8_192;
+/// See [`RECEIVED_UNITS`].
+const RECEIVED_UNIT: usize = 64 << 10;
 /// A gateway that was not heard for so long is not connected.
 const HEARD_WITHIN: Duration = Duration::from_secs(5);
 
@@ -91,7 +94,7 @@ pub(crate) struct Door {
 impl Door {
     /// The door of a node.
     pub(crate) fn new(node: Node) -> Arc<Self> {
-        Arc::new(Self { node, receiving: Semaphore::new(RECEIVED_MAX) })
+        Arc::new(Self { node, receiving: Semaphore::new(RECEIVED_UNITS as usize) })
     }
 
     /// Answers one question of a gateway.

@@ -21,6 +21,8 @@ use crate::commitment::{Settled, Transaction, reason};
 const ROUND: Duration = Duration::from_millis(500);
 /// The store's size is looked at in every so many of them.
 const LOOK_EVERY: u32 = 4;
+/// Questions asked in one round, each of many instances.
+const BATCHES: usize = 32;
 /// Instances dropped in one round: the spool's own work goes on beside it.
 const DROPPED_MAX: usize = 512;
 /// Above this share of the spool, in hundredths, what is safe goes before its time.
@@ -61,9 +63,20 @@ pub(super) async fn run(gateway: Gateway, shutdown: CancellationToken) {
 }
 
 impl Gateway {
-    /// Asks of what was sent whether it is safe.
+    /// Asks of what was sent, or left by the last process, whether it is safe.
     async fn ask_what_is_safe(&self) -> Result<(), SafetyError> {
-        let due = self.schedule().to_ask(Instant::now(), ITEMS_MAX);
+        for _ in 0..BATCHES {
+            let due = self.schedule().to_ask(Instant::now(), ITEMS_MAX);
+            if due.is_empty() {
+                break;
+            }
+            self.ask_of(due).await?;
+            self.stir();
+        }
+        Ok(())
+    }
+
+    async fn ask_of(&self, due: Vec<(Key, u64)>) -> Result<(), SafetyError> {
         let mut by_centre: BTreeMap<u64, Vec<Key>> = BTreeMap::new();
         for (key, centre) in due {
             // Who has it can tell best; any other can, too.
@@ -103,6 +116,7 @@ impl Gateway {
         let (now, mut purged) = (Instant::now(), Vec::new());
         {
             let mut schedule = self.schedule();
+            schedule.judged(now);
             for (key, safety) in known.iter().zip(&says) {
                 match safety {
                     Safety::Safe => schedule.safe(key, now),

@@ -41,6 +41,8 @@ const STEADY: Duration = Duration::from_secs(10);
 const RESEND: Duration = Duration::from_secs(4);
 /// The same where the centre is there, and should have seen to it.
 const RESEND_PRESENT: Duration = Duration::from_secs(600);
+/// The centre of what the last process left: any may have it, or none.
+const UNKNOWN: u64 = 0;
 /// The first question whether an instance is safe comes after this long, each next after twice as long …
 const ASK: Duration = Duration::from_secs(1);
 /// … but no longer than this.
@@ -151,6 +153,8 @@ pub(crate) struct Schedule {
     in_flight: usize,
     in_flight_bytes: u64,
     bytes: u64,
+    /// When a centre last said what is safe.
+    judged_at: Option<Instant>,
 }
 
 impl Default for Schedule {
@@ -165,6 +169,7 @@ impl Default for Schedule {
             in_flight: 0,
             in_flight_bytes: 0,
             bytes: 0,
+            judged_at: None,
         }
     }
 }
@@ -187,6 +192,16 @@ impl Schedule {
         let entry = Entry { spooled, state: State::Waiting(now), order, failures: 0, reason: String::new() };
         self.entries.insert(key, entry);
         true
+    }
+
+    /// An instance that the last process left. It is sent unless it is found to be safe: the most of them are.
+    pub(crate) fn add_left(&mut self, key: Key, spooled: Spooled, now: Instant) {
+        if self.add(key.clone(), spooled, now)
+            && let Some(entry) = self.entries.get_mut(&key)
+        {
+            self.queue.remove(&(now, entry.order, key));
+            entry.state = State::Pushed { centre: UNKNOWN, at: now, ask_at: now, asked: 0 };
+        }
     }
 
     /// Forgets an instance that left the spool.
@@ -337,7 +352,8 @@ impl Schedule {
         if let Some(known) = self.centres.get_mut(&centre) {
             penalise(known, now);
         }
-        // Another centre gets it at once.
+        // Until it answers a greeting again; another centre gets the instance at once.
+        self.down(centre, now);
         self.wait(key, now, |_| Duration::ZERO);
     }
 
@@ -396,6 +412,10 @@ impl Schedule {
     pub(crate) fn not_safe(&mut self, key: &Key, now: Instant) {
         let Some(entry) = self.entries.get_mut(key) else { return };
         match &mut entry.state {
+            State::Pushed { centre: UNKNOWN, .. } => {
+                entry.state = State::Waiting(now);
+                self.queue.insert((now, entry.order, key.clone()));
+            }
             State::Pushed { ask_at, asked, .. } => {
                 *ask_at = now + ASK.saturating_mul(1 << (*asked).min(10)).min(ASK_MAX);
                 *asked += 1;
@@ -409,12 +429,19 @@ impl Schedule {
         }
     }
 
+    /// A centre said what is safe.
+    pub(crate) fn judged(&mut self, now: Instant) {
+        self.judged_at = Some(now);
+    }
+
     /// Sends again what is not safe and whose centre is gone, or has had it for very long. How many.
     pub(crate) fn resend(&mut self, now: Instant) -> usize {
         let mut again = Vec::new();
         for (key, entry) in &self.entries {
             let State::Pushed { centre, at, .. } = entry.state else { continue };
             let gone_since = match self.centres.get(&centre) {
+                // Not while it is being asked: most of what was left is safe.
+                _ if centre == UNKNOWN => Some(self.judged_at.map_or(at, |judged_at| judged_at.max(at))),
                 Some(known) if known.up_since.is_some() => None,
                 Some(known) => known.down_since.map(|since| since.max(at)),
                 None => Some(at),
@@ -489,6 +516,7 @@ impl Schedule {
             let count = match entry.state {
                 State::Waiting(_) => &mut counts.waiting,
                 State::InFlight(_) => &mut counts.in_flight,
+                State::Pushed { centre: UNKNOWN, .. } => &mut counts.waiting,
                 State::Pushed { .. } => &mut counts.pushed,
                 State::Safe(_) => &mut counts.safe,
                 State::Rejected => &mut counts.rejected,

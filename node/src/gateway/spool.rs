@@ -59,7 +59,11 @@ impl Gateway {
         loop {
             let page = self.store().studies(after.as_deref(), STUDIES_PAGE).await?;
             for study in &page {
-                self.take_up_study(&study.study_uid).await?;
+                let instances = self.store().instances(&study.study_uid).await?;
+                let (now, mut schedule) = (Instant::now(), self.schedule());
+                for instance in instances {
+                    schedule.add_left(Key::of(&instance), Spooled::of(instance, false), now);
+                }
             }
             match page.last() {
                 Some(last) if page.len() == STUDIES_PAGE => after = Some(last.study_uid.clone()),

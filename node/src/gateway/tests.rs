@@ -66,7 +66,9 @@ async fn centre() -> Centre {
         queue: Arc::new(Queue),
     };
     let shutdown = CancellationToken::new();
-    let settings = settings("[node]\nname = \"paris\"\nzone = \"paris\"\ndata_dir = \"/nowhere\"");
+    // Seldom, since an hour has many heartbeats.
+    let raft = "[raft]\nheartbeat_ms = 1000\nelection_min_ms = 4000\nelection_max_ms = 8000";
+    let settings = settings(&format!("[node]\nname = \"paris\"\nzone = \"paris\"\ndata_dir = \"/nowhere\"\n{raft}"));
     let site = Site::open(settings, member, host, wires, shutdown.clone()).await.expect("it opens");
     site.start();
     site.found().await.expect("founded");
@@ -334,8 +336,12 @@ async fn a_door_takes_what_is_right_once_and_says_what_is_wrong_with_the_rest() 
     assert_eq!(centre.instances(phantom.study_uid().as_str()).await.len(), 1);
     assert_eq!(offer(&cable, second, &data_set).await, Reply::Stored(Kept::New));
     // Another patient under the study's UID is set apart for a person, for good.
-    let other = CtPhantom { patient_id: "OTHER".to_owned(), ..phantom.clone() };
-    let (third, data_set) = offer_of(&other, 2);
+    let (mut third, data_set) = offer_of(&phantom, 2);
+    let mut data_set = data_set.to_vec();
+    let id = phantom.patient_id.as_bytes();
+    let at = data_set.windows(id.len()).position(|window| window == id).expect("the patient's id");
+    data_set[at] ^= 1;
+    third.dataset = *blake3::hash(&data_set).as_bytes();
     assert_eq!(offer(&cable, third, &data_set).await, Reply::Rejected { reason: Name::fitted("other-patient") });
     let huge = Offer { bytes: u64::MAX, ..first.clone() };
     assert_eq!(offer(&cable, huge, b"").await, Reply::Rejected { reason: Name::fitted("too-large") });

@@ -145,6 +145,10 @@ fn warnings(gateway: &Gateway) -> Vec<String> {
     if gateway.schedule().answering().is_empty() {
         warnings.push("no centre answers: images are taken and wait here".to_owned());
     }
+    let home = &config.gateway.home;
+    if !home.is_empty() && gateway.centres().values().all(|known| known.name != *home) {
+        warnings.push(format!("gateway.home is {home:?}, and no centre of the mesh has this name"));
+    }
     if let Some(oldest) = gateway.oldest().filter(|oldest| *oldest > WAITS_LONG) {
         warnings.push(format!("an instance has not been safe for {} s", oldest.as_secs()));
     }

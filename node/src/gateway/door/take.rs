@@ -10,7 +10,7 @@ use maillage_store::{Hash, StoreError};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::time::timeout;
 
-use super::{Door, DoorError, not_now, say, telling};
+use super::{Door, DoorError, RECEIVED_UNIT, RECEIVED_UNITS, not_now, say, telling};
 use crate::gateway::wire::{Kept, Offer, Reply};
 use crate::ingest::{Announced, IngestError, ReceivedAs, Source};
 use crate::node::Node;
@@ -46,7 +46,8 @@ pub(super) async fn take(
     if let Some(reply) = telling(writer, known(node, &offer)).await? {
         return Ok(reply);
     }
-    let Ok(Ok(_place)) = timeout(PLACE_WITHIN, door.receiving.acquire()).await else {
+    let units = u32::try_from(len.div_ceil(RECEIVED_UNIT)).unwrap_or(u32::MAX).clamp(1, RECEIVED_UNITS);
+    let Ok(Ok(_place)) = timeout(PLACE_WITHIN, door.receiving.acquire_many(units)).await else {
         return Ok(not_now(&"too many instances arrive at once"));
     };
     say(writer, &Reply::Send).await?;

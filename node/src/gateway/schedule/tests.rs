@@ -81,6 +81,8 @@ async fn the_only_centre_is_tried_again_after_a_while() {
     let (key, centre) = schedule.next(now).expect("sent");
     schedule.lost(&key, centre, now);
     assert_eq!(schedule.next(now), None);
+    schedule.up(3, true, now);
+    assert_eq!(schedule.next(now), None, "it answers a greeting, and has just failed");
     let wake = schedule.wake_at(now).expect("it is known when");
     assert_eq!(wake, now + PENALTY);
     assert_eq!(schedule.next(wake), Some((key, 3)));
@@ -149,6 +151,24 @@ async fn what_a_centre_took_that_is_gone_since_is_sent_to_another_unless_it_is_s
     assert_eq!(schedule.resend(now + RESEND), 1);
     assert_eq!(schedule.next(now + RESEND), Some((key(0), 7)));
     assert_eq!(schedule.next(now + RESEND), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_last_process_left_is_asked_of_first_and_sent_if_it_is_not_safe_or_nobody_can_say() {
+    let now = Instant::now();
+    let mut schedule = schedule(0, &[3], now);
+    for n in 0..3 {
+        schedule.add_left(key(n), spooled(1), now);
+    }
+    assert_eq!((schedule.counts().waiting, schedule.next(now)), (3, None));
+    assert_eq!(schedule.to_ask(now, 10).len(), 3);
+    schedule.safe(&key(0), now);
+    schedule.not_safe(&key(1), now);
+    assert_eq!(schedule.next(now), Some((key(1), 3)));
+    schedule.judged(now + RESEND / 2);
+    assert_eq!(schedule.resend(now + RESEND), 0, "it is being asked");
+    assert_eq!(schedule.resend(now + RESEND / 2 + RESEND), 1, "nobody says anything of it");
+    assert_eq!(schedule.next(now + RESEND * 2), Some((key(2), 3)));
 }
 
 #[tokio::test(start_paused = true)]
