@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::config::{self, Config, Loaded, Sources};
+use crate::data_dir::DataDir;
 use crate::exit::{ExitCode, Failure};
 use crate::output::{Format, Unwritable};
 use crate::{client, logging, output};
@@ -160,7 +161,12 @@ struct Context {
 
 impl Context {
     fn load(&self) -> Loaded {
-        config::load(&Sources::of_process(self.global.config.clone()))
+        let mut loaded = config::load(&Sources::of_process(self.global.config.clone()));
+        // What `join --gateway` said holds, though the configuration is silent.
+        if DataDir::at(loaded.data_dir()).is_a_gateways() {
+            loaded.be_gateway();
+        }
+        loaded
     }
 
     fn config(&self) -> anyhow::Result<Config> {

@@ -312,7 +312,13 @@ impl Default for Config {
         let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         let name = settings::host_name();
         Self {
-            node: Node { zone: name.clone(), name, data_dir: PathBuf::from("/var/lib/maillage"), weight: 100, role: Role::Centre },
+            node: Node {
+                zone: name.clone(),
+                name,
+                data_dir: PathBuf::from("/var/lib/maillage"),
+                weight: 100,
+                role: Role::Centre,
+            },
             mesh: Mesh { listen: SocketAddr::new(any, 7400), announce: Vec::new(), lan_discovery: false },
             site: Site::default(),
             raft: Raft {

@@ -437,8 +437,7 @@ async fn decide(
         }
     }
     let token = key_of(token);
-    let command =
-        if wish.gateway { Command::JoinGateway { token, joiner } } else { Command::Join { token, joiner } };
+    let command = if wish.gateway { Command::JoinGateway { token, joiner } } else { Command::Join { token, joiner } };
     match node.command(CommandId::random(), Name::default(), command).await {
         Ok(Outcome::Joined { site }) => {
             tracing::info!(site = site.0, "site joined");

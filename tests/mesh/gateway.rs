@@ -100,7 +100,11 @@ async fn a_gateway_is_no_voter_no_learner_and_no_holder_and_is_shown_as_what_it_
     let token = made["token"].as_str().expect("a token").to_owned();
     // The token makes no centre of whom it is given to, and is not spent by the attempt.
     mesh.prepare("lyon", &Settings::default()).run(&["join", &token]).await.ended(5).complains_of(&["gateway"]);
-    let odd = Settings { territory: "ouest".to_owned(), lines: vec![("[node]", "role = \"gateway\"".to_owned())], ..settings() };
+    let odd = Settings {
+        territory: "ouest".to_owned(),
+        lines: vec![("[node]", "role = \"gateway\"".to_owned())],
+        ..settings()
+    };
     let odd = mesh.prepare("odd", &odd);
     odd.run(&["join", &token]).await.ended(2).complains_of(&["site.territory", "no readers"]);
     let centre = mesh.token("10m").await;
@@ -217,7 +221,8 @@ async fn ask_to_commit(gateway: &Site, study: &Slices) {
     let uids: Vec<Uid> = study.instances.keys().map(|uid| Uid::parse(uid).expect("a uid")).collect();
     let class_of_all = CtPhantom::SOP_CLASS;
     let references = uids.iter().map(|uid| (&class_of_all, uid));
-    let dataset = maillage_dicom::commitment::encode_result(&Uid::EXPLICIT_LE, &Uid::generate(), references, std::iter::empty());
+    let dataset =
+        maillage_dicom::commitment::encode_result(&Uid::EXPLICIT_LE, &Uid::generate(), references, std::iter::empty());
     let command = Command {
         field: N_ACTION_RQ,
         requested_class: Some(class.clone()),

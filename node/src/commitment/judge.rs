@@ -94,7 +94,11 @@ pub(super) fn verdict(reference: &Reference, here: Option<&Here>, coverage: &Cov
         // The sender may mean the bytes that were put apart, of which there is one copy.
         return Verdict::Failed(reason::PROCESSING);
     }
-    if coverage.zones(reference.sop_instance.as_str(), here.dataset) >= ZONES_MIN { Verdict::Safe } else { Verdict::Pending }
+    if coverage.zones(reference.sop_instance.as_str(), here.dataset) >= ZONES_MIN {
+        Verdict::Safe
+    } else {
+        Verdict::Pending
+    }
 }
 
 #[cfg(test)]

@@ -16,8 +16,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 
 use super::check::{check, meaningless};
-use super::{Config, Role};
 use super::settings::{SETTINGS, Setting, Shape};
+use super::{Config, Role};
 
 /// What every variable of ours starts with.
 const PREFIX: &str = "MAILLAGE__";
@@ -138,6 +138,11 @@ impl Loaded {
     /// Every setting with its value and where that is from.
     pub(crate) fn values(&self) -> impl Iterator<Item = (&'static Setting, toml::Value, &Origin)> {
         SETTINGS.iter().zip(&self.origins).map(|(setting, origin)| (setting, setting.show(&self.config), origin))
+    }
+
+    /// Where all state is.
+    pub(crate) fn data_dir(&self) -> &Path {
+        &self.config.node.data_dir
     }
 
     /// Takes the node for a gateway, whatever the sources say, and names what makes no sense then.

@@ -96,12 +96,16 @@ impl Gateway {
         if changed {
             self.introduce();
             let mesh = {
-                let members = self.centres().iter().map(|(site, known)| MeshFileMember {
-                    peer_id: known.peer.to_string(),
-                    site_id: *site,
-                    name: known.name.clone(),
-                    addresses: known.addresses.clone(),
-                }).collect();
+                let members = self
+                    .centres()
+                    .iter()
+                    .map(|(site, known)| MeshFileMember {
+                        peer_id: known.peer.to_string(),
+                        site_id: *site,
+                        name: known.name.clone(),
+                        addresses: known.addresses.clone(),
+                    })
+                    .collect();
                 let mut mesh = self.mesh();
                 mesh.members = members;
                 mesh.clone()

@@ -387,7 +387,7 @@ mod tests {
         state.staged.push("exam-5-report-2.json".to_owned());
         let bytes = state.encode().expect("encodes");
         assert_eq!(State::decode(&bytes).expect("decodes"), state);
-        expect_test::expect!["0100ac02020114" ].assert_eq(&data_encoding::HEXLOWER.encode(&bytes[5 + HASH_LEN..][..7]));
+        expect_test::expect!["0100ac02020114"].assert_eq(&data_encoding::HEXLOWER.encode(&bytes[5 + HASH_LEN..][..7]));
         for at in 0..bytes.len() {
             let mut flipped = bytes.to_vec();
             flipped[at] ^= 0x10;

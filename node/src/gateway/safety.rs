@@ -207,7 +207,9 @@ impl Gateway {
             };
             match asked {
                 Ok(true) => {}
-                Ok(false) | Err(_) if over => failed.extend(chunk.iter().map(|(place, _)| (*place, reason::PROCESSING))),
+                Ok(false) | Err(_) if over => {
+                    failed.extend(chunk.iter().map(|(place, _)| (*place, reason::PROCESSING)))
+                }
                 Ok(false) => return Ok(None),
                 Err(error) => return Err(error),
             }

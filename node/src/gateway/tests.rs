@@ -72,9 +72,8 @@ async fn centre() -> Centre {
     let site = Site::open(settings, member, host, wires, shutdown.clone()).await.expect("it opens");
     site.start();
     site.found().await.expect("founded");
-    let command = async |command| {
-        site.node().command(CommandId::random(), Name::default(), command).await.expect("an outcome")
-    };
+    let command =
+        async |command| site.node().command(CommandId::random(), Name::default(), command).await.expect("an outcome");
     let (token, hospitals) = (PeerKey::new(vec![2; 38]).expect("a key"), vec![Line::fitted("CHU")]);
     command(Command::CreateGatewayToken { key: token.clone(), lifetime_ms: 60_000, hospitals }).await;
     let mut joiner = crate::roster::testing::site(9, "chu").description;

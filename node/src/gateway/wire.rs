@@ -360,7 +360,11 @@ pub(super) mod tests {
             Reply::NotNow { why: Line::fitted("no room") },
             Reply::Purged,
             Reply::Safety(vec![Safety::Safe, Safety::Pending, Safety::Purged]),
-            Reply::Page(Page { reports: vec![delivery(5, 1)], next: Position::Event { index: 9, place: 0 }, more: true }),
+            Reply::Page(Page {
+                reports: vec![delivery(5, 1)],
+                next: Position::Event { index: 9, place: 0 },
+                more: true,
+            }),
             Reply::Done,
         ]
     }
@@ -396,12 +400,7 @@ pub(super) mod tests {
     #[test]
     fn the_longest_question_and_page_fit_their_bounds() {
         let long = "1".repeat(64);
-        let item = Item {
-            study: uid(&long),
-            sop_instance: uid(&long),
-            dataset: [255; 32],
-            received_at: u64::MAX,
-        };
+        let item = Item { study: uid(&long), sop_instance: uid(&long), dataset: [255; 32], received_at: u64::MAX };
         assert!(encode(&Ask::Safe { items: vec![item; ITEMS_MAX] }).expect("encodes").len() <= ASK_MAX);
         let mut one = delivery(u64::MAX, u32::MAX);
         one.report.text = Prose::new("x".repeat(262_144)).expect("the longest");

@@ -295,7 +295,10 @@ impl MeshStatus {
         for row in &self.sites {
             if let Some(rejected @ 1..) = row.gate.as_ref().map(|heard| heard.hello.rejected) {
                 let name = &row.site.description.name;
-                warn(format!("gateway {name} has {rejected} instances that no centre takes"), "maillage spool list, there");
+                warn(
+                    format!("gateway {name} has {rejected} instances that no centre takes"),
+                    "maillage spool list, there",
+                );
             }
         }
         if let Some(said) = self.said.as_ref().filter(|_| self.format() < FORMAT.min(self.format_max)) {

@@ -79,7 +79,11 @@ fn a_gateway_holds_nothing_and_proposes_nothing() {
     let site = bench.view(|view| view.site(chu)).expect("a member");
     assert_eq!((site.description.weight, site.session_open), (0, false));
     assert_eq!(site.role, SiteRole::Gateway { hospitals: vec![Line::fitted("hospital")] });
-    for command in [Command::OpenSession, Command::AddExam(ready("A1", Priority::Urgent)), Command::ClaimNext { modalities: Vec::new() }] {
+    for command in [
+        Command::OpenSession,
+        Command::AddExam(ready("A1", Priority::Urgent)),
+        Command::ClaimNext { modalities: Vec::new() },
+    ] {
         assert_eq!(bench.run(chu, command), Outcome::Refused(Refusal::NotAMember));
     }
     let hospitals = vec![Line::fitted("other")];

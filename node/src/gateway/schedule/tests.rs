@@ -3,6 +3,8 @@
 use proptest::prelude::{Strategy, any, prop};
 use proptest::{prop_assert, prop_assert_eq, proptest};
 
+use super::choice::{PENALTY, STEADY};
+use super::safety::RESEND;
 use super::*;
 
 fn key(n: u64) -> Key {
