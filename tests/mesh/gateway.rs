@@ -121,6 +121,10 @@ async fn a_gateway_is_no_voter_no_learner_and_no_holder_and_is_shown_as_what_it_
     .await;
     assert_eq!((&peers["role"], &peers["weight"]), (&json!("gateway"), &json!(0)), "{peers}");
     assert_eq!((&peers["session_open"], &peers["hospitals"]), (&json!(false), &json!([HOSPITAL])), "{peers}");
+    paris.run_json(&["peers", "gateway", "chu", "--hospital", "CHU", "--hospital", "Annexe"]).await;
+    paris.run(&["peers", "gateway", "paris", "--hospital", "CHU"]).await.ended(1).complains_of(&["gateway"]);
+    let peers = paris.run_json(&["peers", "list"]).await;
+    assert_eq!(peers["peers"][1]["hospitals"], json!(["CHU", "Annexe"]), "{peers}");
     let status = paris.http().json("/api/v1/status").await;
     assert_eq!((&status["quorum"]["voters"], &status["format"]["mesh"]), (&json!(1), &json!(2)));
     let shown = chu.run(&["status"]).await.ended(0).stdout;

@@ -29,6 +29,7 @@ fn every_documented_command_is_accepted() {
         "maillage status --watch",
         "maillage health -o json",
         "maillage peers list",
+        "maillage peers gateway chu --hospital CHU",
         "maillage spool list",
         "maillage spool retry",
         "maillage exams list --state waiting --limit 5 --fresh",

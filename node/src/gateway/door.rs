@@ -125,7 +125,7 @@ impl Door {
                 Reply::Done
             }
             Ask::Safe { items } => telling(writer, safety::judge(&self.node, &items)).await?,
-            Ask::Feed { from } => telling(writer, feed::page(&self.node, gateway, from)).await?,
+            Ask::Feed { from } => feed::page(&self.node, gateway, from),
             Ask::Acknowledge { exam, report } => {
                 telling(writer, feed::acknowledge(&self.node, gateway, exam, report)).await?
             }

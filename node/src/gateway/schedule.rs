@@ -119,7 +119,7 @@ pub(crate) struct Counts {
 }
 
 /// The schedule.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Schedule {
     home: Option<u64>,
     entries: BTreeMap<Key, Entry>,
@@ -133,23 +133,6 @@ pub(crate) struct Schedule {
     bytes: u64,
     /// When a centre last said what is safe.
     judged_at: Option<Instant>,
-}
-
-impl Default for Schedule {
-    fn default() -> Self {
-        Self {
-            home: None,
-            entries: BTreeMap::new(),
-            queue: BTreeSet::new(),
-            centres: BTreeMap::new(),
-            current: None,
-            next_order: 0,
-            in_flight: 0,
-            in_flight_bytes: 0,
-            bytes: 0,
-            judged_at: None,
-        }
-    }
 }
 
 impl Schedule {

@@ -46,6 +46,7 @@ pub(super) fn admin() -> Router<App> {
         .get("/tokens", tokens::list, "Join tokens, used and ended ones included")
         .post("/tokens", tokens::create, "Make a join token; the one answer with the token itself")
         .delete("/tokens/{key}", tokens::revoke, "End a join token now")
+        .put("/gateways/{name}", tokens::set_gateway, "Whose reports a hospital's gateway is given")
         .post("/audit/attest", audit::attest, "State this site's audit chain now")
         .router()
 }

@@ -23,7 +23,7 @@ const EXAMS_SCANNED: usize = 4_096;
 const EXAMS_PAGE: usize = 32;
 
 /// A page for a gateway, behind a position.
-pub(super) async fn page(node: &Node, gateway: SiteId, from: Option<Position>) -> Reply {
+pub(super) fn page(node: &Node, gateway: SiteId, from: Option<Position>) -> Reply {
     let hospitals = match Door::gateway_of(node, gateway) {
         Ok(Some((_, hospitals))) => hospitals,
         Ok(None) => return not_now(&"the site is no gateway"),

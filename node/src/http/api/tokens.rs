@@ -1,4 +1,4 @@
-//! `/admin/v1/tokens`: join tokens, for the sysadmin on this machine.
+//! `/admin/v1/tokens` and `/admin/v1/gateways`: who joins, and as what, for the sysadmin on this machine.
 
 use std::time::Duration;
 
@@ -94,6 +94,31 @@ pub(super) async fn create(
     let token = app.node.create_token(id, Name::default(), Duration::from_secs(body.lifetime_s), role).await?;
     let body = json!({ "token": token.text, "key": token.key, "expires_at": rfc3339(token.expires_at) });
     Ok((StatusCode::CREATED, Json(body)).into_response())
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct GatewayBody {
+    /// All of them.
+    hospitals: Vec<String>,
+}
+
+/// `PUT /gateways/{name}`: whose reports a hospital's gateway is given from now on.
+pub(super) async fn set_gateway(
+    State(app): State<App>,
+    UrlPath(name): UrlPath<String>,
+    Idempotency(id): Idempotency,
+    JsonBody(body): JsonBody<GatewayBody>,
+) -> Result<Json<Value>, Problem> {
+    app.need_format(2)?;
+    let hospitals = hospitals(&body.hospitals)?;
+    let sites = app.node.read(|view| view.sites())?;
+    let named = sites.iter().find(|site| site.description.name.as_str() == name);
+    let gateway = named.ok_or_else(|| Problem::not_found("no site has this name"))?.id;
+    match app.command(id, Name::default(), Command::SetGateway { gateway, hospitals }).await? {
+        Outcome::Done => Ok(Json(json!({ "done": true, "gateway": name, "hospitals": body.hospitals }))),
+        other => Err(unexpected(&other)),
+    }
 }
 
 /// `DELETE /tokens/{key}`
