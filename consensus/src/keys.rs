@@ -32,6 +32,14 @@ pub(crate) const BELOW_WANTED: [u8; 1] = [0x31];
 /// Studies of which another site than the one that received them holds images that must not leave it. The
 /// value: the manifests, one after the other, that the receiving site has verified since.
 pub(crate) const STRAYED: [u8; 1] = [0x35];
+/// How a study was counted when it was last written: one byte.
+pub(crate) const COUNTED: [u8; 1] = [0x36];
+/// … the bit of it that says that a part stays where it was received.
+pub(crate) const COUNTED_CONFINED: u8 = 4;
+/// The layout that holds, and the one that is staged.
+pub(crate) const PLACEMENT: [u8; 1] = [0x37];
+/// Sites that take no copies, or took none once.
+pub(crate) const STANDINGS: [u8; 1] = [0x38];
 /// What is left of purged parts, by exam.
 pub(crate) const TOMBSTONES: [u8; 1] = [0x32];
 /// Purged parts that a site has not confirmed, by site and study.
@@ -69,6 +77,16 @@ pub(crate) fn site(id: SiteId) -> Vec<u8> {
 /// A study of which images are where they must not be.
 pub(crate) fn strayed(study: &str) -> Vec<u8> {
     join(STRAYED[0], &[study.as_bytes()])
+}
+
+/// How a study was counted.
+pub(crate) fn counted(study: &str) -> Vec<u8> {
+    join(COUNTED[0], &[study.as_bytes()])
+}
+
+/// Whether a site takes copies.
+pub(crate) fn standing(site: SiteId) -> Vec<u8> {
+    join(STANDINGS[0], &[&site.0.to_be_bytes()])
 }
 
 /// When something of a study was last purged.

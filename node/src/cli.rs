@@ -21,6 +21,7 @@ mod glass;
 mod health;
 mod lifetime;
 mod partners;
+mod placement;
 mod prompt;
 mod sites;
 mod spool;
@@ -98,6 +99,13 @@ enum Command {
     /// For whom exams are kept, and when critical results escalate
     #[command(subcommand)]
     Policy(partners::PolicyCommand),
+    /// Where copies may lie: staged, looked at, applied
+    #[command(subcommand)]
+    Placement(placement::PlacementCommand),
+    /// Move a site's copies elsewhere
+    Drain(placement::DrainArgs),
+    /// Give a drained site copies again
+    Undrain(placement::UndrainArgs),
     /// How long reading takes: exact figures over any period
     Stats(stats::StatsArgs),
     /// What was written while this site was cut off from the quorum
@@ -216,6 +224,9 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Claim(command) => claim::run(&context, command).await?,
         Command::Hospital(command) => partners::hospital(&context, command).await?,
         Command::Policy(command) => partners::policy(&context, command).await?,
+        Command::Placement(command) => placement::run(&context, command).await?,
+        Command::Drain(args) => placement::drain(&context, args).await?,
+        Command::Undrain(args) => placement::undrain(&context, args).await?,
         Command::Stats(args) => stats::run(&context, args).await?,
         Command::Outbox(command) => glass::outbox(&context, command).await?,
         Command::Study(command) => return study::run(&context, command).await,

@@ -130,6 +130,30 @@ pub(crate) struct Mesh {
     pub(crate) announce: Vec<SocketAddr>,
     /// Whether peers are looked for by multicast DNS.
     pub(crate) lan_discovery: bool,
+    /// By what images are sent to other sites.
+    pub(crate) congestion: Congestion,
+}
+
+/// By what images are sent to other sites.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Congestion {
+    /// What the line was measured to carry; on local networks cubic.
+    Auto,
+    /// Cubic everywhere.
+    Cubic,
+    /// What the line was measured to carry, everywhere.
+    Wan,
+}
+
+impl From<Congestion> for maillage_transport::Congestion {
+    fn from(congestion: Congestion) -> Self {
+        match congestion {
+            Congestion::Auto => Self::Auto,
+            Congestion::Cubic => Self::Cubic,
+            Congestion::Wan => Self::Wan,
+        }
+    }
 }
 
 /// `[site]`
@@ -277,6 +301,10 @@ pub(crate) struct Storage {
     pub(crate) copies: u8,
     /// Time that a lost site has to come back before its copies are made anew, seconds.
     pub(crate) placement_grace_s: u64,
+    /// Time that a copy beyond those wanted stays, seconds.
+    pub(crate) surplus_grace_s: u64,
+    /// What this site takes in for copies, MB/s; 0 for no limit.
+    pub(crate) copy_mb_s_max: u64,
     /// Time after which a storage commitment that is still pending has failed, seconds.
     pub(crate) commitment_timeout_s: u64,
 }
@@ -319,7 +347,12 @@ impl Default for Config {
                 weight: 100,
                 role: Role::Centre,
             },
-            mesh: Mesh { listen: SocketAddr::new(any, 7400), announce: Vec::new(), lan_discovery: false },
+            mesh: Mesh {
+                listen: SocketAddr::new(any, 7400),
+                announce: Vec::new(),
+                lan_discovery: false,
+                congestion: Congestion::Auto,
+            },
             site: Site::default(),
             raft: Raft {
                 heartbeat_ms: 150,
@@ -351,7 +384,14 @@ impl Default for Config {
                 quiet_seconds: 5,
             },
             ingest: Ingest::default(),
-            storage: Storage { reserve_mib: 1024, copies: 3, placement_grace_s: 600, commitment_timeout_s: 24 * 3600 },
+            storage: Storage {
+                reserve_mib: 1024,
+                copies: 3,
+                placement_grace_s: 600,
+                surplus_grace_s: 24 * 3600,
+                copy_mb_s_max: 0,
+                commitment_timeout_s: 24 * 3600,
+            },
             // A day of a large hospital (50 CTs of 1 GB) and as much again; a commitment is asked for within hours.
             gateway: Gateway { home: String::new(), spool_bytes_max: 100 << 30, keep_s: 6 * 3600 },
             audit: Audit { syslog: String::new() },

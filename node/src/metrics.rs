@@ -112,6 +112,7 @@ struct Gauges {
     outbox_entries: Family<ByState, Gauge>,
     studies_below_two_sites: Gauge,
     studies_below_wanted_copies: Gauge,
+    studies_confined: Gauge,
     peers_connected: Gauge,
     store_bytes: Gauge,
     store_chunks: Gauge,
@@ -147,6 +148,8 @@ pub(crate) struct Scrape {
     pub(crate) studies_below_two: u64,
     /// Studies with a part on fewer sites than wanted.
     pub(crate) studies_below_wanted: u64,
+    /// Studies with a part that must not leave the site which received it.
+    pub(crate) studies_confined: u64,
     /// Other sites that are connected.
     pub(crate) peers_connected: usize,
     /// Stored bytes.
@@ -365,6 +368,7 @@ impl Gauges {
                 "studies_below_wanted_copies",
                 "Studies with fewer copies than wanted",
             ),
+            studies_confined: registered(registry, "studies_confined", "Studies that stay where they were received"),
             peers_connected: registered(registry, "peers_connected", "Other sites connected"),
             store_bytes: registered(registry, "store_bytes", "Bytes of stored chunks"),
             store_chunks: registered(registry, "store_chunks", "Stored chunks"),
@@ -381,6 +385,7 @@ impl Gauges {
             (&self.raft_applied_index, scrape.applied),
             (&self.studies_below_two_sites, scrape.studies_below_two),
             (&self.studies_below_wanted_copies, scrape.studies_below_wanted),
+            (&self.studies_confined, scrape.studies_confined),
             (&self.audit_disagreements, scrape.audit_disagreements as u64),
             (&self.mesh_format, scrape.mesh_format.into()),
             (&self.peers_connected, scrape.peers_connected as u64),

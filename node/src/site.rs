@@ -31,8 +31,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::commitment::{self, Commitments};
+use crate::copies::pace::Pace;
 use crate::gateway::Gates;
-use crate::images::{Images, StoreSource};
+use crate::images::{Fetching, Images, StoreSource};
 use crate::ingest::{Arrival, FORMAT_OF_CODED_CHUNKS, Ingest};
 use crate::links::MeshLinks;
 use crate::metrics::Metrics;
@@ -229,8 +230,16 @@ impl Site {
         let (faults_tx, faults) = mpsc::channel(FAULTS_QUEUE);
         let fetcher = Fetcher::new(wires.holders, faults_tx);
         let site = SiteId(mesh.site_id);
-        let images =
-            Images::new(site, store.clone(), group.clone(), roster.clone(), fetcher, presence.clone(), metrics.clone());
+        let fetching = Fetching { fetcher, pace: Pace::of_mb_s(config.storage.copy_mb_s_max) };
+        let images = Images::new(
+            site,
+            store.clone(),
+            group.clone(),
+            roster.clone(),
+            fetching,
+            presence.clone(),
+            metrics.clone(),
+        );
         let (gather, arrivals) = mpsc::unbounded_channel();
         let known = group.clone();
         let mesh_patient = Box::new(move |study: &str| {
@@ -293,6 +302,8 @@ impl Site {
         self.run(copies::run(node.clone(), shutdown.clone()));
         self.run(copies::bring_claimed(node.clone(), shutdown.clone()));
         self.run(copies::confined::run(node.clone(), shutdown.clone()));
+        self.run(copies::leaving::run(node.clone(), shutdown.clone()));
+        self.run(copies::room::run(node.clone(), shutdown.clone()));
         self.run(commitment::run(node.clone(), shutdown.clone()));
         self.run(commitment::report(commitment::Teller::of(node), shutdown.clone()));
         self.run(purge::run(node.clone(), shutdown.clone()));

@@ -29,6 +29,7 @@ mod leader;
 mod life;
 mod matching;
 mod page;
+mod placement;
 mod purge;
 mod queue;
 mod quorum;

@@ -14,7 +14,7 @@ use crate::life::{done, exam, list, refused};
 use crate::mesh;
 
 /// The heads of a study's instances, which name their UIDs: no other study has the same bytes.
-fn is_in(directory: &Path, study: &Slices) -> Option<String> {
+pub(crate) fn is_in(directory: &Path, study: &Slices) -> Option<String> {
     for entry in fs::read_dir(directory).expect("look") {
         let path = entry.expect("an entry").path();
         if path.is_dir() {

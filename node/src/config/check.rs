@@ -205,6 +205,12 @@ fn storage(config: &Config, problem: &mut dyn FnMut(&'static str, String)) {
     if storage.commitment_timeout_s == 0 || storage.commitment_timeout_s > NUMBER_MAX / 1000 {
         problem("storage.commitment_timeout_s", format!("must be 1 to {}", NUMBER_MAX / 1000));
     }
+    if storage.copy_mb_s_max > NUMBER_MAX {
+        problem("storage.copy_mb_s_max", format!("must be at most {NUMBER_MAX}"));
+    }
+    if storage.surplus_grace_s > NUMBER_MAX / 1000 {
+        problem("storage.surplus_grace_s", format!("must be at most {}", NUMBER_MAX / 1000));
+    }
     if storage.placement_grace_s > NUMBER_MAX / 1000 {
         problem("storage.placement_grace_s", format!("must be at most {}", NUMBER_MAX / 1000));
     }

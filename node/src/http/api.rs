@@ -22,6 +22,7 @@ mod life;
 mod listing;
 mod mesh;
 mod partners;
+mod placement;
 mod remarks;
 mod retention;
 mod sheet;
@@ -57,7 +58,7 @@ fn table() -> Table {
     let table = of_the_mesh(table);
     let table = of_exams(table);
     let table = without_quorum(of_claims(table));
-    let table = of_remarks(table);
+    let table = of_placement(of_remarks(table));
     of_images(table)
 }
 
@@ -126,6 +127,24 @@ fn of_remarks(table: Table) -> Table {
         .post("/exams/{id}/discrepancies", remarks::raise_discrepancy, "Two readings differ")
         .post("/exams/{id}/discrepancies/{remark}/told", remarks::tell_discrepancy, "The physician was told of it")
         .get("/criticals", remarks::open_criticals, "Critical results of which nobody has been told")
+}
+
+fn of_placement(table: Table) -> Table {
+    table
+        .get("/placement", placement::show, "Where copies may lie: the layout that holds, and the one that is staged")
+        .put("/placement/copies", placement::set_copies, "Stage another number of copies")
+        .put("/placement/zones", placement::set_zones, "Stage another number of zones")
+        .put("/placement/sites/{name}", placement::set_share, "Stage what a site takes")
+        .put("/placement/contracts/{origin}", placement::set_contract, "Stage who may hold what a site receives")
+        .post("/placement/contracts/{origin}/end", placement::end_contract, "Stage the end of a contract")
+        .get("/placement/diff", placement::diff, "What the staged layout would move and make impossible")
+        .post("/placement/apply", placement::apply, "Let the staged layout hold, by the version that was looked at")
+        .post("/placement/revert", placement::revert, "Drop the staged layout")
+        .post("/placement/sites/{name}/drain", placement::drain, "Move a site's copies elsewhere")
+        .post("/placement/sites/{name}/undrain", placement::undrain, "Give a site copies again")
+        .get("/placement/counts", placement::counts, "Copies of all images, as they are beside as they should be")
+        .get("/placement/under", placement::under, "Images with too few copies, a page at a time")
+        .get("/placement/studies/{uid}", placement::locate, "Who holds each part of a study, and who should")
 }
 
 fn of_images(table: Table) -> Table {

@@ -172,6 +172,7 @@ pub(super) async fn metrics(State(app): State<App>) -> Response {
         scrape.exams = ExamState::ALL.map(|state| (state.as_str(), *counts.of(state))).into();
         scrape.studies_below_two = counts.studies_below_two;
         scrape.studies_below_wanted = counts.studies_below_wanted;
+        scrape.studies_confined = counts.more.studies_confined;
         scrape.mesh_format = status.format();
         scrape.audit_disagreements = status.disagreeing.len();
         scrape.clock_ahead_ms = status.clock_ahead_ms;

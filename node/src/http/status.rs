@@ -388,6 +388,7 @@ impl MeshStatus {
                 "studies": counts.studies,
                 "under_two_sites": counts.studies_below_two,
                 "under_wanted": counts.studies_below_wanted,
+                "confined": counts.more.studies_confined,
             },
             "format": { "mesh": self.format(), "advertised": self.format_max, "known": FORMAT },
             "clock": {

@@ -29,10 +29,10 @@ impl Images {
         class: Class,
         progress: Option<&Progress>,
     ) -> Result<FetchReport, ImagesError> {
-        let _arrival = Arrival::begin(self, held.part.study.as_str());
+        let _arrival = self.arrive(held.part.study.as_str()).ok_or(ImagesError::Leaving)?;
         // Asked after the arrival is known: a purge either waits for its end, or is seen here.
         self.is_known(held)?;
-        self.may_have(held)?;
+        self.may_keep(held)?;
         let store = &self.0.store;
         let holders = self.to_ask(&who_may_have(held));
         let address = Hash(held.part.manifest);
@@ -119,13 +119,14 @@ impl Images {
 }
 
 /// Something of a study on its way here, until this is dropped.
-struct Arrival<'a> {
+#[derive(Debug)]
+pub(crate) struct Arrival<'a> {
     images: &'a Images,
     study: &'a str,
 }
 
 impl<'a> Arrival<'a> {
-    fn begin(images: &'a Images, study: &'a str) -> Self {
+    pub(super) fn begin(images: &'a Images, study: &'a str) -> Self {
         *images.arriving().entry(study.to_owned()).or_default() += 1;
         Self { images, study }
     }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::command::Subscription;
+use crate::placement::{Change, Contract, Holders, Origin, Share};
 use crate::remark::{Concordance, Finding};
 
 #[test]
@@ -134,10 +135,22 @@ fn commands_of_format_2() -> Vec<Command> {
         Command::ReleaseHold { exam, reason: reason.clone() },
         Command::Purge { exam, reason, withdrawn: true },
         Command::RecordPurged { exam, study: UidText::fitted("1.2"), manifest: [1; 32] },
+        Command::StagePlacement(a_contract()),
+        Command::ApplyPlacement { version: 3, force: Line::fitted("r") },
+        Command::RevertPlacement { version: 3 },
+        Command::Drain { site: SiteId(4), reason: Line::fitted("r"), force: true },
+        Command::Undrain { site: SiteId(4), reason: Line::fitted("r") },
+        Command::ReportRoom { full: true },
+        Command::GiveUp { study: UidText::fitted("1.2"), manifest: [1; 32] },
         Command::CreateGatewayToken { key: key("t", 2), lifetime_ms: 1, hospitals: vec![Line::fitted("h")] },
         Command::JoinGateway { token: key("t", 2), joiner: site("chu", 1) },
         Command::SetGateway { gateway: SiteId(7), hospitals: vec![Line::fitted("h")] },
     ]
+}
+
+fn a_contract() -> Change {
+    let (origin, holders) = (Origin::Territory(Name::fitted("t")), Holders::AllBut(vec![SiteId(4)]));
+    Change::Contract(Contract { origin, holders, regions: vec![Name::fitted("r")], copies: 2, zones: 1 })
 }
 
 #[test]
@@ -185,6 +198,22 @@ fn a_life_at_format_2(bench: &mut Bench) {
     let Command::Subscribe(subscription) = subscription else { panic!("{subscription:?}") };
     run(bench, PARIS, Command::Subscribe(Subscription { workitem: None, ..subscription }));
     run(bench, lyon, Command::Attest { index: 3, chain: [1; 32] });
+    let share = Share { site: lyon, weight: Some(300), zone: Name::fitted("z"), region: Name::fitted("r") };
+    run(bench, PARIS, Command::StagePlacement(Change::Share(share)));
+    run(bench, PARIS, Command::ApplyPlacement { version: 1, force: Line::default() });
+    run(
+        bench,
+        PARIS,
+        Command::StagePlacement(Change::Contract(Contract {
+            origin: Origin::Site(lyon),
+            holders: Holders::Only(vec![PARIS]),
+            regions: vec![Name::fitted("r")],
+            copies: 2,
+            zones: 1,
+        })),
+    );
+    run(bench, PARIS, Command::Drain { site: lyon, reason: Line::fitted("r"), force: true });
+    run(bench, lyon, Command::ReportRoom { full: true });
     let (token, hospitals) = (key("chu", 2), vec![Line::fitted("hospital")]);
     run(bench, PARIS, Command::CreateGatewayToken { key: token.clone(), lifetime_ms: 1_000, hospitals });
     run(bench, PARIS, Command::JoinGateway { token, joiner: site("chu", 1) });
@@ -203,7 +232,7 @@ fn the_records_of_format_2_do_not_change() {
         kinds.insert(key[0]);
         text.push_str(&format!("{} {}", hex(key).trim_end(), hex(value)));
     }
-    for kind in [0x20, 0x24, 0x25, 0x28, 0x29, 0x2a, 0x2b, 0x52, 0x54, 0x60, 0x61, 0x62, 0x63] {
+    for kind in [0x20, 0x24, 0x25, 0x28, 0x29, 0x2a, 0x2b, 0x52, 0x54, 0x36, 0x37, 0x38, 0x60, 0x61, 0x62, 0x63] {
         assert!(kinds.contains(&kind), "no record of kind {kind:02x}");
     }
     expect_test::expect_file!["../golden/records-v2.hex"].assert_eq(&text);
