@@ -502,6 +502,29 @@ pub enum Command {
         /// The part's study manifest.
         manifest: Address,
     },
+    /// As `CreateToken`, for a hospital's gateway.
+    CreateGatewayToken {
+        /// The public half of the key inside the token.
+        key: PeerKey,
+        /// Milliseconds after the stamp at which it ends.
+        lifetime_ms: u64,
+        /// The hospitals whose reports the gateway is given, by the names that their requests bear.
+        hospitals: Vec<Line>,
+    },
+    /// As `Join`, of a hospital's gateway.
+    JoinGateway {
+        /// The token's public key.
+        token: PeerKey,
+        /// The gateway.
+        joiner: SiteDescription,
+    },
+    /// A gateway is given the reports of these hospitals from now on.
+    SetGateway {
+        /// Which.
+        gateway: SiteId,
+        /// Whose.
+        hospitals: Vec<Line>,
+    },
 }
 
 /// What an application is told of (PS3.18 section 11.10).
@@ -633,7 +656,11 @@ impl Envelope {
             Command::Found { founder: site, .. }
             | Command::Establish { founder: site, .. }
             | Command::Join { joiner: site, .. }
+            | Command::JoinGateway { joiner: site, .. }
             | Command::Describe { description: site } => most(site.addresses.len(), ADDRESSES_MAX, "addresses"),
+            Command::CreateGatewayToken { hospitals, .. } | Command::SetGateway { hospitals, .. } => {
+                most(hospitals.len(), LIST_MAX, "hospitals")
+            }
             Command::ClaimNext { modalities } => most(modalities.len(), LIST_MAX, "modalities"),
             Command::Next(reader) => {
                 most(reader.modalities.len(), LIST_MAX, "modalities")?;

@@ -44,6 +44,8 @@ pub(crate) const STANDINGS: [u8; 1] = [0x38];
 pub(crate) const TOMBSTONES: [u8; 1] = [0x32];
 /// Purged parts that a site has not confirmed, by site and study.
 pub(crate) const PURGES: [u8; 1] = [0x33];
+/// When something of a study was last purged, by study.
+const PURGED_AT: u8 = 0x3a;
 pub(crate) const OUTCOME_ENDS: [u8; 1] = [0x41];
 /// The audit trail, by log index.
 pub(crate) const AUDIT: [u8; 1] = [0x50];
@@ -85,6 +87,11 @@ pub(crate) fn counted(study: &str) -> Vec<u8> {
 /// Whether a site takes copies.
 pub(crate) fn standing(site: SiteId) -> Vec<u8> {
     join(STANDINGS[0], &[&site.0.to_be_bytes()])
+}
+
+/// When something of a study was last purged.
+pub(crate) fn purged_at(study: &str) -> Vec<u8> {
+    join(PURGED_AT, &[study.as_bytes()])
 }
 
 /// From a peer's identity to its site's number.

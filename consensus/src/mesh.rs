@@ -31,6 +31,27 @@ impl Record for Mesh {
     }
 }
 
+/// What a site is to the mesh.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum SiteRole {
+    /// A reading centre, or the cloud: it has the whole queue, may vote, and holds images.
+    #[default]
+    Centre,
+    /// A hospital's gateway: it sends images and is given reports. It has no part of the log, no vote, no
+    /// session and no copies, and proposes nothing.
+    Gateway {
+        /// The hospitals whose reports it is given, by the names that their requests bear.
+        hospitals: Vec<Line>,
+    },
+}
+
+impl SiteRole {
+    /// Whether it is a gateway.
+    pub fn is_gateway(&self) -> bool {
+        matches!(self, Self::Gateway { .. })
+    }
+}
+
 /// A member site.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Site {
@@ -46,11 +67,24 @@ pub struct Site {
     pub session_open: bool,
     /// When its session ended, while it is away.
     pub away_since: Option<UnixMillisField>,
+    /// What it is to the mesh.
+    pub role: SiteRole,
+}
+
+impl Site {
+    /// Whether it is a hospital's gateway, which is neither replica, voter, holder nor reader.
+    pub fn is_gateway(&self) -> bool {
+        self.role.is_gateway()
+    }
 }
 
 impl Record for Site {
-    const VERSION: u8 = 1;
+    const VERSION: u8 = 2;
     const WHAT: &'static str = "site";
+
+    fn added() -> Option<Vec<u8>> {
+        Some(record::fields(&SiteRole::default()))
+    }
 }
 
 /// A join token, known by the public half of the key inside it.
@@ -66,11 +100,17 @@ pub struct JoinToken {
     pub used_by: Option<SiteId>,
     /// Whether it was revoked.
     pub revoked: bool,
+    /// As what a site joins by it.
+    pub role: SiteRole,
 }
 
 impl Record for JoinToken {
-    const VERSION: u8 = 1;
+    const VERSION: u8 = 2;
     const WHAT: &'static str = "token";
+
+    fn added() -> Option<Vec<u8>> {
+        Some(record::fields(&SiteRole::default()))
+    }
 }
 
 impl JoinToken {

@@ -247,6 +247,15 @@ pub enum Refusal {
     /// The mesh counts on the copy.
     #[error("the mesh counts on this copy")]
     CopyNeeded,
+    /// The token is for a site of the other kind.
+    #[error("the token admits {} only", if *gateway { "a hospital's gateway" } else { "a reading centre" })]
+    TokenRole {
+        /// Whether it is for a gateway.
+        gateway: bool,
+    },
+    /// The site is no gateway.
+    #[error("the site is not a hospital's gateway")]
+    NotAGateway,
 }
 
 impl Refusal {

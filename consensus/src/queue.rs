@@ -26,7 +26,7 @@ use crate::exam::ExamState;
 use crate::ids::{CommandId, Line, Name, SiteId};
 use crate::keys;
 use crate::machine::{ApplyError, Machine, Proposer, StampError};
-use crate::mesh::Mesh;
+use crate::mesh::{Mesh, SiteRole};
 use crate::outcome::{Outcome, Refusal};
 use crate::record::Record as _;
 use crate::state::State;
@@ -259,7 +259,8 @@ fn run(state: &mut State<'_, '_>, envelope: &Envelope) -> Applied {
         if state.mesh()?.is_none() {
             return Ok(Refusal::MeshState(Name::fitted("the mesh is not founded yet")).into());
         }
-        if state.site(envelope.site)?.is_none() {
+        // A gateway proposes nothing itself: centres do, for what it is allowed.
+        if state.site(envelope.site)?.is_none_or(|site| site.is_gateway()) {
             return Ok(Refusal::NotAMember.into());
         }
     }
@@ -270,9 +271,9 @@ fn run(state: &mut State<'_, '_>, envelope: &Envelope) -> Applied {
     }
     match &envelope.command {
         Command::Found { mesh, name, copies, founder } => sites::found(state, mesh, name, *copies, founder, 1),
-        Command::CreateToken { key, lifetime_ms } => sites::create_token(state, key, *lifetime_ms),
+        Command::CreateToken { key, lifetime_ms } => sites::create_token(state, key, *lifetime_ms, SiteRole::Centre),
         Command::RevokeToken { key } => sites::revoke_token(state, key),
-        Command::Join { token, joiner } => sites::join(state, token, joiner),
+        Command::Join { token, joiner } => sites::join(state, token, joiner, false),
         Command::Describe { description } => sites::describe(state, envelope.site, description),
         Command::OpenSession => sites::open_session(state, envelope.site),
         Command::ExpireSession { site, session } => sites::expire_session(state, *site, *session),
@@ -365,6 +366,11 @@ fn run_2(state: &mut State<'_, '_>, envelope: &Envelope) -> Applied {
         Command::Undrain { site, .. } => placement::undrain(state, *site),
         Command::ReportRoom { full } => placement::report_room(state, *full),
         Command::GiveUp { study, manifest } => placement::give_up(state, study, manifest),
+        Command::CreateGatewayToken { key, lifetime_ms, hospitals } => {
+            sites::create_token(state, key, *lifetime_ms, SiteRole::Gateway { hospitals: hospitals.clone() })
+        }
+        Command::JoinGateway { token, joiner } => sites::join(state, token, joiner, true),
+        Command::SetGateway { gateway, hospitals } => sites::set_gateway(state, *gateway, hospitals),
         // Format 1's, which `run` has taken.
         _ => Ok(Refusal::Format { format: state.format }.into()),
     }

@@ -473,6 +473,9 @@ impl<'s, 'a> State<'s, 'a> {
         let of = |tombstone: &Tombstone, site: SiteId| {
             keys::purge(site, tombstone.study.as_str(), tombstone.exam, tombstone.origin)
         };
+        if before.is_none() {
+            self.transaction.put(keys::purged_at(after.study.as_str()), after.at.0.to_be_bytes());
+        }
         for site in before.iter().flat_map(|before| &before.pending) {
             self.transaction.remove(of(after, *site));
             counts.more.purges_pending -= 1;

@@ -140,6 +140,12 @@ impl<'a> View<'a> {
         Ok((pending, last.and_then(|bytes| keys::trailing_number(&bytes)).unwrap_or(0)))
     }
 
+    /// When something of a study was last purged; none if nothing ever was.
+    pub fn purged_at(&self, study: &str) -> Result<Option<UnixMillisField>, ApplyError> {
+        let at = self.0.get(&keys::purged_at(study))?;
+        Ok(at.and_then(|bytes| keys::trailing_number(&bytes)).map(UnixMillisField))
+    }
+
     /// When an exam's images are to go by the rules of today, if nothing holds them.
     pub fn retained_until(&self, exam: &Exam) -> Result<UnixMillisField, ApplyError> {
         let hospital = self.hospital(exam.request.hospital.as_str())?;
@@ -439,7 +445,7 @@ impl<'a> View<'a> {
     /// Another layout over them.
     pub fn plan_of(&self, layout: Layout) -> Result<Plan, ApplyError> {
         let mut sites = Vec::new();
-        for site in self.sites()? {
+        for site in self.sites()?.into_iter().filter(|site| !site.is_gateway()) {
             let place = self.situation(site.id)?.place;
             sites.push((site, place));
         }

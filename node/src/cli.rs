@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::config::{self, Config, Loaded, Sources};
+use crate::data_dir::DataDir;
 use crate::exit::{ExitCode, Failure};
 use crate::output::{Format, Unwritable};
 use crate::{client, logging, output};
@@ -24,6 +25,7 @@ mod partners;
 mod placement;
 mod prompt;
 mod sites;
+mod spool;
 mod stats;
 mod status;
 mod study;
@@ -70,6 +72,9 @@ enum Command {
     Join {
         /// What `maillage token create` printed on a member; `-` reads it from standard input
         token: String,
+        /// As a hospital's gateway; as `node.role = "gateway"` says too
+        #[arg(long)]
+        gateway: bool,
     },
     /// Run the node until SIGTERM or Ctrl-C
     Serve,
@@ -126,6 +131,9 @@ enum Command {
     Audit(audit::AuditCommand),
     /// What happens in the queue, as it happens
     Events(audit::EventsArgs),
+    /// The images that a hospital's gateway owes the mesh
+    #[command(subcommand)]
+    Spool(spool::SpoolCommand),
     /// What this node stores
     #[command(subcommand)]
     Chunks(sites::ChunksCommand),
@@ -173,7 +181,12 @@ struct Context {
 
 impl Context {
     fn load(&self) -> Loaded {
-        config::load(&Sources::of_process(self.global.config.clone()))
+        let mut loaded = config::load(&Sources::of_process(self.global.config.clone()));
+        // What `join --gateway` said holds, though the configuration is silent.
+        if DataDir::at(loaded.data_dir()).is_a_gateways() {
+            loaded.be_gateway();
+        }
+        loaded
     }
 
     fn config(&self) -> anyhow::Result<Config> {
@@ -213,7 +226,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     logging::start_for_command(verbosity)?;
     match cli.command {
         Command::Init { mesh } => init(&context, &mesh)?,
-        Command::Join { token } => join(&context, token).await?,
+        Command::Join { token, gateway } => join(&context, token, gateway).await?,
         Command::Serve => {}
         Command::Token(command) => token::run(&context, command).await?,
         Command::Status(args) => status::run(&context, args).await?,
@@ -234,6 +247,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Repair { study } => return integrity::repair(&context, study).await,
         Command::Audit(command) => return audit::run(&context, command).await,
         Command::Events(args) => audit::events(&context, args).await?,
+        Command::Spool(command) => spool::run(&context, command).await?,
         Command::Chunks(command) => sites::chunks(&context, command).await?,
         Command::Config(command) => configuration::run(&context, command)?,
         Command::Demo { nodes, slices, exit, keep } => {
@@ -270,8 +284,12 @@ fn init(context: &Context, mesh: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn join(context: &Context, token: String) -> anyhow::Result<()> {
-    let config = context.config()?;
+async fn join(context: &Context, token: String, gateway: bool) -> anyhow::Result<()> {
+    let mut loaded = context.load();
+    if gateway {
+        loaded.be_gateway();
+    }
+    let config = loaded.checked()?;
     // What is on the command line is seen by every user of the machine; a pipe is not.
     let token = if token == "-" { prompt::read_stdin("the token", TOKEN_LEN_MAX).await? } else { token };
     let report = crate::joining::join(&config, token.trim()).await?;

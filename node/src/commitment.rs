@@ -20,6 +20,7 @@ use maillage_dicom::dimse::scp::EventLine;
 use maillage_host::{Clock, Disk, UnixMillis};
 use tokio::sync::watch;
 
+mod asked;
 mod book;
 mod dimse;
 mod judge;
@@ -29,10 +30,9 @@ mod round;
 
 use book::Book;
 pub(crate) use dimse::Desk;
-pub(crate) use record::{Reference, Requester, Transaction};
-#[cfg(test)]
-pub(crate) use record::{Settled, reason};
-pub(crate) use report::run as report;
+pub(crate) use judge::Coverage;
+pub(crate) use record::{Reference, Requester, Settled, Transaction, reason};
+pub(crate) use report::{Teller, run as report};
 pub(crate) use round::run;
 
 /// The most instances of one transaction: some ten of the longest CT studies.
@@ -165,12 +165,12 @@ impl Commitments {
     }
 
     /// Transactions for which `wanted` says so, in the order of their UIDs.
-    fn select(&self, wanted: impl Fn(&Transaction) -> bool) -> Vec<Transaction> {
+    pub(crate) fn select(&self, wanted: impl Fn(&Transaction) -> bool) -> Vec<Transaction> {
         self.seen().values().filter(|one| wanted(one)).cloned().collect()
     }
 
     /// Changes a transaction, durably first. One that was forgotten meanwhile stays so.
-    async fn change(&self, uid: &Uid, change: impl FnOnce(&mut Transaction)) -> std::io::Result<()> {
+    pub(crate) async fn change(&self, uid: &Uid, change: impl FnOnce(&mut Transaction)) -> std::io::Result<()> {
         let mut book = self.0.book.lock().await;
         let Some(mut transaction) = self.get(uid) else { return Ok(()) };
         change(&mut transaction);
@@ -181,7 +181,7 @@ impl Commitments {
     }
 
     /// Forgets transactions whose result has been kept for long enough.
-    async fn forget_old(&self) -> std::io::Result<()> {
+    pub(crate) async fn forget_old(&self) -> std::io::Result<()> {
         let now = self.now();
         let old = self.select(|one| one.is_over_at(now));
         let mut book = self.0.book.lock().await;

@@ -68,6 +68,8 @@ pub(crate) struct Config {
     pub(crate) ingest: Ingest,
     /// What keeps them.
     pub(crate) storage: Storage,
+    /// What a hospital's gateway needs besides.
+    pub(crate) gateway: Gateway,
     /// Who is told of the audit trail.
     pub(crate) audit: Audit,
     /// What is logged, and how.
@@ -85,6 +87,37 @@ pub(crate) struct Node {
     pub(crate) data_dir: PathBuf,
     /// This site's share of copies beside others.
     pub(crate) weight: u16,
+    /// What it is to the mesh.
+    pub(crate) role: Role,
+}
+
+/// What a node is to its mesh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// A reading centre, or the cloud.
+    #[default]
+    Centre,
+    /// A hospital's gateway.
+    Gateway,
+}
+
+impl Role {
+    /// Whether it is a reading centre.
+    pub fn is_centre(&self) -> bool {
+        *self == Self::Centre
+    }
+}
+
+/// `[gateway]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Gateway {
+    /// The site that images are sent to while it answers; empty for any.
+    pub(crate) home: String,
+    /// The most bytes that wait here.
+    pub(crate) spool_bytes_max: u64,
+    /// For how long what the mesh has made safe is kept here too, seconds.
+    pub(crate) keep_s: u64,
 }
 
 /// `[mesh]`
@@ -311,7 +344,13 @@ impl Default for Config {
         let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         let name = settings::host_name();
         Self {
-            node: Node { zone: name.clone(), name, data_dir: PathBuf::from("/var/lib/maillage"), weight: 100 },
+            node: Node {
+                zone: name.clone(),
+                name,
+                data_dir: PathBuf::from("/var/lib/maillage"),
+                weight: 100,
+                role: Role::Centre,
+            },
             mesh: Mesh {
                 listen: SocketAddr::new(any, 7400),
                 announce: Vec::new(),
@@ -361,6 +400,8 @@ impl Default for Config {
                 // Some hundred coded CT studies: the head of a night's room and its priors.
                 prefetch_mib_max: 20 * 1024,
             },
+            // A day of a large hospital (50 CTs of 1 GB) and as much again; a commitment is asked for within hours.
+            gateway: Gateway { home: String::new(), spool_bytes_max: 100 << 30, keep_s: 6 * 3600 },
             audit: Audit { syslog: String::new() },
             log: Log { format: LogFormat::Text, filter: "info,openraft=warn,libp2p=warn".to_owned() },
         }

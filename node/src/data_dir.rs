@@ -150,6 +150,12 @@ impl DataDir {
         Ok(path)
     }
 
+    /// Whether a hospital's gateway joined in it, as far as can be read.
+    pub(crate) fn is_a_gateways(&self) -> bool {
+        let path = self.path(MESH);
+        read_text(&path).is_ok_and(|text| MeshFile::parse(&text, &path).is_ok_and(|mesh| !mesh.role.is_centre()))
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }

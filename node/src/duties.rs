@@ -201,7 +201,9 @@ async fn admit(node: &Node) -> anyhow::Result<()> {
     if status.joint {
         return Ok(());
     }
-    let sites = node.read(|view| view.sites())?;
+    let mut sites = node.read(|view| view.sites())?;
+    // Gateways are no replicas.
+    sites.retain(|site| !site.is_gateway());
     for site in &sites {
         if !status.voters.contains(&site.id.0) && !status.learners.contains(&site.id.0) {
             node.group().add_learner(site.id.0).await?;

@@ -7,8 +7,9 @@ use maillage_consensus::Outcome;
 use maillage_consensus::command::Command;
 use maillage_consensus::ids::{CommandId, Name};
 
-use crate::config::Config;
+use crate::config::{Config, Role};
 use crate::data_dir::MeshFile;
+use crate::exit::{ExitCode, Failure};
 use crate::joining::{describe, prepare};
 use crate::node::{FOUNDER, Node};
 
@@ -28,6 +29,10 @@ pub(crate) struct InitReport {
 /// # Errors
 /// When the data directory is in use or cannot be written.
 pub(crate) fn init(config: &Config, mesh_name: &str) -> anyhow::Result<InitReport> {
+    if config.node.role == Role::Gateway {
+        let what = "node.role is \"gateway\": a gateway joins a mesh, and founds none";
+        return Err(Failure::new(ExitCode::Usage, what).into());
+    }
     let mesh_name = Name::filled(mesh_name)?.to_string();
     let (directory, identity) = prepare(&config.node.data_dir)?;
     describe(config, &identity)?;

@@ -47,15 +47,18 @@ mod words;
 
 pub(crate) use media::MediaType;
 pub(crate) use multipart::{PartReader, Piece};
+pub(crate) use problem::Problem;
 pub(crate) use rfc3339::rfc3339;
 pub(crate) use server::{Remote, bind_control, serve_tcp, serve_unix};
 
 use app::App;
+pub(crate) use status::is_cut_off;
+pub(crate) use stow::{Intake, store as stow};
+
 use guard::{AllowedHosts, Guard, check_source, secure};
-use problem::Problem;
 
 /// Uploads in memory at once. Each may hold one instance of the largest size allowed; more wait.
-const UPLOADS_MAX: usize = 8;
+pub(crate) const UPLOADS_MAX: usize = 8;
 /// Event streams open at once: several pages on each of a centre's seats.
 const EVENT_STREAMS_MAX: usize = 256;
 /// Retrievals at once, each with a few chunks in memory.
@@ -67,20 +70,37 @@ const AUDITS_MAX: usize = 2;
 /// What is served on TCP: everything but administration, and only to this node's own pages and to
 /// programs that are no browsers.
 pub(crate) fn local_router(node: Node) -> Router {
-    let metrics = node.metrics().clone();
-    let config = &node.config().http;
+    let (metrics, config) = (node.metrics().clone(), node.config().http.clone());
+    local_router_of(routes(), App::new(node, limits()), &config, metrics)
+}
+
+/// As [`local_router`], of a node with routes of its own.
+pub(crate) fn local_router_of<S: Clone + Send + Sync + 'static>(
+    routes: Router<S>,
+    state: S,
+    config: &crate::config::Http,
+    metrics: Metrics,
+) -> Router {
     let guard = Guard { hosts: AllowedHosts::new(config.listen, &config.hosts()), metrics: metrics.clone() };
-    let app = App::new(node, limits());
-    finish(routes(), app, metrics)
+    finish(routes, state, metrics)
         .layer(middleware::from_fn_with_state(guard, check_source))
         .layer(middleware::from_fn(secure))
+}
+
+/// As [`control_router`], of a node with routes of its own.
+pub(crate) fn control_router_of<S: Clone + Send + Sync + 'static>(
+    routes: Router<S>,
+    state: S,
+    metrics: Metrics,
+) -> Router {
+    finish(routes, state, metrics).layer(middleware::from_fn(secure))
 }
 
 /// What is served on the unix socket: the same, and administration.
 pub(crate) fn control_router(node: Node) -> Router {
     let metrics = node.metrics().clone();
     let app = App::control(node, limits());
-    finish(routes().nest("/admin/v1", api::admin()), app, metrics).layer(middleware::from_fn(secure))
+    control_router_of(routes().nest("/admin/v1", api::admin()), app, metrics)
 }
 
 /// How much may be under way at once.
@@ -120,7 +140,7 @@ fn routes() -> Router<App> {
         .route("/metrics", get(health::metrics))
 }
 
-fn finish(routes: Router<App>, app: App, metrics: Metrics) -> Router {
+fn finish<S: Clone + Send + Sync + 'static>(routes: Router<S>, app: S, metrics: Metrics) -> Router {
     routes
         .fallback(async || Problem::not_found("no such address"))
         .method_not_allowed_fallback(async || Problem::method("see the documentation of this address"))

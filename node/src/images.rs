@@ -36,6 +36,7 @@ mod leave;
 mod listing;
 mod mend;
 mod order;
+mod published;
 mod pull;
 
 pub(crate) use leave::Leave;

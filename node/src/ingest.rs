@@ -8,13 +8,13 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use maillage_codec::{SampleWidth, Shape};
-use maillage_consensus::ids::Line;
+use maillage_consensus::ids::{Line, Name};
 use maillage_dicom::attributes::Attributes;
 use maillage_dicom::part10::{self, PreambleKind};
 use maillage_dicom::prescan::{self, NativePixels};
@@ -47,6 +47,13 @@ pub(crate) enum Source {
     Local,
     /// STOW-RS from this address; none on the unix socket.
     Stow(Option<IpAddr>),
+    /// A hospital's gateway.
+    Gateway {
+        /// Its name.
+        gateway: String,
+        /// Who sent it there: an AE title, or what stands for one.
+        source: String,
+    },
 }
 
 impl Source {
@@ -55,15 +62,18 @@ impl Source {
             Self::Dimse(calling) => calling.clone(),
             Self::Local => "(local)".to_owned(),
             Self::Stow(_) => "(stow)".to_owned(),
+            // Who sent it says more than where it passed, if there is no room for both.
+            Self::Gateway { gateway, source } => Name::fitted(&format!("{source}@{gateway}")).into(),
         }
     }
 
-    /// Whose limits count; the node's own people have none.
+    /// Whose limits count; the node's own people have none. Nor has a gateway, which limits its own senders: it
+    /// is a member, and what it spooled is owed.
     fn sender(&self) -> Option<Sender> {
         match self {
             Self::Dimse(calling) => Some(Sender::Title(calling.clone())),
             Self::Stow(address) => address.map(Sender::Address),
-            Self::Local => None,
+            Self::Local | Self::Gateway { .. } => None,
         }
     }
 
@@ -72,6 +82,7 @@ impl Source {
             Self::Dimse(_) => "dimse",
             Self::Local => "import",
             Self::Stow(_) => "stow",
+            Self::Gateway { .. } => "gate",
         }
     }
 }
@@ -186,6 +197,8 @@ pub(crate) type PatientKey = (Line, Line);
 type Turn = Arc<tokio::sync::Mutex<Option<PatientKey>>>;
 /// Whether every site of the mesh can read coded chunks.
 pub(crate) type MayCode = Box<dyn Fn() -> bool + Send + Sync>;
+/// Whether there is room for so many bytes more, beyond what the store itself looks at.
+pub(crate) type Room = Box<dyn Fn(u64) -> Result<(), StoreError> + Send + Sync>;
 /// The patient of a study as the mesh knows it.
 pub(crate) type MeshPatient = Box<dyn Fn(&str) -> Option<PatientKey> + Send + Sync>;
 
@@ -199,6 +212,7 @@ struct Shared {
     turns: Mutex<HashMap<String, Turn>>,
     mesh_patient: MeshPatient,
     may_code: MayCode,
+    room: OnceLock<Room>,
 }
 
 struct Prepared {
@@ -228,7 +242,13 @@ impl Ingest {
             turns: Mutex::default(),
             mesh_patient,
             may_code,
+            room: OnceLock::new(),
         }))
+    }
+
+    /// Has `room` asked before anything is taken, from now on. A second call changes nothing.
+    pub(crate) fn within(&self, room: Room) {
+        let _ = self.0.room.set(room);
     }
 
     /// Hints that whoever sent this study is done.
@@ -290,6 +310,9 @@ impl Ingest {
 
     async fn take(&self, source: &Source, announced: Announced, dataset: Bytes) -> Result<Received, IngestError> {
         let shared = &*self.0;
+        if let Some(room) = shared.room.get() {
+            room(dataset.len() as u64)?;
+        }
         let transfer_syntax = announced.transfer_syntax.clone();
         let may_code = (shared.may_code)();
         // Scanning a large data set would hold up an async thread.

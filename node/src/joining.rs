@@ -18,7 +18,7 @@ use maillage_transport::{Accepted, Alpn, Endpoint, EndpointConfig, Identity, Inc
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, Settings};
+use crate::config::{Config, Role, Settings};
 use crate::data_dir::{DataDir, DataDirError, IdentitySecret, Locked, MESH_FILE_FORMAT, MeshFile, MeshFileMember};
 use crate::exit::{ExitCode, Failure};
 use crate::node::Node;
@@ -48,6 +48,13 @@ struct Software {
     format: u8,
     /// Its version, for people.
     version: String,
+}
+
+/// What a joiner says behind its software. One that says nothing there is a centre.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+struct Wish {
+    /// Whether it is a hospital's gateway.
+    gateway: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -101,6 +108,7 @@ pub struct Joining {
     site_name: String,
     request: Vec<u8>,
     format_max: u8,
+    role: Role,
 }
 
 impl std::fmt::Debug for Joining {
@@ -120,9 +128,13 @@ impl Joining {
         let joiner = describe(settings.config(), identity).map_err(malformed)?;
         let signed = signed_bytes(&token.identity().peer_id(), &joiner).map_err(malformed)?;
         let request = JoinRequest { mesh: token.mesh, joiner, signature: identity.sign(&signed) };
-        let format_max = settings.config().raft.format_max;
-        let request = with_software(&request, &Software::of_format(format_max)).map_err(malformed)?;
-        Ok(Self { token, site_name: settings.config().node.name.clone(), request, format_max })
+        let (format_max, role) = (settings.config().raft.format_max, settings.config().node.role);
+        let mut request = with_software(&request, &Software::of_format(format_max)).map_err(malformed)?;
+        if role == Role::Gateway {
+            let wish = postcard::to_extend(&Wish { gateway: true }, request);
+            request = wish.map_err(|error| JoinError::Malformed(error.to_string()))?;
+        }
+        Ok(Self { token, site_name: settings.config().node.name.clone(), request, format_max, role })
     }
 
     /// The key by which the joiner shows that it holds the token.
@@ -156,11 +168,11 @@ impl Joining {
     /// # Errors
     /// See [`JoinError`].
     pub fn admitted(&self, reply: &[u8]) -> Result<MeshFile, JoinError> {
-        let (reply, mesh) = split_software(reply).map_err(|error| JoinError::Malformed(error.to_string()))?;
+        let (reply, mesh, _) = split_software(reply).map_err(|error| JoinError::Malformed(error.to_string()))?;
         match reply {
             // A member that does not look, or a mesh that was raised meanwhile: the site would stop at the
-            // first command that it does not know.
-            JoinReply::Joined { .. } if mesh.format > self.format_max => {
+            // first command that it does not know. A gateway applies none.
+            JoinReply::Joined { .. } if mesh.format > self.format_max && self.role == Role::Centre => {
                 Err(JoinError::Refused(too_old(&mesh, &Software::of_format(self.format_max))))
             }
             JoinReply::Joined { site, mesh_name, epoch, members } => Ok(MeshFile {
@@ -171,6 +183,7 @@ impl Joining {
                 site_name: self.site_name.clone(),
                 epoch,
                 has_log: false,
+                role: self.role,
                 members: members.iter().filter_map(ReplyMember::to_file).collect(),
             }),
             JoinReply::Refused { why } => Err(JoinError::Refused(why)),
@@ -199,14 +212,14 @@ fn with_software(said: &impl Serialize, software: &Software) -> anyhow::Result<V
     Ok(postcard::to_extend(software, postcard::to_stdvec(said)?)?)
 }
 
-/// What a side says, and what of its software.
-fn split_software<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> postcard::Result<(T, Software)> {
+/// What a side says, what of its software, and what stands behind.
+fn split_software<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> postcard::Result<(T, Software, &[u8])> {
     let (said, rest) = postcard::take_from_bytes(bytes)?;
-    let software = match rest {
-        [] => Software { format: 1, version: "of the first format".to_owned() },
-        rest => postcard::from_bytes(rest)?,
+    let (software, rest) = match rest {
+        [] => (Software { format: 1, version: "of the first format".to_owned() }, rest),
+        rest => postcard::take_from_bytes(rest)?,
     };
-    Ok((said, software))
+    Ok((said, software, rest))
 }
 
 /// Joins the mesh that `token` is for, and leaves a data directory ready for `serve`.
@@ -381,8 +394,9 @@ async fn answer(node: &Node, guest: Incoming) -> anyhow::Result<()> {
 /// # Errors
 /// When the request is malformed.
 pub(crate) async fn admit(node: &Node, token: &PeerId, seen_at: IpAddr, request: &[u8]) -> anyhow::Result<Vec<u8>> {
-    let (request, joiner) = split_software(request)?;
-    let reply = decide(node, token, seen_at, request, &joiner).await?;
+    let (request, joiner, rest) = split_software(request)?;
+    let wish = if rest.is_empty() { Wish::default() } else { postcard::take_from_bytes(rest)?.0 };
+    let reply = decide(node, token, seen_at, request, &joiner, wish).await?;
     // Read after the decision: nobody is told of an older format than the one that it was admitted at.
     with_software(&reply, &Software::of_format(node.read(|view| view.format())?))
 }
@@ -393,6 +407,7 @@ async fn decide(
     seen_at: IpAddr,
     request: JoinRequest,
     software: &Software,
+    wish: Wish,
 ) -> anyhow::Result<JoinReply> {
     let refused = |why: &str| Ok(JoinReply::Refused { why: why.to_owned() });
     if request.mesh != node.mesh_id() {
@@ -409,7 +424,7 @@ async fn decide(
         return Ok(JoinReply::Unavailable { why: error.to_string() });
     }
     let mesh = Software::of_format(node.read(|view| view.format())?);
-    if mesh.format > software.format {
+    if mesh.format > software.format && !wish.gateway {
         node.metrics().rejected("join", "format");
         return refused(&too_old(&mesh, software));
     }
@@ -421,7 +436,8 @@ async fn decide(
             joiner.addresses.push(seen);
         }
     }
-    let command = Command::Join { token: key_of(token), joiner };
+    let token = key_of(token);
+    let command = if wish.gateway { Command::JoinGateway { token, joiner } } else { Command::Join { token, joiner } };
     match node.command(CommandId::random(), Name::default(), command).await {
         Ok(Outcome::Joined { site }) => {
             tracing::info!(site = site.0, "site joined");
@@ -438,6 +454,7 @@ async fn decide(
                 Refusal::TokenExpired => "token-expired",
                 Refusal::TokenRevoked => "token-revoked",
                 Refusal::TokenUnknown => "token-unknown",
+                Refusal::TokenRole { .. } => "token-role",
                 _ => "refused",
             };
             node.metrics().rejected("join", reason);
@@ -448,9 +465,10 @@ async fn decide(
     }
 }
 
+/// Whom a new site may dial: not the gateways.
 fn members(node: &Node) -> anyhow::Result<Vec<ReplyMember>> {
     let sites = node.read(|view| view.sites())?;
-    let members = sites.into_iter().map(|site| ReplyMember {
+    let members = sites.into_iter().filter(|site| !site.is_gateway()).map(|site| ReplyMember {
         site: site.id.0,
         name: site.description.name.to_string(),
         peer: site.description.key.as_bytes().to_vec(),
@@ -467,7 +485,7 @@ mod tests {
     fn software_of_the_first_format_says_nothing_and_reads_nothing_of_formats() {
         let refusal = JoinReply::Refused { why: "no".to_owned() };
         let first = postcard::to_stdvec(&refusal).unwrap();
-        let (_, said): (JoinReply, _) = split_software(&first).unwrap();
+        let (_, said, _): (JoinReply, _, _) = split_software(&first).unwrap();
         assert_eq!(said.format, 1);
         let now = with_software(&refusal, &Software::of_format(7)).unwrap();
         let read_by_the_first: JoinReply = postcard::from_bytes(&now).unwrap();
@@ -484,6 +502,7 @@ mod tests {
             site_name: "lyon".to_owned(),
             request: Vec::new(),
             format_max,
+            role: Role::Centre,
         };
         let joined = JoinReply::Joined { site: 9, mesh_name: "test".to_owned(), epoch: 1, members: Vec::new() };
         let reply = with_software(&joined, &Software::of_format(2)).unwrap();

@@ -21,6 +21,7 @@ mod dimse;
 mod duties;
 mod exit;
 mod founding;
+mod gateway;
 mod gather;
 mod http;
 mod images;

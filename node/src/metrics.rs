@@ -19,6 +19,10 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+pub(crate) mod gateway;
+
+pub(crate) use gateway::Gateway;
+
 /// A metrics document's media type.
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -55,6 +59,7 @@ struct Shared {
     associations: Gauge,
     dicom_listening: AtomicBool,
     gauges: Gauges,
+    gateway: Gateway,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -184,8 +189,17 @@ pub(crate) struct Scrape {
 }
 
 impl Metrics {
-    /// A node's metrics, all at zero.
+    /// A centre's metrics, all at zero.
     pub(crate) fn new() -> Self {
+        Self::of(true)
+    }
+
+    /// A gateway's: what it shares with centres, and its own. It has no quorum whose age could alarm.
+    pub(crate) fn of_gateway() -> Self {
+        Self::of(false)
+    }
+
+    fn of(centre: bool) -> Self {
         let mut registry = Registry::with_prefix("maillage");
         let shared = Shared {
             rejected: registered(&mut registry, "rejected", "Requests, instances and peers refused"),
@@ -238,7 +252,8 @@ impl Metrics {
             outbox_settled: registered(&mut registry, "outbox_settled", "What the outbox sent, by how it ended"),
             associations: registered(&mut registry, "dicom_associations", "DICOM associations open now"),
             dicom_listening: AtomicBool::new(false),
-            gauges: Gauges::registered(&mut registry),
+            gauges: if centre { Gauges::registered(&mut registry) } else { Gauges::default() },
+            gateway: if centre { Gateway::default() } else { Gateway::registered(&mut registry) },
             registry: Registry::default(),
         };
         registry.register_with_unit(
@@ -347,9 +362,19 @@ impl Metrics {
         self.0.dicom_listening.load(Ordering::Relaxed)
     }
 
+    /// What a gateway counts besides.
+    pub(crate) fn gateway(&self) -> &Gateway {
+        &self.0.gateway
+    }
+
     /// All metrics as OpenMetrics text, with the gauges as `scrape` says.
     pub(crate) fn encode(&self, scrape: &Scrape) -> String {
         self.0.gauges.set(scrape);
+        self.text()
+    }
+
+    /// All metrics as OpenMetrics text, with the gauges as they were set.
+    pub(crate) fn text(&self) -> String {
         let mut text = String::new();
         // Writing to a string cannot fail.
         let _ = encode(&mut text, &self.0.registry);

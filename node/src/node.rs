@@ -7,7 +7,7 @@ use bytes::Bytes;
 use maillage_consensus::command::{Command, Envelope, UnixMillisField};
 use maillage_consensus::ids::{CommandId, Name, SiteId};
 use maillage_consensus::machine::ApplyError;
-use maillage_consensus::mesh::Site;
+use maillage_consensus::mesh::{Site, SiteRole};
 use maillage_consensus::outcome::Refusal;
 use maillage_consensus::raft::{Committed, Group, GroupStatus, ProposeError, ReadError};
 use maillage_consensus::{Outcome, StateClock, View};
@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use crate::commitment::Commitments;
 use crate::config::Config;
 use crate::data_dir::{MeshFile, MeshFileMember};
+use crate::gateway::Gates;
 use crate::images::Images;
 use crate::ingest::Ingest;
 use crate::metrics::{Metrics, outcome_label};
@@ -97,6 +98,7 @@ pub(crate) struct Parts {
     pub(crate) outbox: Outbox,
     pub(crate) commitments: Commitments,
     pub(crate) scrub: Scrub,
+    pub(crate) gates: Gates,
     pub(crate) state_clock: StateClock,
     pub(crate) readers: Readers,
 }
@@ -166,6 +168,11 @@ impl Node {
 
     pub(crate) fn scrub(&self) -> &Scrub {
         &self.0.scrub
+    }
+
+    /// The hospitals' gateways, as heard here.
+    pub(crate) fn gates(&self) -> &Gates {
+        &self.0.gates
     }
 
     /// This site's number.
@@ -312,7 +319,7 @@ impl Node {
         self.0.presence.peers(&self.0.roster)
     }
 
-    /// Makes a join token that is valid for `lifetime`, once.
+    /// Makes a join token that is valid for `lifetime`, once, for a site of this role.
     ///
     /// # Errors
     /// [`CommandError`]: the mesh must know the token before anybody can use it.
@@ -321,12 +328,17 @@ impl Node {
         id: CommandId,
         user: Name,
         lifetime: Duration,
+        role: SiteRole,
     ) -> Result<NewToken, CommandError> {
         // From the command's id: a repeat of the command makes the same token.
         let seed = [&self.identity().secret()[..], id.0.as_bytes()].concat();
         let key = Identity::from_secret(&blake3::derive_key("maillage 2026-11 join token key", &seed));
         let lifetime_ms = u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX);
-        let command = Command::CreateToken { key: key_of(&key.peer_id()), lifetime_ms };
+        let public = key_of(&key.peer_id());
+        let command = match role {
+            SiteRole::Centre => Command::CreateToken { key: public, lifetime_ms },
+            SiteRole::Gateway { hospitals } => Command::CreateGatewayToken { key: public, lifetime_ms, hospitals },
+        };
         if let Outcome::Refused(refusal) = self.command(id, user, command).await? {
             return Err(CommandError::Invalid(refusal.to_string()));
         }
@@ -336,6 +348,7 @@ impl Node {
             .map_err(|error| CommandError::Unknown(error.to_string()))?;
         let public = key_of(&key.peer_id());
         let expires_at = token.iter().find(|token| token.key == public).map_or(0, |token| token.expires_at.0);
+        sites.retain(|site| !site.is_gateway());
         // This node first: it is the one that the sysadmin knows to be up.
         sites.sort_by_key(|site| site.id != self.site());
         let members =
@@ -350,7 +363,7 @@ impl Node {
     /// # Errors
     /// When `mesh.json` cannot be written.
     pub(crate) async fn save_members(&self, sites: &[Site]) -> std::io::Result<()> {
-        let members = sites.iter().filter_map(|site| {
+        let members = sites.iter().filter(|site| !site.is_gateway()).filter_map(|site| {
             Some(MeshFileMember {
                 peer_id: peer_of(&site.description.key)?.to_string(),
                 site_id: site.id.0,

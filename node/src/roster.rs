@@ -3,7 +3,7 @@
 //! Fed from replicated state at every change; saved to `mesh.json`, so that a node that restarts
 //! finds its peers before Raft tells it anything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use maillage_consensus::command::UnixMillisField;
@@ -30,6 +30,8 @@ pub(crate) struct Roster {
 struct Table {
     peers: BTreeMap<SiteId, PeerId>,
     sites: BTreeMap<PeerId, SiteId>,
+    /// Hospitals' gateways, which are in neither of the two: nobody dials them, and they speak one protocol.
+    gateways: BTreeMap<PeerId, SiteId>,
 }
 
 impl Roster {
@@ -51,10 +53,13 @@ impl Roster {
         if sites.iter().all(|site| site.id != self.own) {
             return false;
         }
-        let known = sites
-            .iter()
+        let (gateways, centres): (Vec<&Site>, Vec<&Site>) = sites.iter().partition(|site| site.is_gateway());
+        let known = centres
+            .into_iter()
             .filter_map(|site| Some((site.id, peer_of(&site.description.key)?, site.description.addresses.clone())));
         self.replace(known.collect());
+        let gateways = gateways.into_iter().filter_map(|site| Some((peer_of(&site.description.key)?, site.id)));
+        self.replace_gateways(gateways.collect());
         let guests = tokens.iter().filter_map(|token| {
             let UnixMillisField(ends) = token.expires_at;
             Some((peer_of(&token.key)?, UnixMillis(ends.saturating_add(EXPLAIN_FOR_MS))))
@@ -73,8 +78,24 @@ impl Roster {
                 members.insert(peer, addresses);
             }
         }
-        *self.table.write().unwrap_or_else(PoisonError::into_inner) = table;
+        table.gateways = std::mem::take(&mut self.write().gateways);
+        *self.write() = table;
         self.membership.set_members(members);
+    }
+
+    fn replace_gateways(&self, gateways: BTreeMap<PeerId, SiteId>) {
+        let peers: BTreeSet<PeerId> = gateways.keys().copied().collect();
+        self.write().gateways = gateways;
+        self.membership.set_gateways(peers);
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Table> {
+        self.table.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The gateway whose node has this identity.
+    pub(crate) fn gateway(&self, peer: &PeerId) -> Option<SiteId> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner).gateways.get(peer).copied()
     }
 
     /// The identity of a site's node.
@@ -127,6 +148,26 @@ mod tests {
         assert!(roster.update(&[known(1, &peers[0]), known(9, &peers[2])], &[]));
         assert_eq!(roster.site(&peers[1]), None, "a state that knows the site says who is a member");
     }
+
+    #[test]
+    fn a_gateway_is_no_member_to_anything_but_its_own_door() {
+        let peers: Vec<PeerId> = (0..2).map(|_| Identity::generate().peer_id()).collect();
+        let membership = Membership::new(maillage_host::Clock::system());
+        let roster = Roster::remembered(SiteId(1), membership.clone(), &[]);
+        let known = |id: u64, peer: &PeerId| {
+            let mut site = site(id, "a");
+            site.description.key = key_of(peer);
+            site
+        };
+        let mut gateway = known(7, &peers[1]);
+        gateway.role = maillage_consensus::mesh::SiteRole::Gateway { hospitals: Vec::new() };
+        assert!(roster.update(&[known(1, &peers[0]), gateway.clone()], &[]));
+        assert_eq!((roster.gateway(&peers[1]), roster.site(&peers[1])), (Some(SiteId(7)), None));
+        assert_eq!((roster.gateway(&peers[0]), roster.peer(SiteId(7))), (None, None));
+        assert!(membership.is_gateway(&peers[1]) && !membership.is_member(&peers[1]));
+        roster.update(&[known(1, &peers[0])], &[]);
+        assert_eq!((roster.gateway(&peers[1]), membership.is_gateway(&peers[1])), (None, false));
+    }
 }
 
 /// Sites for tests of what is decided by them.
@@ -134,7 +175,7 @@ mod tests {
 pub(crate) mod testing {
     use maillage_consensus::command::{SiteDescription, UnixMillisField};
     use maillage_consensus::ids::{Name, PeerKey, SiteId};
-    use maillage_consensus::mesh::Site;
+    use maillage_consensus::mesh::{Site, SiteRole};
 
     /// A site in session.
     pub(crate) fn site(id: u64, zone: &str) -> Site {
@@ -151,6 +192,7 @@ pub(crate) mod testing {
             sessions: 1,
             session_open: true,
             away_since: None,
+            role: SiteRole::Centre,
         }
     }
 }

@@ -20,11 +20,11 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::commitment;
-use crate::config::{Config, Settings};
+use crate::config::{Config, Role, Settings};
 use crate::data_dir::{DataDir, Locked};
 use crate::exit::{ExitCode, Failure};
 use crate::site::{Host, Member, OpenJournalError, Site, StartFailure};
-use crate::{dimse, http, scp};
+use crate::{dimse, gateway, http, scp};
 
 /// Memory for the blocks of the replicated state that are read again and again.
 const STATE_CACHE_BYTES: u64 = 64 << 20;
@@ -36,8 +36,20 @@ const INDEX_CACHE_BYTES: u64 = 32 << 20;
 /// # Errors
 /// When it cannot start, or has to stop because it can no longer be trusted with data.
 pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
+    let directory = DataDir::open(&config.node.data_dir)?;
+    let is = directory.mesh()?.role;
+    if is == Role::Gateway {
+        // What `join --gateway` said holds, if the configuration is silent.
+        return run_gateway(config, directory).await;
+    }
+    if config.node.role == Role::Gateway {
+        let what = "node.role is \"gateway\", and this data directory is a reading centre's";
+        return Err(Failure::new(ExitCode::Refused, what)
+            .with_hint("a gateway joins by a token of its own, into an empty directory")
+            .into());
+    }
     let shutdown = CancellationToken::new();
-    let Opened { _directory, control, site, endpoint, doors } = open(config, &shutdown).await?;
+    let Opened { _directory, control, site, endpoint, doors } = open(config, directory, &shutdown).await?;
     site.start();
     site.serve_mesh(&endpoint, site.chunks());
     start_presence(&site, &endpoint, &shutdown)?;
@@ -75,8 +87,30 @@ struct Doors {
     dicom: TcpListener,
 }
 
-async fn open(config: Config, shutdown: &CancellationToken) -> anyhow::Result<Opened> {
-    let directory = DataDir::open(&config.node.data_dir)?;
+/// Runs a hospital's gateway until it is told to stop.
+async fn run_gateway(config: Config, directory: Locked) -> anyhow::Result<()> {
+    let doors = gateway::Doors {
+        http: bind(config.http.listen, "http.listen").await?,
+        dicom: bind(config.dicom.listen, "dicom.listen").await?,
+        control: directory.control_socket()?,
+    };
+    let told_to_stop = signals()?;
+    gateway::run(config, directory, doors, told_to_stop).await
+}
+
+/// Waits for SIGTERM or SIGINT.
+fn signals() -> anyhow::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+async fn open(config: Config, directory: Locked, shutdown: &CancellationToken) -> anyhow::Result<Opened> {
     let control = directory.control_socket()?;
     let identity = Identity::from_secret(&directory.identity()?.0);
     let mesh = directory.mesh()?;

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use maillage_consensus::command::Command;
 use maillage_consensus::ids::{CommandId, Name, SiteId};
 use maillage_consensus::machine::Machine;
+use maillage_consensus::mesh::SiteRole;
 use maillage_consensus::raft::{Committed, Duplex, Group, GroupConfig, Links, ProposeError, StartError, Timing};
 use maillage_consensus::{StateClock, View};
 use maillage_dicom::dimse::scp::{StoreHandler as _, StoreRequest};
@@ -31,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::commitment::{self, Commitments};
 use crate::copies::pace::Pace;
+use crate::gateway::Gates;
 use crate::images::{Images, Reach, StoreSource};
 use crate::ingest::{Arrival, FORMAT_OF_CODED_CHUNKS, Ingest};
 use crate::links::MeshLinks;
@@ -44,9 +46,9 @@ use crate::repair;
 use crate::roster::Roster;
 use crate::scrub::Scrub;
 use crate::senders::Senders;
-use crate::{arriving, audit, claimed, copies, duties, founding, gather, http, joining, links, scp};
+use crate::{arriving, audit, claimed, copies, duties, founding, gateway, gather, http, joining, links, scp};
 
-pub use crate::config::{ConfigError, Settings};
+pub use crate::config::{ConfigError, Role, Settings};
 pub use crate::data_dir::{MeshFile, MeshFileMember};
 pub use crate::joining::{JoinError, Joining};
 pub use crate::outbox::OpenJournalError;
@@ -276,6 +278,7 @@ impl Site {
             outbox,
             commitments,
             scrub,
+            gates: Gates::default(),
             state_clock: StateClock::default(),
             readers: Readers::default(),
         };
@@ -310,7 +313,7 @@ impl Site {
         self.run(copies::leaving::run(node.clone(), shutdown.clone()));
         self.run(copies::room::run(node.clone(), shutdown.clone()));
         self.run(commitment::run(node.clone(), shutdown.clone()));
-        self.run(commitment::report(node.clone(), shutdown.clone()));
+        self.run(commitment::report(commitment::Teller::of(node), shutdown.clone()));
         self.run(purge::run(node.clone(), shutdown.clone()));
         self.run(repair::run(node.clone(), shutdown.clone()));
         self.run(node.scrub().clone().run(node.clone(), shutdown.clone()));
@@ -327,12 +330,13 @@ impl Site {
         });
     }
 
-    /// Opens the mesh's doors on `endpoint`: for `chunks` (see [`Site::chunks`]) and for joins. Raft's is
+    /// Opens the mesh's doors on `endpoint`: for `chunks` (see [`Site::chunks`]), for joins and for gateways. Raft's is
     /// opened by [`Site::serve_raft`], before anything else.
     pub fn serve_mesh(&self, endpoint: &Endpoint, chunks: Arc<dyn ChunkSource>) {
         self.run(chunk::serve(endpoint.accept(Alpn::Chunk), chunks, Limits::default()));
         let (node, shutdown) = (self.0.node.clone(), self.0.shutdown.clone());
-        self.run(joining::serve(endpoint.accept(Alpn::Join), node, shutdown));
+        self.run(joining::serve(endpoint.accept(Alpn::Join), node.clone(), shutdown.clone()));
+        self.run(gateway::door::serve(endpoint.accept(Alpn::Gate), node, shutdown));
     }
 
     /// Opens Raft's door on `endpoint`. It may be asked for a vote from its first moment.
@@ -366,7 +370,7 @@ impl Site {
     /// # Errors
     /// When the mesh cannot decide now, or refuses.
     pub async fn create_token(&self, lifetime: Duration) -> anyhow::Result<String> {
-        Ok(self.0.node.create_token(CommandId::random(), Name::default(), lifetime).await?.text)
+        Ok(self.0.node.create_token(CommandId::random(), Name::default(), lifetime, SiteRole::Centre).await?.text)
     }
 
     /// Answers a request to join, of whoever proved to hold the token `token`.

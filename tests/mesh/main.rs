@@ -16,6 +16,7 @@ mod config;
 mod demo;
 mod directory;
 mod disk;
+mod gateway;
 mod glass;
 mod health;
 mod hostile;

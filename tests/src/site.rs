@@ -287,7 +287,8 @@ impl Site {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
-    pub(crate) fn print_log(&self) {
+    /// Prints the end of its log, for whoever asks why a test failed.
+    pub fn print_log(&self) {
         let log = self.log();
         let lines: Vec<&str> = log.lines().collect();
         eprintln!("--- {} (last {LOG_LINES_SHOWN} of {} lines)", self.name, lines.len());

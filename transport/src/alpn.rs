@@ -13,11 +13,13 @@ pub enum Alpn {
     Chunk,
     /// The one protocol that a holder of a join token may speak.
     Join,
+    /// A hospital's gateway and the centres that it sends to.
+    Gate,
 }
 
 impl Alpn {
     /// Every protocol, in the order of preference of a server.
-    pub const ALL: [Self; 4] = [Self::Libp2p, Self::Raft, Self::Chunk, Self::Join];
+    pub const ALL: [Self; 5] = [Self::Libp2p, Self::Raft, Self::Chunk, Self::Join, Self::Gate];
 
     /// The protocol's name on the wire.
     pub const fn as_bytes(self) -> &'static [u8] {
@@ -32,6 +34,7 @@ impl Alpn {
             Self::Raft => "mesh-raft/1",
             Self::Chunk => "mesh-chunk/1",
             Self::Join => "mesh-join/1",
+            Self::Gate => "mesh-gate/1",
         }
     }
 
@@ -61,6 +64,8 @@ pub enum Plane {
     Raft,
     /// Chunks and manifests.
     Chunk,
+    /// A gateway's images to a centre, and its reports back.
+    Gate,
 }
 
 impl Plane {
@@ -69,6 +74,7 @@ impl Plane {
         match self {
             Self::Raft => Alpn::Raft,
             Self::Chunk => Alpn::Chunk,
+            Self::Gate => Alpn::Gate,
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! One node has one ed25519 key, one UDP port and one quinn endpoint, split by ALPN: `libp2p` goes to
 //! a swarm ([`presence`]), `mesh-raft/1` and `mesh-chunk/1` are plain QUIC, `mesh-join/1` admits a site
-//! that holds a token. Who may talk is decided by [`Membership`], inside the TLS handshake, on every
+//! that holds a token, `mesh-gate/1` a hospital's gateway. Who may talk is decided by [`Membership`], inside the TLS handshake, on every
 //! plane alike. Bytes are addressed by BLAKE3 and compared before anyone sees them ([`chunk`],
 //! [`fetch`]).
 //!

@@ -3,7 +3,7 @@
 //! The node feeds this from replicated state; the TLS verifiers, the endpoint and the swarm read it.
 //! There is no way to say "anyone": an empty membership admits nobody.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -33,6 +33,7 @@ struct State {
     members: BTreeMap<PeerId, Vec<SocketAddr>>,
     learned: BTreeMap<PeerId, Vec<SocketAddr>>,
     guests: BTreeMap<PeerId, UnixMillis>,
+    gateways: BTreeSet<PeerId>,
 }
 
 impl Membership {
@@ -58,6 +59,18 @@ impl Membership {
         self.0.changes.send_modify(|version| *version += 1);
     }
 
+    /// Replaces the hospitals' gateways. A gateway may open [`Alpn::Gate`] and nothing else, and is never
+    /// dialled.
+    pub fn set_gateways(&self, gateways: BTreeSet<PeerId>) {
+        self.write().gateways = gateways;
+        self.0.changes.send_modify(|version| *version += 1);
+    }
+
+    /// Whether the peer is a hospital's gateway.
+    pub fn is_gateway(&self, peer: &PeerId) -> bool {
+        self.read().gateways.contains(peer)
+    }
+
     /// Whether the peer is a member.
     pub fn is_member(&self, peer: &PeerId) -> bool {
         self.read().members.contains_key(peer)
@@ -70,7 +83,12 @@ impl Membership {
 
     /// Whether the peer may open a connection of this protocol to us.
     pub fn admits(&self, peer: &PeerId, alpn: Alpn) -> bool {
-        self.is_member(peer) || (alpn == Alpn::Join && self.is_guest(peer))
+        match alpn {
+            Alpn::Join => self.is_member(peer) || self.is_guest(peer),
+            // Centres have nothing to say there to each other.
+            Alpn::Gate => self.is_gateway(peer),
+            Alpn::Libp2p | Alpn::Raft | Alpn::Chunk => self.is_member(peer),
+        }
     }
 
     /// The members, in order.
@@ -160,6 +178,19 @@ mod tests {
         assert_eq!(admitted, [Alpn::Join]);
         now.store(200, Ordering::Relaxed);
         assert!(!membership.admits(&guest, Alpn::Join));
+    }
+
+    #[test]
+    fn a_gateway_is_admitted_to_its_own_protocol_only_and_a_member_to_all_others() {
+        let membership = Membership::new(Clock::system());
+        let (gateway, member) = (Identity::generate().peer_id(), Identity::generate().peer_id());
+        membership.set_members(BTreeMap::from([(member, vec![address(1)])]));
+        membership.set_gateways(BTreeSet::from([gateway]));
+        let admitted = |peer| Alpn::ALL.into_iter().filter(|alpn| membership.admits(peer, *alpn)).collect::<Vec<_>>();
+        assert_eq!(admitted(&gateway), [Alpn::Gate]);
+        assert_eq!(admitted(&member), [Alpn::Libp2p, Alpn::Raft, Alpn::Chunk, Alpn::Join]);
+        membership.set_gateways(BTreeSet::new());
+        assert_eq!(admitted(&gateway), []);
     }
 
     #[test]

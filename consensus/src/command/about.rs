@@ -93,6 +93,9 @@ impl Command {
             Self::Undrain { .. } => "undrain",
             Self::ReportRoom { .. } => "report-room",
             Self::GiveUp { .. } => "give-up",
+            Self::CreateGatewayToken { .. } => "create-gateway-token",
+            Self::JoinGateway { .. } => "join-gateway",
+            Self::SetGateway { .. } => "set-gateway",
         }
     }
 

@@ -84,7 +84,9 @@ pub(super) fn purge(state: &mut State<'_, '_>, id: ExamId, reason: &Line, withdr
 
 /// Takes the exam's parts out of their studies, with a tombstone for each.
 fn bury(state: &mut State<'_, '_>, exam: &Exam, reason: &Line) -> Result<(), ApplyError> {
-    let members: Vec<SiteId> = state.sites()?.iter().map(|site| site.id).collect();
+    // A gateway holds no part: what its spool still has of one goes when it next asks whether it is safe.
+    let sites = state.sites()?;
+    let members: Vec<SiteId> = sites.iter().filter(|site| !site.is_gateway()).map(|site| site.id).collect();
     for uid in &exam.studies {
         let Some(study) = state.study(uid.as_str())? else { continue };
         let mut after = study.clone();

@@ -3,7 +3,7 @@
 use super::{Applied, claims, workitems};
 use crate::command::{FORMAT, SiteDescription, UnixMillisField};
 use crate::ids::{Address, Line, Name, PeerKey, SiteId};
-use crate::mesh::{JoinToken, Mesh, Site};
+use crate::mesh::{JoinToken, Mesh, Site, SiteRole};
 use crate::outcome::{Outcome, Refusal};
 use crate::state::State;
 
@@ -24,23 +24,29 @@ pub(super) fn found(
     let format = format.clamp(1, FORMAT);
     state.format = format;
     state.put_mesh(&Mesh { id: *id, name: name.clone(), copies: copies.max(1), founded_at: state.now, format });
-    add_site(state, SiteId(1), founder);
+    add_site(state, SiteId(1), founder, SiteRole::Centre);
     Ok(Outcome::Founded.into())
 }
 
-fn add_site(state: &mut State<'_, '_>, id: SiteId, description: &SiteDescription) {
+fn add_site(state: &mut State<'_, '_>, id: SiteId, description: &SiteDescription, role: SiteRole) {
+    let mut description = description.clone();
+    if role.is_gateway() {
+        // Whatever it says: no copy is placed at a gateway.
+        description.weight = 0;
+    }
     let site = Site {
         id,
-        description: description.clone(),
+        description,
         joined_at: state.now,
         sessions: 0,
         session_open: false,
         away_since: Some(state.now),
+        role,
     };
     state.put_site(&site);
 }
 
-pub(super) fn create_token(state: &mut State<'_, '_>, key: &PeerKey, lifetime_ms: u64) -> Applied {
+pub(super) fn create_token(state: &mut State<'_, '_>, key: &PeerKey, lifetime_ms: u64, role: SiteRole) -> Applied {
     let lifetime_ms = lifetime_ms.min(TOKEN_LIFETIME_MAX_MS);
     let token = JoinToken {
         key: key.clone(),
@@ -48,6 +54,7 @@ pub(super) fn create_token(state: &mut State<'_, '_>, key: &PeerKey, lifetime_ms
         expires_at: UnixMillisField(state.now.0.saturating_add(lifetime_ms)),
         used_by: None,
         revoked: false,
+        role,
     };
     state.put_token(&token);
     Ok(Outcome::Done.into())
@@ -62,7 +69,8 @@ pub(super) fn revoke_token(state: &mut State<'_, '_>, key: &PeerKey) -> Applied 
     Ok(Outcome::Done.into())
 }
 
-pub(super) fn join(state: &mut State<'_, '_>, key: &PeerKey, joiner: &SiteDescription) -> Applied {
+/// A site joins, as what its token is for: a gateway's token makes no voter, nor the other way round.
+pub(super) fn join(state: &mut State<'_, '_>, key: &PeerKey, joiner: &SiteDescription, as_gateway: bool) -> Applied {
     let Some(mut token) = state.token(key)? else {
         return Ok(Refusal::TokenUnknown.into());
     };
@@ -77,6 +85,9 @@ pub(super) fn join(state: &mut State<'_, '_>, key: &PeerKey, joiner: &SiteDescri
     if !token.is_valid_at(state.now) {
         return Ok(Refusal::TokenExpired.into());
     }
+    if token.role.is_gateway() != as_gateway {
+        return Ok(Refusal::TokenRole { gateway: token.role.is_gateway() }.into());
+    }
     let taken = state.sites()?.iter().any(|site| site.description.name == joiner.name);
     if taken || state.site_of(&joiner.key)?.is_some() {
         return Ok(Refusal::NameTaken.into());
@@ -84,8 +95,18 @@ pub(super) fn join(state: &mut State<'_, '_>, key: &PeerKey, joiner: &SiteDescri
     let site = SiteId(state.index);
     token.used_by = Some(site);
     state.put_token(&token);
-    add_site(state, site, joiner);
+    add_site(state, site, joiner, token.role);
     Ok(Outcome::Joined { site }.into())
+}
+
+/// The hospitals whose reports a gateway is given.
+pub(super) fn set_gateway(state: &mut State<'_, '_>, gateway: SiteId, hospitals: &[Line]) -> Applied {
+    let Some(mut site) = state.site(gateway)?.filter(Site::is_gateway) else {
+        return Ok(Refusal::NotAGateway.into());
+    };
+    site.role = SiteRole::Gateway { hospitals: hospitals.to_vec() };
+    state.put_site(&site);
+    Ok(Outcome::Done.into())
 }
 
 pub(super) fn describe(state: &mut State<'_, '_>, id: SiteId, description: &SiteDescription) -> Applied {

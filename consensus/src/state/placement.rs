@@ -85,7 +85,7 @@ impl State<'_, '_> {
     /// Another layout over them.
     pub(crate) fn plan_of(&self, layout: Layout) -> Result<Plan, ApplyError> {
         let mut sites = Vec::new();
-        for site in self.sites()? {
+        for site in self.sites()?.into_iter().filter(|site| !site.is_gateway()) {
             let place = self.situation(site.id)?.place;
             sites.push((site, place));
         }

@@ -33,11 +33,36 @@ struct Check {
     detail: String,
 }
 
+/// A gateway does well while a centre answers, takes all, and nothing is damaged.
+fn gateway_checks(status: &Value) -> Vec<Check> {
+    let spool = |name: &str| number(status, &["spool", name]);
+    vec![
+        Check {
+            name: "centre",
+            ok: status["centre"].is_string() || items(status, "centres").iter().any(|one| one["state"] == "answers"),
+            detail: format!("images go to {}", field(status, &["centre"])),
+        },
+        Check {
+            name: "rejected",
+            ok: spool("rejected") == Some(0),
+            detail: format!("{} instances are taken by no centre", field(status, &["spool", "rejected"])),
+        },
+        Check {
+            name: "chunks",
+            ok: spool("bad") == Some(0),
+            detail: format!("{} damaged", field(status, &["spool", "bad"])),
+        },
+    ]
+}
+
 /// What cannot be read counts as degraded: silence is not health.
 fn checks(status: &Value) -> Vec<Check> {
+    if status["role"] == "gateway" {
+        return gateway_checks(status);
+    }
     let quorum = |name: &str| field(status, &["quorum", name]);
     let storage = |name: &str| number(status, &["storage", name]);
-    let others = items(&status["peers"], "").len() > 1;
+    let others = items(&status["peers"], "").iter().filter(|peer| peer["role"] != "gateway").count() > 1;
     vec![
         Check {
             name: "quorum",

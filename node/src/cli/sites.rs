@@ -1,15 +1,27 @@
 //! `maillage peers` and `maillage chunks`: the other sites, and this one's store.
 
 use clap::Subcommand;
-use serde_json::Value;
+use hyper::Method;
+use serde_json::{Value, json};
 
-use super::{Context, age_note, placement};
+use super::{Context, Repeatable, age_note, placement};
+use crate::client::segment;
 use crate::output::{Table, bytes, duration_ms, field, items, number};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum PeersCommand {
     /// Every site, and how it is reached
     List,
+    /// Whose reports a hospital's gateway is given from now on
+    Gateway {
+        /// The gateway's name
+        name: String,
+        /// A hospital, by the name that its requests bear; name all of them
+        #[arg(long = "hospital", required = true, value_name = "NAME")]
+        hospitals: Vec<String>,
+        #[command(flatten)]
+        repeatable: Repeatable,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -24,9 +36,19 @@ pub(super) enum ChunksCommand {
 }
 
 pub(super) async fn peers(context: &Context, command: PeersCommand) -> anyhow::Result<()> {
-    let PeersCommand::List = command;
-    let peers = context.client()?.get("/api/v1/peers").await?;
-    context.print(&peers, |peers| table(items(peers, "peers")).render("no sites") + &age_note(peers))?;
+    let client = context.client()?;
+    match command {
+        PeersCommand::List => {
+            let peers = client.get("/api/v1/peers").await?;
+            context.print(&peers, |peers| table(items(peers, "peers")).render("no sites") + &age_note(peers))?;
+        }
+        PeersCommand::Gateway { name, hospitals, repeatable } => {
+            let path = format!("/admin/v1/gateways/{}", segment(&name));
+            let body = json!({ "hospitals": hospitals });
+            let done = client.command(Method::PUT, &path, Some(&body), repeatable.id()).await?;
+            context.print(&done, |done| format!("{} is given their reports\n", field(done, &["gateway"])))?;
+        }
+    }
     Ok(())
 }
 

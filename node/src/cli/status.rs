@@ -8,7 +8,7 @@ use hyper::Method;
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
-use super::{Context, age_note, sites};
+use super::{Context, age_note, sites, spool};
 use crate::client::{Client, Incoming};
 use crate::output::{bytes, clean, duration_ms, field, items, json, number, write_out};
 
@@ -86,6 +86,9 @@ fn show(context: &Context, status: Result<&Value, &str>) -> anyhow::Result<()> {
 
 /// The whole screen.
 fn screen(status: &Value) -> String {
+    if status["role"] == "gateway" {
+        return spool::screen(status);
+    }
     let get = |path: &[&str]| field(status, path);
     let mut text = format!(
         "mesh     {} ({})\nsite     {} {}, zone {}, version {}\n",

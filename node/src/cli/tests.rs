@@ -20,6 +20,8 @@ fn every_documented_command_is_accepted() {
         "maillage init --mesh ouest -o json",
         "maillage join TOKEN",
         "maillage join -",
+        "maillage join TOKEN --gateway",
+        "maillage token create --gateway --hospital CHU --hospital Annexe",
         "maillage -c x.toml serve -v",
         "maillage token create --lifetime 1h",
         "maillage token list",
@@ -27,6 +29,9 @@ fn every_documented_command_is_accepted() {
         "maillage status --watch",
         "maillage health -o json",
         "maillage peers list",
+        "maillage peers gateway chu --hospital CHU",
+        "maillage spool list",
+        "maillage spool retry",
         "maillage exams list --state waiting --limit 5 --fresh",
         "maillage exams show 3",
         "maillage exams add --patient-id P --accession A --patient-name N --birth-date 1970-01-31 --sex F --issuer I \

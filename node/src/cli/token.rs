@@ -17,6 +17,12 @@ pub(super) enum TokenCommand {
         /// How long it is good: 30m, 1h, 2d
         #[arg(long, default_value = "1h", value_name = "TIME", value_parser = lifetime::parse_seconds)]
         lifetime: u64,
+        /// For a hospital's gateway, which is given the reports of each --hospital
+        #[arg(long, requires = "hospitals")]
+        gateway: bool,
+        /// A hospital of the gateway, by the name that its requests bear (Institution Name)
+        #[arg(long = "hospital", value_name = "NAME", requires = "gateway")]
+        hospitals: Vec<String>,
         #[command(flatten)]
         repeatable: Repeatable,
     },
@@ -34,13 +40,17 @@ pub(super) enum TokenCommand {
 pub(super) async fn run(context: &Context, command: TokenCommand) -> anyhow::Result<()> {
     let client = context.client()?;
     match command {
-        TokenCommand::Create { lifetime, repeatable } => {
-            let body = json!({ "lifetime_s": lifetime });
+        TokenCommand::Create { lifetime, gateway, hospitals, repeatable } => {
+            let mut body = json!({ "lifetime_s": lifetime });
+            if gateway {
+                body["gateway_of"] = json!(hospitals);
+            }
+            let join = if gateway { "maillage join TOKEN --gateway" } else { "maillage join TOKEN" };
             let made = client.command(Method::POST, PATH, Some(&body), repeatable.id()).await?;
             context.print(&made, |made| {
                 // The token alone on its line: it is made to be copied.
                 format!(
-                    "{}\nkey      {}\nexpires  {}\nnext     `maillage join TOKEN` on the new site, before then\n",
+                    "{}\nkey      {}\nexpires  {}\nnext     `{join}` on the new site, before then\n",
                     field(made, &["token"]),
                     field(made, &["key"]),
                     field(made, &["expires_at"])
@@ -50,10 +60,10 @@ pub(super) async fn run(context: &Context, command: TokenCommand) -> anyhow::Res
         TokenCommand::List => {
             let tokens = client.get(PATH).await?;
             context.print(&tokens, |tokens| {
-                let mut table = Table::new(&["KEY", "VALID", "CREATED", "EXPIRES", "USED BY", "REVOKED"]);
+                let mut table = Table::new(&["KEY", "FOR", "VALID", "CREATED", "EXPIRES", "USED BY", "REVOKED"]);
                 for token in items(tokens, "tokens") {
                     let column = |name: &str| field(token, &[name]);
-                    table.row(["key", "valid", "created_at", "expires_at", "used_by", "revoked"].map(column));
+                    table.row(["key", "role", "valid", "created_at", "expires_at", "used_by", "revoked"].map(column));
                 }
                 table.render("no tokens") + &age_note(tokens)
             })?;

@@ -13,7 +13,7 @@ use maillage_store::{Hash, StudyManifest};
 use super::record::{Reference, reason};
 
 /// Zones in which an instance must be: with one, a fire takes it.
-const ZONES_MIN: usize = 2;
+pub(super) const ZONES_MIN: usize = 2;
 
 /// An instance as it lies in this node's store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,7 +47,7 @@ pub(super) struct Publication {
 
 /// Zones by SOP Instance UID and the BLAKE3 of the data set.
 #[derive(Debug, Default)]
-pub(super) struct Coverage(BTreeMap<(String, Hash), BTreeSet<String>>);
+pub(crate) struct Coverage(BTreeMap<(String, Hash), BTreeSet<String>>);
 
 /// The publications of a study that somebody who counts holds: each part as it is, and as it was before.
 pub(super) fn publications(study: &Study, sites: &[Site], now_ms: u64, grace_ms: u64) -> Vec<Publication> {
@@ -78,8 +78,8 @@ impl Coverage {
         }
     }
 
-    fn zones(&self, reference: &Reference, dataset: Hash) -> usize {
-        let key = (reference.sop_instance.as_str().to_owned(), dataset);
+    pub(super) fn zones(&self, sop_instance: &str, dataset: Hash) -> usize {
+        let key = (sop_instance.to_owned(), dataset);
         self.0.get(&key).map_or(0, BTreeSet::len)
     }
 }
@@ -94,7 +94,11 @@ pub(super) fn verdict(reference: &Reference, here: Option<&Here>, coverage: &Cov
         // The sender may mean the bytes that were put apart, of which there is one copy.
         return Verdict::Failed(reason::PROCESSING);
     }
-    if coverage.zones(reference, here.dataset) >= ZONES_MIN { Verdict::Safe } else { Verdict::Pending }
+    if coverage.zones(reference.sop_instance.as_str(), here.dataset) >= ZONES_MIN {
+        Verdict::Safe
+    } else {
+        Verdict::Pending
+    }
 }
 
 #[cfg(test)]

@@ -14,11 +14,15 @@ use maillage_dicom::dimse::scp::EventLine;
 use maillage_dicom::dimse::scu::{Association, ScuTimeouts};
 use maillage_dicom::dimse::status::Status;
 use maillage_dicom::{AeTitle, Uid};
+use maillage_host::Clock;
 use tokio::net::lookup_host;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::Commitments;
 use super::record::{Report, Requester, Transaction};
+use crate::config::DicomPeer;
+use crate::metrics::Metrics;
 use crate::node::Node;
 
 /// Results being told at once: one requester that is down does not hold up the others.
@@ -38,17 +42,42 @@ const ROUND: Duration = Duration::from_secs(60);
 const ALL_COMMITTED: u16 = 1;
 const FAILURES_EXIST: u16 = 2;
 
+/// What telling takes of a node.
+#[derive(Debug, Clone)]
+pub(crate) struct Teller {
+    /// What there is to tell.
+    pub(crate) commitments: Commitments,
+    /// How long ago it was found.
+    pub(crate) clock: Clock,
+    /// Where it is counted.
+    pub(crate) metrics: Metrics,
+    /// Where requesters listen.
+    pub(crate) peers: Vec<DicomPeer>,
+}
+
+impl Teller {
+    /// Of a node.
+    pub(crate) fn of(node: &Node) -> Self {
+        Self {
+            commitments: node.commitments().clone(),
+            clock: node.clock().clone(),
+            metrics: node.metrics().clone(),
+            peers: node.config().dicom.peers.clone(),
+        }
+    }
+}
+
 /// Tells results until `shutdown`.
-pub(crate) async fn run(node: Node, shutdown: CancellationToken) {
-    let mut changes = node.commitments().changes();
+pub(crate) async fn run(teller: Teller, shutdown: CancellationToken) {
+    let mut changes = teller.commitments.changes();
     let mut tries: BTreeMap<Uid, Try> = BTreeMap::new();
     loop {
         changes.mark_unchanged();
-        let untold = node.commitments().select(|one| one.settled.is_some() && !one.is_told());
+        let untold = teller.commitments.select(|one| one.settled.is_some() && !one.is_told());
         tries.retain(|uid, _| untold.iter().any(|one| one.uid == *uid));
         let now = Instant::now();
         let due = untold.iter().filter(|one| tries.get(&one.uid).is_none_or(|before| before.next <= now));
-        let due: Vec<_> = due.cloned().map(|one| tell(&node, one)).collect();
+        let due: Vec<_> = due.cloned().map(|one| tell(&teller, one)).collect();
         let mut telling = stream::iter(due).buffer_unordered(AT_ONCE);
         while let Some(Some((uid, told))) = shutdown.run_until_cancelled(telling.next()).await {
             match told {
@@ -86,17 +115,17 @@ struct Try {
 }
 
 /// Tells one result, and records that it was told or that it is too late.
-async fn tell(node: &Node, transaction: Transaction) -> (Uid, anyhow::Result<()>) {
+async fn tell(teller: &Teller, transaction: Transaction) -> (Uid, anyhow::Result<()>) {
     let uid = transaction.uid.clone();
     let told = async {
-        let report = match deliver(node, &transaction).await {
+        let report = match deliver(teller, &transaction).await {
             Ok(()) => Report::Acknowledged,
-            Err(_) if is_too_late(node, &transaction) => Report::GivenUp,
+            Err(_) if is_too_late(teller, &transaction) => Report::GivenUp,
             Err(error) => return Err(error),
         };
-        node.commitments().change(&uid, |one| one.report = report).await?;
+        teller.commitments.change(&uid, |one| one.report = report).await?;
         let outcome = if report == Report::Acknowledged { "acknowledged" } else { "given-up" };
-        node.metrics().commitment(outcome);
+        teller.metrics.commitment(outcome);
         tracing::info!(transaction = %uid, outcome, "storage commitment told");
         Ok(())
     };
@@ -104,21 +133,21 @@ async fn tell(node: &Node, transaction: Transaction) -> (Uid, anyhow::Result<()>
     (uid, told)
 }
 
-fn is_too_late(node: &Node, transaction: &Transaction) -> bool {
+fn is_too_late(teller: &Teller, transaction: &Transaction) -> bool {
     let since = transaction.settled.as_ref().map_or(0, |settled| settled.at.0);
-    node.clock().now().0.saturating_sub(since) >= TOLD_FOR_MS
+    teller.clock.now().0.saturating_sub(since) >= TOLD_FOR_MS
 }
 
-async fn deliver(node: &Node, transaction: &Transaction) -> anyhow::Result<()> {
+async fn deliver(teller: &Teller, transaction: &Transaction) -> anyhow::Result<()> {
     let Requester::Dimse { calling, called } = &transaction.by else { return Ok(()) };
-    if let Some((line, syntax)) = node.commitments().take_line(&transaction.uid) {
+    if let Some((line, syntax)) = teller.commitments.take_line(&transaction.uid) {
         match timeout(OWN_LINE, on_line(&line, transaction, &syntax)).await {
             Ok(Some(status)) if status.code() == 0 => return Ok(()),
             // It may have been taken: telling it again does no harm.
             other => tracing::debug!(transaction = %transaction.uid, ?other, "not told on its own association"),
         }
     }
-    on_new_association(node, transaction, called, calling).await
+    on_new_association(teller, transaction, called, calling).await
 }
 
 /// On the association by which it was asked for.
@@ -130,12 +159,12 @@ async fn on_line(line: &EventLine, transaction: &Transaction, syntax: &Uid) -> O
 
 /// On a new association, as the provider of the class (role selection, PS3.7 annex D.3.3.4).
 async fn on_new_association(
-    node: &Node,
+    teller: &Teller,
     transaction: &Transaction,
     ours: &AeTitle,
     theirs: &AeTitle,
 ) -> anyhow::Result<()> {
-    let peer = node.config().dicom.peers.iter().find(|peer| peer.ae_title == *theirs);
+    let peer = teller.peers.iter().find(|peer| peer.ae_title == *theirs);
     let Some(peer) = peer else { anyhow::bail!("{} is not among dicom.peers", theirs.as_str()) };
     let addresses = lookup_host((peer.host.as_str(), peer.port)).await?;
     let Some(address) = addresses.into_iter().next() else { anyhow::bail!("{} has no address", peer.host) };

@@ -9,7 +9,7 @@ use maillage_consensus::command::FORMAT;
 use maillage_consensus::ids::Name;
 use tracing_subscriber::EnvFilter;
 
-use super::{Config, Site};
+use super::{Config, Role, Site};
 use crate::audit::Target;
 use crate::data_dir::DataDir;
 
@@ -44,6 +44,7 @@ pub(super) fn check(config: &Config, problem: &mut dyn FnMut(&'static str, Strin
     dicom(config, problem);
     ingest(config, problem);
     storage(config, problem);
+    gateway(config, problem);
     audit(config, problem);
     ports(config, problem);
     if let Err(error) = EnvFilter::try_new(&config.log.filter) {
@@ -220,6 +221,37 @@ fn storage(config: &Config, problem: &mut dyn FnMut(&'static str, String)) {
     }
     if storage.placement_grace_s > NUMBER_MAX / 1000 {
         problem("storage.placement_grace_s", format!("must be at most {}", NUMBER_MAX / 1000));
+    }
+}
+
+fn gateway(config: &Config, problem: &mut dyn FnMut(&'static str, String)) {
+    let gateway = &config.gateway;
+    if let Err(error) = Name::new(gateway.home.as_str()) {
+        problem("gateway.home", error.to_string());
+    }
+    let least = config.dicom.max_instance_mib.saturating_mul(1 << 20);
+    if gateway.spool_bytes_max < least || gateway.spool_bytes_max > NUMBER_MAX {
+        let is = gateway.spool_bytes_max;
+        problem("gateway.spool_bytes_max", format!("must be at least dicom.max_instance_mib = {least} bytes, is {is}"));
+    }
+    if gateway.keep_s > NUMBER_MAX / 1000 {
+        problem("gateway.keep_s", format!("must be at most {}", NUMBER_MAX / 1000));
+    }
+}
+
+/// Why a setting says nothing on a node of this role, if it does.
+pub(super) fn meaningless(role: Role, section: &str, key: &str) -> Option<&'static str> {
+    match (role, section, key) {
+        (Role::Gateway, "raft", _) => Some("a gateway has no part of the log"),
+        (Role::Gateway, "site", _) => Some("a gateway has no readers"),
+        (Role::Gateway, "node", "weight") | (Role::Gateway, "storage", "copies" | "placement_grace_s") => {
+            Some("a gateway holds no copies")
+        }
+        (Role::Gateway, "audit", _) => Some("a gateway has no audit trail: a centre sends it"),
+        (Role::Gateway, "dicom", "quiet_seconds") => Some("centres publish studies, not a gateway"),
+        (Role::Gateway, "mesh", "lan_discovery") => Some("a gateway is told by the mesh where its centres are"),
+        (Role::Centre, "gateway", _) => Some("set node.role = \"gateway\", or leave it out"),
+        _ => None,
     }
 }
 

@@ -15,9 +15,9 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 
-use super::Config;
-use super::check::check;
+use super::check::{check, meaningless};
 use super::settings::{SETTINGS, Setting, Shape};
+use super::{Config, Role};
 
 /// What every variable of ours starts with.
 const PREFIX: &str = "MAILLAGE__";
@@ -140,6 +140,27 @@ impl Loaded {
         SETTINGS.iter().zip(&self.origins).map(|(setting, origin)| (setting, setting.show(&self.config), origin))
     }
 
+    /// Where all state is.
+    pub(crate) fn data_dir(&self) -> &Path {
+        &self.config.node.data_dir
+    }
+
+    /// Takes the node for a gateway, whatever the sources say, and names what makes no sense then.
+    pub(crate) fn be_gateway(&mut self) {
+        if self.config.node.role != Role::Gateway {
+            self.config.node.role = Role::Gateway;
+            // That a centre has no use for [gateway] does not hold.
+            let of_a_centre = |message: &str| {
+                SETTINGS.iter().any(|setting| {
+                    let why = meaningless(Role::Centre, setting.section, setting.key);
+                    why.is_some_and(|why| message == format!("{}: {why}", setting.name()))
+                })
+            };
+            self.problems.retain(|problem| !of_a_centre(&problem.message));
+            refuse_meaningless(self);
+        }
+    }
+
     fn is_set(&self, name: &str) -> bool {
         SETTINGS.iter().zip(&self.origins).any(|(setting, origin)| setting.name() == name && *origin != Origin::Default)
     }
@@ -182,7 +203,21 @@ fn complete(mut loaded: Loaded) -> Loaded {
         let origin = at.and_then(|at| loaded.origins.get(at)).cloned().unwrap_or(Origin::Default);
         loaded.problem(origin, format!("{name}: {message}"));
     }
+    refuse_meaningless(&mut loaded);
     loaded
+}
+
+/// Refuses what is set and says nothing on a node of this role: its operator means something by it.
+fn refuse_meaningless(loaded: &mut Loaded) {
+    let role = loaded.config.node.role;
+    let set = SETTINGS.iter().zip(loaded.origins.clone()).filter(|(_, origin)| *origin != Origin::Default);
+    for (setting, origin) in set {
+        // What is written as it is anyway misleads nobody: a template may hold every setting.
+        let is_default = setting.show(&loaded.config) == setting.show(&Config::default());
+        if let Some(why) = meaningless(role, setting.section, setting.key).filter(|_| !is_default) {
+            loaded.problem(origin, format!("{}: {why}", setting.name()));
+        }
+    }
 }
 
 fn read_file(sources: &Sources, loaded: &mut Loaded) -> Option<(PathBuf, String)> {

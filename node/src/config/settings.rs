@@ -105,6 +105,8 @@ pub(crate) static SETTINGS: &[Setting] = &[
         "Where all state is. Made by `maillage init` or `maillage join`; one process at a time."),
     setting!(node.weight, Bare, None,
         "This site's share of the copies beside other sites': 200 keeps twice as many as 100."),
+    setting!(node.role, Text, None,
+        "\"centre\", or \"gateway\" for a hospital's: it spools images, sends them, and is given reports."),
 
     setting!(mesh.listen, Text, None,
         "The one UDP address for everything between sites (QUIC). Open it in the firewall."),
@@ -204,6 +206,14 @@ pub(crate) static SETTINGS: &[Setting] = &[
         "Room for images of exams that this site's readers are likely to be given next, and of their priors, beyond\n\
          the copies that belong here. 0 where nobody reads."),
 
+    setting!(gateway.home, Text, None,
+        "Of a hospital's gateway: the site that images are sent to while it answers. Empty: any."),
+    setting!(gateway.spool_bytes_max, Bare, None,
+        "The most bytes that wait here. Beyond it, senders are told to try again later."),
+    setting!(gateway.keep_s, Bare, None,
+        "For how long images are kept here after two zones of the mesh have them, for storage commitments that\n\
+         are asked for late. The oldest go earlier when the spool is nearly full."),
+
     setting!(audit.syslog, Text, None,
         "Send the whole mesh's audit trail there, as DICOM audit messages: \"udp://HOST:PORT\" or\n\
          \"tcp://HOST:PORT\". One site that does is enough. It names patients by their identifiers."),
@@ -301,14 +311,14 @@ mod tests {
             #data_dir = "/var/lib/maillage"
             # This site's share of the copies beside other sites': 200 keeps twice as many as 100.
             #weight = 100
+            # "centre", or "gateway" for a hospital's: it spools images, sends them, and is given reports.
+            #role = "centre"
 
             [mesh]
             # The one UDP address for everything between sites (QUIC). Open it in the firewall.
             #listen = "0.0.0.0:7400"
             # Where the other sites reach this one, if that is not `listen` (behind NAT, say).
             # Default: `listen` if it is one address, else the addresses of the interfaces.
-            #announce = []
-            # Also find members on the local network by multicast DNS.
         "##]]
         .assert_eq(&start);
     }

@@ -87,7 +87,7 @@ fn eligible(node: &Node, view: &View<'_>) -> Result<Vec<Site>, ApplyError> {
     let mut sites = view.sites()?;
     sites.retain(|site| {
         let away = site.away_since.is_some_and(|at| now.saturating_sub(at.0) < grace_ms);
-        site.description.weight > 0 && (site.session_open || away)
+        !site.is_gateway() && site.description.weight > 0 && (site.session_open || away)
     });
     Ok(sites)
 }

@@ -12,6 +12,7 @@ use maillage_host::Disk;
 use serde::{Deserialize, Serialize};
 
 use super::DataDirError;
+use crate::config::Role;
 use crate::node::FOUNDER;
 
 /// The format that this version writes and the only one it reads.
@@ -38,6 +39,9 @@ pub struct MeshFile {
     /// Whether this node has had a part of the mesh's log: one that has lost it since must not vote as
     /// if it had promised nothing.
     pub has_log: bool,
+    /// What this node is to the mesh. A file that does not say is a centre's.
+    #[serde(default, skip_serializing_if = "Role::is_centre")]
+    pub role: Role,
     /// All members as last known.
     pub members: Vec<MeshFileMember>,
 }
@@ -72,6 +76,7 @@ impl MeshFile {
             site_name: site_name.to_owned(),
             epoch: 1,
             has_log: false,
+            role: Role::Centre,
             members: Vec::new(),
         }
     }
@@ -139,6 +144,7 @@ mod tests {
             site_name: "rennes".to_owned(),
             epoch: 1,
             has_log: true,
+            role: Role::Centre,
             members: vec![member],
         };
         expect![[r#"
@@ -164,5 +170,8 @@ mod tests {
         "#]]
         .assert_eq(&mesh.to_json());
         assert_eq!(MeshFile::parse(&mesh.to_json(), Path::new("mesh.json")).expect("read back"), mesh);
+        let gateway = MeshFile { role: Role::Gateway, ..mesh };
+        assert!(gateway.to_json().contains("\"role\": \"gateway\""));
+        assert_eq!(MeshFile::parse(&gateway.to_json(), Path::new("mesh.json")).expect("read back"), gateway);
     }
 }

@@ -18,6 +18,7 @@ fn mesh_file() -> MeshFile {
         site_name: "rennes".to_owned(),
         epoch: 1,
         has_log: false,
+        role: crate::config::Role::Centre,
         members: Vec::new(),
     }
 }

@@ -14,7 +14,9 @@ pub(super) async fn raise(node: &Node, term: u64) -> anyhow::Result<()> {
     let Some(said) = node.group().said() else { return Ok(()) };
     let (mesh, sites) = node.read(|view| Ok((view.mesh()?, view.sites()?)))?;
     let Some(mesh) = mesh else { return Ok(()) };
-    let members = sites.iter().map(|site| said.get(&site.id.0).map(|said| said.format));
+    // A gateway has no state and applies nothing: its software holds nobody up.
+    let members =
+        sites.iter().filter(|site| !site.is_gateway()).map(|site| said.get(&site.id.0).map(|said| said.format));
     let Some(to) = next(mesh.format, node.config().raft.format_max, members) else { return Ok(()) };
     match node.command_in_term(term, Command::RaiseFormat { to }).await? {
         Outcome::Done => tracing::info!(format = to, "every site is ready: the mesh's format is raised"),

@@ -53,6 +53,7 @@ pub(super) fn admin() -> Router<App> {
         .post("/scrub/pause", integrity::pause, "Scrub no more until it is started")
         .post("/verify", integrity::verify_all, "Read every byte of every pack; JSON lines of progress")
         .post("/repair", integrity::repair, "Bring back what is damaged or missing; JSON lines of progress")
+        .put("/gateways/{name}", tokens::set_gateway, "Whose reports a hospital's gateway is given")
         .post("/audit/attest", audit::attest, "State this site's audit chain now")
         .router()
 }

@@ -199,6 +199,8 @@ impl From<Refusal> for Problem {
             Refusal::TokenExpired => refused(StatusCode::CONFLICT, "token-expired"),
             Refusal::TokenUsed => refused(StatusCode::CONFLICT, "token-used"),
             Refusal::TokenRevoked => refused(StatusCode::CONFLICT, "token-revoked"),
+            Refusal::TokenRole { .. } => refused(StatusCode::CONFLICT, "token-role"),
+            Refusal::NotAGateway => refused(StatusCode::NOT_FOUND, "not-a-gateway"),
             Refusal::NameTaken => refused(StatusCode::CONFLICT, "name-taken"),
             Refusal::NotAMember => refused(StatusCode::FORBIDDEN, "not-a-member"),
             Refusal::MeshState(_) => refused(StatusCode::CONFLICT, "mesh-state"),

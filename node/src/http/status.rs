@@ -8,7 +8,7 @@ use maillage_consensus::command::{FORMAT, UnixMillisField};
 use maillage_consensus::exam::{Exam, Priority};
 use maillage_consensus::ids::SiteId;
 use maillage_consensus::machine::ApplyError;
-use maillage_consensus::mesh::{Counts, Mesh, Site};
+use maillage_consensus::mesh::{Counts, Mesh, Site, SiteRole};
 use maillage_consensus::raft::{ClockOffset, GroupStatus, Role, Said};
 use maillage_store::Stats;
 use maillage_transport::fetch::Penalty;
@@ -17,6 +17,8 @@ use serde_json::{Value, json};
 use super::reading::milliseconds;
 use super::rfc3339::rfc3339;
 use crate::duties::{attest, clocks};
+use crate::gateway::Gates;
+use crate::gateway::door::Heard;
 use crate::node::Node;
 use crate::outbox;
 use crate::presence::PeerState;
@@ -104,6 +106,8 @@ pub(crate) struct SiteRow {
     pub(crate) peer: Option<PeerState>,
     /// What is held against it: wrong bytes.
     penalty: Option<Penalty>,
+    /// What it said last, of a gateway that is connected here.
+    gate: Option<Heard>,
     lag: Option<u64>,
 }
 
@@ -153,7 +157,7 @@ impl MeshStatus {
         let penalty = |site: &Site| node.images().penalty(&node.roster().peer(site.id)?);
         let sites = sites
             .into_iter()
-            .map(|site| SiteRow { penalty: penalty(&site), ..site_row(site, own, &group, &peers) })
+            .map(|site| SiteRow { penalty: penalty(&site), ..site_row(site, own, &group, &peers, node.gates()) })
             .collect();
         Ok(Self {
             disagreeing: attest::disagreeing(view)?,
@@ -218,6 +222,11 @@ impl MeshStatus {
             Some(said) => said.get(&site.0).copied(),
             None => (site == self.own).then_some(Said { format: self.format_max, clock: self.clock }),
         }
+    }
+
+    /// The rows of the sites that hold copies and may vote.
+    fn centres(&self) -> impl Iterator<Item = &SiteRow> {
+        self.sites.iter().filter(|row| !row.site.is_gateway())
     }
 
     fn names_of(&self, sites: impl Iterator<Item = SiteId>) -> Vec<String> {
@@ -301,15 +310,25 @@ impl MeshStatus {
             warn(format!("{} entries of the outbox wait to be sent", self.outbox.waiting), "maillage outbox list");
         }
         let below_two = self.counts.studies_below_two;
-        if below_two > 0 && self.sites.len() > 1 {
+        if below_two > 0 && self.centres().count() > 1 {
             warn(format!("{below_two} studies are on fewer than two sites"), "maillage study list");
         }
         for row in self.sites.iter().filter(|row| row.reach == Reach::Unreachable) {
-            warn(format!("site {} is not connected", row.site.description.name), "maillage peers list");
+            let what = if row.site.is_gateway() { "gateway" } else { "site" };
+            warn(format!("{what} {} is not connected", row.site.description.name), "maillage peers list");
+        }
+        for row in &self.sites {
+            if let Some(rejected @ 1..) = row.gate.as_ref().map(|heard| heard.hello.rejected) {
+                let name = &row.site.description.name;
+                warn(
+                    format!("gateway {name} has {rejected} instances that no centre takes"),
+                    "maillage spool list, there",
+                );
+            }
         }
         if let Some(said) = self.said.as_ref().filter(|_| self.format() < FORMAT.min(self.format_max)) {
             let ready = |site: SiteId| said.get(&site.0).is_some_and(|said| said.format > self.format());
-            let late = self.sites.iter().map(|row| row.site.id).filter(|site| !ready(*site));
+            let late = self.centres().map(|row| row.site.id).filter(|site| !ready(*site));
             let (format, late) = (self.format(), self.names_of(late).join(", "));
             warn(
                 format!("the mesh runs at format {format} until all sites are upgraded; it waits for {late}"),
@@ -420,7 +439,13 @@ impl MeshStatus {
         let own = row.reach == Reach::Own;
         // Of all sites on the leader; of itself elsewhere. Clocks are against the leader's.
         let said = self.said(row.site.id);
+        let gate = row.gate.as_ref().map(|heard| &heard.hello);
         let version = peer.and_then(|peer| peer.version.clone());
+        let version = version.or_else(|| gate.map(|hello| hello.version.to_string()));
+        let hospitals = match &row.site.role {
+            SiteRole::Gateway { hospitals } => Some(hospitals),
+            SiteRole::Centre => None,
+        };
         json!({
             "site": row.site.id,
             "name": description.name,
@@ -433,7 +458,15 @@ impl MeshStatus {
             "away_since": row.site.away_since.map(rfc3339),
             "joined_at": rfc3339(row.site.joined_at),
             "version": if own { Some(env!("CARGO_PKG_VERSION").to_owned()) } else { version },
-            "free_bytes": if own { Some(self.storage.free) } else { peer.and_then(|peer| peer.free_bytes) },
+            "free_bytes": if own {
+                Some(self.storage.free)
+            } else {
+                peer.and_then(|peer| peer.free_bytes).or_else(|| gate.map(|hello| hello.free_bytes))
+            },
+            "hospitals": hospitals,
+            "spool": gate.map(|hello| {
+                json!({ "waiting": hello.waiting, "bytes": hello.bytes, "rejected": hello.rejected })
+            }),
             "format": said.map(|said| said.format),
             "clock_ahead_ms": said.and_then(|said| said.clock).map(|clock| clock.ahead_ms),
             "wrong_bytes": row.penalty.map_or(0, |penalty| penalty.faults),
@@ -444,9 +477,11 @@ impl MeshStatus {
     }
 }
 
-fn site_row(site: Site, own: SiteId, group: &GroupStatus, peers: &[PeerState]) -> SiteRow {
+fn site_row(site: Site, own: SiteId, group: &GroupStatus, peers: &[PeerState], gates: &Gates) -> SiteRow {
     let id = site.id.0;
-    let role = if group.leader == Some(id) {
+    let role = if site.is_gateway() {
+        "gateway"
+    } else if group.leader == Some(id) {
         "leader"
     } else if group.voters.contains(&id) {
         "voter"
@@ -456,12 +491,14 @@ fn site_row(site: Site, own: SiteId, group: &GroupStatus, peers: &[PeerState]) -
         "none"
     };
     let peer = peers.iter().find(|peer| peer.site == site.id).cloned();
+    let gate = gates.heard(site.id);
     let reach = match &peer {
         _ if site.id == own => Reach::Own,
+        _ if gate.is_some() => Reach::Connected,
         Some(peer) if peer.connected => Reach::Connected,
         _ => Reach::Unreachable,
     };
-    SiteRow { role, reach, peer, penalty: None, lag: group.lag.get(&id).copied().flatten(), site }
+    SiteRow { role, reach, peer, gate, penalty: None, lag: group.lag.get(&id).copied().flatten(), site }
 }
 
 /// The scrub as `/admin/v1/scrub` and the status give it.

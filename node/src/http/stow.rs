@@ -4,19 +4,23 @@
 //! durable before the next is read, and the answer tells of each. A body that breaks off is an error
 //! that still names nothing as lost: what was stored stays, and a repeat finds duplicates.
 
+use std::sync::Arc;
+
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{FromRef, State};
 use axum::http::{Extensions, HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::BytesMut;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use super::Remote;
 use super::app::App;
 use super::body::{Pieces, require};
 use super::multipart::{MultipartError, PartReader, Piece};
 use super::problem::Problem;
-use crate::ingest::{IngestError, Received, ReceivedAs, Source};
+use crate::ingest::{Ingest, IngestError, Received, ReceivedAs, Source};
+use crate::metrics::Metrics;
 use maillage_store::StoreError;
 
 /// The largest body: a day's largest studies together. One part is bounded by the configuration.
@@ -36,9 +40,33 @@ const PROCESSING_FAILURE: u16 = 0x0110;
 /// their own codes; this one says that the data set does not match).
 const KEPT_APART: u16 = 0xB007;
 
+/// What STOW-RS takes of a node, a centre or a gateway.
+#[derive(Debug, Clone)]
+pub(crate) struct Intake {
+    /// The way in.
+    pub(crate) ingest: Ingest,
+    /// Where refusals are counted.
+    pub(crate) metrics: Metrics,
+    /// Uploads in memory at once.
+    pub(crate) uploads: Arc<Semaphore>,
+    /// The largest instance taken.
+    pub(crate) instance_bytes_max: u64,
+}
+
+impl FromRef<App> for Intake {
+    fn from_ref(app: &App) -> Self {
+        Self {
+            ingest: app.node.ingest().clone(),
+            metrics: app.node.metrics().clone(),
+            uploads: Arc::clone(&app.limits.uploads),
+            instance_bytes_max: app.instance_bytes_max(),
+        }
+    }
+}
+
 /// Takes in a multipart body of Part 10 files.
-pub(super) async fn store(
-    State(app): State<App>,
+pub(crate) async fn store(
+    State(intake): State<Intake>,
     extensions: Extensions,
     headers: HeaderMap,
     body: Body,
@@ -49,7 +77,8 @@ pub(super) async fn store(
     }
     let mut reader = PartReader::new(&media).map_err(malformed)?;
     let mut pieces = Pieces::new(&headers, body, BODY_BYTES_MAX)?;
-    let _place = app.upload_place().await?;
+    let place = Arc::clone(&intake.uploads).acquire_owned();
+    let _place = place.await.map_err(|_| Problem::busy("the node is stopping"))?;
     let source = Source::Stow(extensions.get::<Remote>().map(|remote| remote.0));
     let mut stored = Answer::default();
     let mut part = Part::default();
@@ -75,15 +104,15 @@ pub(super) async fn store(
                 let dicom = media.is_none_or(|media| media.essence == "application/dicom");
                 part = Part { bytes: BytesMut::new(), refused: (!dicom).then_some(CANNOT_UNDERSTAND) };
             }
-            Piece::Content(bytes) => part.add(&bytes, app.instance_bytes_max()),
+            Piece::Content(bytes) => part.add(&bytes, intake.instance_bytes_max),
             Piece::PartEnd => {
                 let part = std::mem::take(&mut part);
                 match part.refused {
                     Some(reason) => {
-                        app.node.metrics().rejected("stow", "part");
+                        intake.metrics.rejected("stow", "part");
                         stored.failed.push(reason);
                     }
-                    None => match app.node.ingest().receive_file(source.clone(), part.bytes.freeze()).await {
+                    None => match intake.ingest.receive_file(source.clone(), part.bytes.freeze()).await {
                         Ok(received) => {
                             // Before more is read: a sender that is faster than it may be waits in TCP.
                             pieces.pause(received.wait).await;

@@ -142,6 +142,9 @@ fn commands_of_format_2() -> Vec<Command> {
         Command::Undrain { site: SiteId(4), reason: Line::fitted("r") },
         Command::ReportRoom { full: true },
         Command::GiveUp { study: UidText::fitted("1.2"), manifest: [1; 32] },
+        Command::CreateGatewayToken { key: key("t", 2), lifetime_ms: 1, hospitals: vec![Line::fitted("h")] },
+        Command::JoinGateway { token: key("t", 2), joiner: site("chu", 1) },
+        Command::SetGateway { gateway: SiteId(7), hospitals: vec![Line::fitted("h")] },
     ]
 }
 
@@ -211,6 +214,9 @@ fn a_life_at_format_2(bench: &mut Bench) {
     );
     run(bench, PARIS, Command::Drain { site: lyon, reason: Line::fitted("r"), force: true });
     run(bench, lyon, Command::ReportRoom { full: true });
+    let (token, hospitals) = (key("chu", 2), vec![Line::fitted("hospital")]);
+    run(bench, PARIS, Command::CreateGatewayToken { key: token.clone(), lifetime_ms: 1_000, hospitals });
+    run(bench, PARIS, Command::JoinGateway { token, joiner: site("chu", 1) });
 }
 
 #[test]

@@ -44,3 +44,59 @@ fn an_unknown_command_stops_the_replica_and_is_refused_before_the_log() {
         assert!(matches!(Queue.apply(&mut transaction, 9, bytes), Err(ApplyError::Unknown { index: 9, .. })));
     }
 }
+
+/// A gateway for one hospital.
+fn gateway(bench: &mut Bench, name: &str) -> SiteId {
+    let (token, hospitals) = (key(name, 2), vec![Line::fitted("hospital")]);
+    bench.run(PARIS, Command::CreateGatewayToken { key: token.clone(), lifetime_ms: 3_600_000, hospitals });
+    match bench.run(PARIS, Command::JoinGateway { token, joiner: site(name, 1) }) {
+        Outcome::Joined { site } => site,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_token_admits_only_what_it_was_made_for() {
+    let mut bench = Bench::founded();
+    let (centre, hospital) = (key("centre", 2), key("hospital", 2));
+    bench.run(PARIS, Command::CreateToken { key: centre.clone(), lifetime_ms: 60_000 });
+    let hospitals = vec![Line::fitted("hospital")];
+    bench.run(PARIS, Command::CreateGatewayToken { key: hospital.clone(), lifetime_ms: 60_000, hospitals });
+    let refused = |gateway| Outcome::Refused(Refusal::TokenRole { gateway });
+    let joiner = site("lyon", 1);
+    let as_gateway = |token: &PeerKey| Command::JoinGateway { token: token.clone(), joiner: joiner.clone() };
+    let as_centre = |token: &PeerKey| Command::Join { token: token.clone(), joiner: joiner.clone() };
+    assert_eq!(bench.run(PARIS, as_gateway(&centre)), refused(false));
+    assert_eq!(bench.run(PARIS, as_centre(&hospital)), refused(true), "a hospital's token makes no voter");
+    assert!(matches!(bench.run(PARIS, as_gateway(&hospital)), Outcome::Joined { .. }), "a refusal costs it nothing");
+    assert!(matches!(bench.run(PARIS, as_gateway(&hospital)), Outcome::Joined { .. }), "the answer was lost");
+}
+
+#[test]
+fn a_gateway_holds_nothing_and_proposes_nothing() {
+    let mut bench = Bench::founded();
+    let chu = gateway(&mut bench, "chu");
+    let site = bench.view(|view| view.site(chu)).expect("a member");
+    assert_eq!((site.description.weight, site.session_open), (0, false));
+    assert_eq!(site.role, SiteRole::Gateway { hospitals: vec![Line::fitted("hospital")] });
+    for command in [
+        Command::OpenSession,
+        Command::AddExam(ready("A1", Priority::Urgent)),
+        Command::ClaimNext { modalities: Vec::new() },
+    ] {
+        assert_eq!(bench.run(chu, command), Outcome::Refused(Refusal::NotAMember));
+    }
+    let hospitals = vec![Line::fitted("other")];
+    assert_eq!(bench.run(PARIS, Command::SetGateway { gateway: chu, hospitals: hospitals.clone() }), Outcome::Done);
+    let set = Command::SetGateway { gateway: PARIS, hospitals };
+    assert_eq!(bench.run(PARIS, set), Outcome::Refused(Refusal::NotAGateway));
+}
+
+#[test]
+fn a_mesh_of_format_1_keeps_its_sites_and_tokens_as_it_did() {
+    let mut bench = Bench::of_format(1);
+    bench.run(PARIS, Command::CreateToken { key: key("t", 2), lifetime_ms: 60_000 });
+    let first = |prefix: &[u8]| maillage_host::engine::scan_prefix(&*bench.engine, prefix, 1).expect("scan")[0].1[0];
+    assert_eq!([first(&keys::SITES), first(&keys::TOKENS)], [1, 1], "version 1, without a role");
+    assert!(!bench.view(|view| view.site(PARIS)).expect("paris").is_gateway());
+}

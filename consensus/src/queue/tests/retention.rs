@@ -226,3 +226,19 @@ fn only_the_leader_purges_without_a_reason() {
     assert!(stamp("").is_err());
     assert!(stamp("asked for").is_ok());
 }
+
+#[test]
+fn a_purge_waits_for_no_gateway_and_says_when_it_was() {
+    let mut bench = Bench::founded();
+    let token = key("chu", 2);
+    bench.run(PARIS, Command::CreateGatewayToken { key: token.clone(), lifetime_ms: 3_600_000, hospitals: Vec::new() });
+    bench.run(PARIS, Command::JoinGateway { token, joiner: site("chu", 1) });
+    let exam = bench.delivered("A1");
+    let study = format!("1.2.{exam}");
+    assert_eq!(bench.view(|view| view.purged_at(&study)), None);
+    bench.later(RETENTION_MS);
+    assert_eq!(bench.purge(exam), Outcome::Done);
+    let tombstone = bench.view(|view| view.tombstones(exam)).remove(0);
+    assert_eq!(tombstone.pending, [PARIS], "the gateway is in no list");
+    assert_eq!(bench.view(|view| view.purged_at(&study)), Some(tombstone.at));
+}

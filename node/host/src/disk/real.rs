@@ -7,7 +7,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -35,7 +35,9 @@ impl DiskBackend for RealDisk {
     fn open(&self, path: &str, create: bool) -> IoFuture<'_, Arc<dyn FileBackend>> {
         let path = self.at(path);
         Box::pin(offload(move || {
-            let file = OpenOptions::new().read(true).write(true).create(create).truncate(false).open(path)?;
+            // Whatever the process's mask says: some of these name patients.
+            let mut options = OpenOptions::new();
+            let file = options.read(true).write(true).create(create).truncate(false).mode(0o600).open(path)?;
             Ok(Arc::new(RealFile(Arc::new(file))) as Arc<dyn FileBackend>)
         }))
     }

@@ -159,15 +159,15 @@ listen = \"localhost:7400\"
         toml,
         &[("MAILLAGE__NODE__NAEM", "x"), ("MAILLAGE__NODE__WEIGHT", "heavy")],
         &expect![[r#"
-        maillage.toml:2: unknown key `nmae` in [node]; there are name, zone, data_dir, weight
-        maillage.toml:3: node.weight: invalid value: integer `70000`, expected u16
-        maillage.toml:6: dicom.ae_title: ae title is longer than 16 characters
-        maillage.toml:8: dicom.callers: unknown field `adress`, expected `ae_title` or `address`
-        maillage.toml:11: unknown section `htttp`; there are node, mesh, site, raft, http, dicom, ingest, storage, audit, log
-        maillage.toml:14: mesh.listen: invalid socket address syntax
-        env MAILLAGE__NODE__NAEM: unknown setting; `maillage config template` lists them
-        env MAILLAGE__NODE__WEIGHT: node.weight: string values must be quoted, expected literal string
-    "#]],
+            maillage.toml:2: unknown key `nmae` in [node]; there are name, zone, data_dir, weight, role
+            maillage.toml:3: node.weight: invalid value: integer `70000`, expected u16
+            maillage.toml:6: dicom.ae_title: ae title is longer than 16 characters
+            maillage.toml:8: dicom.callers: unknown field `adress`, expected `ae_title` or `address`
+            maillage.toml:11: unknown section `htttp`; there are node, mesh, site, raft, http, dicom, ingest, storage, gateway, audit, log
+            maillage.toml:14: mesh.listen: invalid socket address syntax
+            env MAILLAGE__NODE__NAEM: unknown setting; `maillage config template` lists them
+            env MAILLAGE__NODE__WEIGHT: node.weight: string values must be quoted, expected literal string
+        "#]],
     );
 }
 

@@ -1,0 +1,41 @@
+//! What a member asks of the state that is not in this node's store: by the rules of `judge`.
+
+use maillage_consensus::ids::SiteId;
+use maillage_consensus::mesh::Study;
+use maillage_store::Hash;
+
+use super::judge::{Coverage, ZONES_MIN, publications};
+use crate::node::Node;
+
+impl Coverage {
+    /// Counts all publications of a study. One whose manifest nobody who answers has does not count.
+    ///
+    /// # Errors
+    /// The state cannot be read.
+    pub(crate) async fn add_study(&mut self, node: &Node, study: &Study) -> anyhow::Result<()> {
+        let grace_ms = node.config().storage.placement_grace_s.saturating_mul(1000);
+        let (sites, now) = node.read(|view| Ok((view.sites()?, node.state_time(view)?)))?;
+        for publication in publications(study, &sites, now.0, grace_ms) {
+            match node.images().published(publication.manifest, &holders(study, publication.manifest)).await {
+                Ok(manifest) => self.add(&publication.zones, &manifest),
+                Err(error) => tracing::debug!(%error, "a publication cannot be looked into"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether enough zones have these bytes of an instance.
+    pub(crate) fn is_safe(&self, sop_instance: &str, dataset: Hash) -> bool {
+        self.zones(sop_instance, dataset) >= ZONES_MIN
+    }
+}
+
+/// Who holds a publication.
+fn holders(study: &Study, manifest: Hash) -> Vec<SiteId> {
+    let of_part = |held: &maillage_consensus::mesh::HeldPart| {
+        let earlier = held.previous.as_ref().filter(|earlier| earlier.part.manifest == manifest.0);
+        let now = (held.part.manifest == manifest.0).then_some(&held.holders);
+        now.or(earlier.map(|earlier| &earlier.holders)).cloned().unwrap_or_default()
+    };
+    study.parts.iter().flat_map(of_part).collect()
+}

@@ -1,0 +1,230 @@
+//! Sending what is spooled: the schedule says what and where, this does it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use maillage_consensus::ids::{Name, UidText};
+use maillage_store::{InstanceManifest, StoreError};
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::Gateway;
+use super::ask::{AskError, answer, ask, open};
+use super::schedule::{Key, Spooled};
+use super::wire::{Ask, Kept, Offer, Reply};
+
+/// With nothing to do, the schedule is looked at again after this long at the latest.
+const IDLE: Duration = Duration::from_secs(1);
+/// Studies whose sender is done and that are not through yet; the hint is worth no more memory.
+const DONE_MAX: usize = 10_000;
+
+/// What became of an offer.
+#[derive(Debug)]
+enum Sent {
+    /// It is durable there.
+    Stored(Kept),
+    /// It is not taken.
+    Rejected(String),
+    /// Not now.
+    NotNow(String),
+    /// It was purged since it came here.
+    Purged,
+    /// Nothing is known.
+    Lost(AskError),
+    /// It cannot be read here.
+    Damaged(StoreError),
+}
+
+impl From<AskError> for Sent {
+    fn from(error: AskError) -> Self {
+        Self::Lost(error)
+    }
+}
+
+/// Sends until `shutdown`. `done` tells of studies whose sender is done.
+pub(super) async fn run(gateway: Gateway, mut done: mpsc::UnboundedReceiver<String>, shutdown: CancellationToken) {
+    let mut sending: FuturesUnordered<BoxFuture<'_, (Key, u64, Sent)>> = FuturesUnordered::new();
+    let mut over: BTreeSet<String> = BTreeSet::new();
+    let mut hints: FuturesUnordered<BoxFuture<'_, ()>> = FuturesUnordered::new();
+    loop {
+        let now = Instant::now();
+        let again = gateway.schedule().resend(now);
+        if again > 0 {
+            tracing::warn!(instances = again, "sent again: who took them is gone, and they are not known to be safe");
+        }
+        while let Some((key, centre)) = gateway.take_next() {
+            let gateway = &gateway;
+            sending.push(Box::pin(async move {
+                let spooled = gateway.schedule().get(&key).map(|(spooled, _)| spooled.clone());
+                let sent = match spooled {
+                    Some(spooled) => push(gateway, &key, &spooled, centre).await,
+                    None => Sent::Purged,
+                };
+                (key, centre, sent)
+            }));
+        }
+        for study in through(&gateway, &mut over) {
+            hints.push(Box::pin(hint(&gateway, study)));
+        }
+        let wake = gateway.schedule().wake_at(now).unwrap_or(now + IDLE).min(now + IDLE);
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            Some((key, centre, sent)) = sending.next() => gateway.sent(&key, centre, sent).await,
+            Some(()) = hints.next() => {}
+            Some(study) = done.recv() => if over.len() < DONE_MAX {
+                over.insert(study);
+            },
+            () = gateway.0.stir.notified() => {}
+            () = sleep_until(wake) => {}
+        }
+    }
+}
+
+/// The studies whose sender is done, and of which nothing is left to send.
+fn through(gateway: &Gateway, over: &mut BTreeSet<String>) -> Vec<String> {
+    let schedule = gateway.schedule();
+    if schedule.current().is_none() {
+        return Vec::new();
+    }
+    over.extract_if(.., |study| !schedule.is_open(study)).collect()
+}
+
+/// Passes on that a study's sender is done. Nothing depends on it but how soon the study is published.
+async fn hint(gateway: &Gateway, study: String) {
+    let (Some(centre), Ok(study)) = (gateway.schedule().current(), UidText::filled(study)) else { return };
+    if let Err(error) = ask(gateway.lines(), centre, &Ask::SenderDone { study }).await {
+        tracing::debug!(centre, %error, "the end of a study was not passed on");
+    }
+}
+
+impl Gateway {
+    fn take_next(&self) -> Option<(Key, u64)> {
+        self.schedule().next(Instant::now())
+    }
+
+    /// Notes what became of an instance.
+    async fn sent(&self, key: &Key, centre: u64, sent: Sent) {
+        let now = Instant::now();
+        let outcome = match sent {
+            Sent::Stored(Kept::New) => "new",
+            Sent::Stored(Kept::Duplicate) => "duplicate",
+            Sent::Stored(Kept::Conflict) | Sent::Rejected(_) => "rejected",
+            Sent::NotNow(_) => "not-now",
+            Sent::Purged => "purged",
+            Sent::Lost(_) => "lost",
+            Sent::Damaged(_) => "damaged",
+        };
+        self.metrics().gateway().pushed(outcome);
+        match sent {
+            Sent::Stored(Kept::New | Kept::Duplicate) => self.schedule().stored(key, centre, now),
+            Sent::Stored(Kept::Conflict) => self.set_apart(key, Some(centre), "uid-conflict"),
+            Sent::Rejected(reason) => self.set_apart(key, Some(centre), &reason),
+            Sent::NotNow(why) => {
+                tracing::debug!(centre, why, "a centre does not take an instance now");
+                self.schedule().not_now(key, centre, now);
+            }
+            Sent::Lost(error) => {
+                tracing::info!(centre, %error, "an instance goes to another centre");
+                self.schedule().lost(key, centre, now);
+            }
+            Sent::Damaged(error) => {
+                tracing::error!(%error, "an instance of the spool is damaged");
+                self.set_apart(key, None, "damaged");
+            }
+            Sent::Purged => {
+                // Set apart first: whatever happens to the disk, it is not sent.
+                self.schedule().rejected(key, Some(centre), "purged");
+                if let Err(error) = self.drop_instances(std::slice::from_ref(key), true).await {
+                    tracing::error!(%error, "what was purged is still in the spool");
+                }
+            }
+        }
+    }
+
+    fn set_apart(&self, key: &Key, centre: Option<u64>, reason: &str) {
+        tracing::warn!(centre, reason, "no centre takes an instance: it stays in the spool");
+        self.schedule().rejected(key, centre, reason);
+    }
+}
+
+/// Offers an instance to a centre, and sends it if it is wanted.
+async fn push(gateway: &Gateway, key: &Key, spooled: &Spooled, centre: u64) -> Sent {
+    let manifest = match gateway.store().instance_manifest(spooled.manifest).await {
+        Ok(Some(manifest)) => manifest,
+        Ok(None) => return Sent::Damaged(StoreError::Missing(spooled.manifest)),
+        Err(error) => return Sent::Damaged(error),
+    };
+    let offer = Ask::Offer(Offer {
+        study: UidText::fitted(&manifest.study_uid),
+        sop_instance: UidText::fitted(&manifest.sop_instance),
+        sop_class: UidText::fitted(&manifest.sop_class),
+        transfer_syntax: UidText::fitted(&manifest.transfer_syntax),
+        dataset: key.dataset.0,
+        bytes: manifest.total_len,
+        source: Name::fitted(&spooled.source),
+        received_at: spooled.received_at.0,
+        foreign_preamble: manifest.flags.foreign_preamble,
+    });
+    let mut line = match open(gateway.lines(), centre, &offer).await {
+        Ok(line) => line,
+        Err(error) => return error.into(),
+    };
+    match answer(&mut line.reader).await {
+        Ok(Reply::Send) => {}
+        Ok(reply) => return of_reply(reply),
+        Err(error) => return error.into(),
+    }
+    let (mut writer, mut reader) = (line.writer, line.reader);
+    let writing = write_data_set(gateway, &manifest, &mut writer);
+    let mut answering = std::pin::pin!(answer(&mut reader));
+    let mut writing = std::pin::pin!(writing);
+    let mut written = false;
+    // A centre that has seen enough says so before the end.
+    loop {
+        tokio::select! {
+            biased;
+            reply = answering.as_mut() => return match reply {
+                Ok(reply) => of_reply(reply),
+                Err(error) => error.into(),
+            },
+            result = writing.as_mut(), if !written => match result {
+                // A line that breaks is told by the silence at its other end.
+                Ok(()) | Err(WriteError::Line) => written = true,
+                Err(WriteError::Store(error)) => return Sent::Damaged(error),
+            },
+        }
+    }
+}
+
+fn of_reply(reply: Reply) -> Sent {
+    match reply {
+        Reply::Have => Sent::Stored(Kept::Duplicate),
+        Reply::Stored(kept) => Sent::Stored(kept),
+        Reply::Rejected { reason } => Sent::Rejected(reason.to_string()),
+        Reply::NotNow { why } => Sent::NotNow(why.to_string()),
+        Reply::Purged => Sent::Purged,
+        _ => Sent::Lost(AskError::Unexpected),
+    }
+}
+
+enum WriteError {
+    Line,
+    Store(StoreError),
+}
+
+/// Sends the data set as it came, each piece verified as it is read.
+async fn write_data_set(
+    gateway: &Gateway,
+    manifest: &InstanceManifest,
+    writer: &mut (impl AsyncWrite + Unpin),
+) -> Result<(), WriteError> {
+    let mut pieces = std::pin::pin!(gateway.store().read_instance(manifest));
+    while let Some(piece) = pieces.next().await {
+        writer.write_all(&piece.map_err(WriteError::Store)?).await.map_err(|_| WriteError::Line)?;
+    }
+    writer.shutdown().await.map_err(|_| WriteError::Line)
+}

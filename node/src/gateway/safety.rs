@@ -1,0 +1,220 @@
+//! What the mesh says is safe: it may go from the spool, and its sender may be told.
+//!
+//! Safe is what a centre says from a state that a quorum confirmed: two zones have these very bytes. A sender is
+//! told so only after it was asked anew, for all that it named: it deletes what it has.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use maillage_consensus::ids::UidText;
+use maillage_store::StoreError;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::ask::{AskError, ask};
+use super::schedule::{Key, State};
+use super::wire::{Ask, ITEMS_MAX, Item, Reply, Safety};
+use super::{Complaints, Gateway};
+use crate::commitment::{Settled, Transaction, reason};
+
+/// Between two rounds.
+const ROUND: Duration = Duration::from_millis(500);
+/// The store's size is looked at in every so many of them.
+const LOOK_EVERY: u32 = 4;
+/// Questions asked in one round, each of many instances.
+const BATCHES: usize = 32;
+/// Instances dropped in one round: the spool's own work goes on beside it.
+const DROPPED_MAX: usize = 512;
+/// Above this share of the spool, in hundredths, what is safe goes before its time.
+const NEARLY_FULL: u64 = 90;
+
+/// Why it is not known what is safe.
+#[derive(Debug, thiserror::Error)]
+enum SafetyError {
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    #[error("no centre answers")]
+    Nobody,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("write it down: {0}")]
+    Disk(#[from] std::io::Error),
+}
+
+/// Asks, drops and settles until `shutdown`.
+pub(super) async fn run(gateway: Gateway, shutdown: CancellationToken) {
+    let (mut asking, mut dropping, mut settling) =
+        (Complaints::default(), Complaints::default(), Complaints::default());
+    let mut round = 0_u32;
+    while shutdown.run_until_cancelled(sleep(ROUND)).await.is_some() {
+        if round.is_multiple_of(LOOK_EVERY) {
+            gateway.look_at_stats().await;
+        }
+        round = round.wrapping_add(1);
+        let work = async {
+            asking.hear("ask what is safe", gateway.ask_what_is_safe().await);
+            settling.hear("settle storage commitments", gateway.settle().await);
+            dropping.hear("drop what is safe", gateway.drop_what_is_safe().await);
+        };
+        if shutdown.run_until_cancelled(work).await.is_none() {
+            return;
+        }
+    }
+}
+
+impl Gateway {
+    /// Asks of what was sent, or left by the last process, whether it is safe.
+    async fn ask_what_is_safe(&self) -> Result<(), SafetyError> {
+        for _ in 0..BATCHES {
+            let due = self.schedule().to_ask(Instant::now(), ITEMS_MAX);
+            if due.is_empty() {
+                break;
+            }
+            self.ask_of(due).await?;
+            self.stir();
+        }
+        Ok(())
+    }
+
+    async fn ask_of(&self, due: Vec<(Key, u64)>) -> Result<(), SafetyError> {
+        let mut by_centre: BTreeMap<u64, Vec<Key>> = BTreeMap::new();
+        for (key, centre) in due {
+            // Who has it can tell best; any other can, too.
+            let asked = if self.schedule().is_up(centre) { centre } else { self.any_centre()? };
+            by_centre.entry(asked).or_default().push(key);
+        }
+        for (centre, keys) in by_centre {
+            self.judge(centre, &keys).await?;
+        }
+        Ok(())
+    }
+
+    fn any_centre(&self) -> Result<u64, SafetyError> {
+        self.schedule().answering().first().copied().ok_or(SafetyError::Nobody)
+    }
+
+    /// Asks a centre of instances, and takes over what it says. Whether all are safe.
+    async fn judge(&self, centre: u64, keys: &[Key]) -> Result<bool, SafetyError> {
+        let (mut known, mut items) = (Vec::new(), Vec::new());
+        for key in keys {
+            let Some(spooled) = self.schedule().get(key).map(|(spooled, _)| spooled.clone()) else { continue };
+            items.push(Item {
+                study: UidText::fitted(&spooled.study),
+                sop_instance: UidText::fitted(&key.sop_instance),
+                dataset: key.dataset.0,
+                received_at: spooled.received_at.0,
+            });
+            known.push(key);
+        }
+        let count = items.len();
+        let Reply::Safety(says) = ask(self.lines(), centre, &Ask::Safe { items }).await? else {
+            return Err(AskError::Unexpected.into());
+        };
+        if says.len() != count {
+            return Err(AskError::Unexpected.into());
+        }
+        let (now, mut purged) = (Instant::now(), Vec::new());
+        {
+            let mut schedule = self.schedule();
+            schedule.judged(now);
+            for (key, safety) in known.iter().zip(&says) {
+                match safety {
+                    Safety::Safe => schedule.safe(key, now),
+                    Safety::Pending => schedule.not_safe(key, now),
+                    Safety::Purged => purged.push((*key).clone()),
+                }
+            }
+        }
+        if !purged.is_empty() {
+            tracing::info!(instances = purged.len(), "the mesh has purged what is in the spool: it goes");
+            self.drop_instances(&purged, true).await?;
+        }
+        Ok(count == keys.len() && says.iter().all(|safety| *safety == Safety::Safe))
+    }
+
+    /// Drops what is safe and has been kept for long enough, or is in the way.
+    async fn drop_what_is_safe(&self) -> Result<(), SafetyError> {
+        let config = self.config();
+        let (keep, max) = (Duration::from_secs(config.gateway.keep_s), config.gateway.spool_bytes_max);
+        let stats = self.stats();
+        // New images are worth more than a late commitment.
+        let disk_is_short = stats.total > 0 && stats.free < (config.storage.reserve_mib << 20).saturating_mul(2);
+        let bytes_max = if disk_is_short { 0 } else { max / 100 * NEARLY_FULL };
+        let going = self.schedule().to_drop(Instant::now(), keep, bytes_max, DROPPED_MAX);
+        if going.is_empty() {
+            return Ok(());
+        }
+        self.drop_instances(&going, false).await?;
+        tracing::debug!(instances = going.len(), "dropped from the spool: the mesh has made them safe");
+        Ok(())
+    }
+
+    /// Settles the storage commitments that can be, and those whose time is over.
+    async fn settle(&self) -> Result<(), SafetyError> {
+        for transaction in self.commitments().select(|one| one.settled.is_none()) {
+            let timeout_ms = self.config().storage.commitment_timeout_s.saturating_mul(1000);
+            let over = self.clock().now().0.saturating_sub(transaction.asked_at.0) >= timeout_ms;
+            let Some(failed) = self.verdict(&transaction, over).await? else { continue };
+            let (all, count) = (transaction.references.len(), failed.len());
+            let settled = Settled { at: self.clock().now().into(), failed };
+            self.commitments().change(&transaction.uid, |one| one.settled = Some(settled)).await?;
+            self.metrics().commitment(if count == 0 { "committed" } else { "failed" });
+            tracing::info!(transaction = %transaction.uid, instances = all, failed = count, "storage commitment settled");
+        }
+        self.commitments().forget_old().await?;
+        Ok(())
+    }
+
+    /// What is not committed of a transaction, and why; none while that is not known.
+    async fn verdict(&self, transaction: &Transaction, over: bool) -> Result<Option<Vec<(u32, u16)>>, SafetyError> {
+        let is_open = |sop_instance: &str| {
+            let schedule = self.schedule();
+            schedule.named(sop_instance).is_some_and(|(.., state)| !matches!(state, State::Safe(_) | State::Rejected))
+        };
+        // Cheap, and mostly the end of it.
+        if !over && transaction.references.iter().any(|reference| is_open(reference.sop_instance.as_str())) {
+            return Ok(None);
+        }
+        let (mut failed, mut to_ask) = (Vec::new(), Vec::new());
+        for (place, reference) in (0..).zip(&transaction.references) {
+            let sop_instance = reference.sop_instance.as_str();
+            let found = {
+                let schedule = self.schedule();
+                schedule.named(sop_instance).map(|(key, spooled, state)| (key.clone(), spooled.manifest, state))
+            };
+            let Some((key, manifest, state)) = found else {
+                failed.push((place, reason::NO_SUCH_INSTANCE));
+                continue;
+            };
+            let class = self.store().instance_manifest(manifest).await?.map(|manifest| manifest.sop_class);
+            if class.as_deref() != Some(reference.sop_class.as_str()) {
+                failed.push((place, reason::CLASS_CONFLICT));
+            } else if state == State::Rejected || self.store().is_contested(sop_instance).await? {
+                failed.push((place, reason::PROCESSING));
+            } else if matches!(state, State::Safe(_)) {
+                to_ask.push((place, key));
+            } else if over {
+                failed.push((place, reason::PROCESSING));
+            } else {
+                return Ok(None);
+            }
+        }
+        for chunk in to_ask.chunks(ITEMS_MAX) {
+            let keys: Vec<Key> = chunk.iter().map(|(_, key)| key.clone()).collect();
+            let asked = match self.any_centre() {
+                Ok(centre) => self.judge(centre, &keys).await,
+                Err(error) => Err(error),
+            };
+            match asked {
+                Ok(true) => {}
+                Ok(false) | Err(_) if over => {
+                    failed.extend(chunk.iter().map(|(place, _)| (*place, reason::PROCESSING)))
+                }
+                Ok(false) => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+        failed.sort_unstable();
+        Ok(Some(failed))
+    }
+}

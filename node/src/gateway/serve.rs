@@ -1,0 +1,215 @@
+//! A gateway's life as a process: from a data directory to a running gateway, and its end. A `kill -9` at any
+//! moment is the same as a stop without the courtesy.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use anyhow::Context as _;
+use maillage_dicom::dimse::scp::ServiceHandler;
+use maillage_host::engine::{EngineHome, FjallHome};
+use maillage_host::{Clock, Disk};
+use maillage_store::{Stats, Store, StoreConfig};
+use maillage_transport::{Endpoint, EndpointConfig, Identity, Membership, Socket};
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use super::inbox::Inbox;
+use super::lines::{Lines, MeshLines};
+use super::schedule::Schedule;
+use super::{Gateway, Parts, centres, inbox, push, safety, spool};
+use crate::commitment::{self, Commitments, Teller};
+use crate::config::Config;
+use crate::data_dir::{Locked, MeshFile};
+use crate::ingest::{Arrival, Ingest};
+use crate::metrics::Metrics;
+use crate::senders::Senders;
+use crate::{http, scp};
+
+/// Memory for the blocks of the spool's index that are read again and again.
+const INDEX_CACHE_BYTES: u64 = 32 << 20;
+/// A pack of the spool is small: its room is free again once nothing in it is kept.
+const PACK_BYTES: u64 = 128 << 20;
+
+/// The doors of a gateway, bound and not served yet.
+pub(crate) struct Doors {
+    /// Health, status, STOW-RS.
+    pub(crate) http: TcpListener,
+    /// C-STORE and storage commitment.
+    pub(crate) dicom: TcpListener,
+    /// Where the command line reaches it.
+    pub(crate) control: PathBuf,
+}
+
+/// Runs the gateway of a data directory until `told_to_stop`.
+///
+/// # Errors
+/// When it cannot start.
+pub(crate) async fn run(
+    config: Config,
+    directory: Locked,
+    doors: Doors,
+    told_to_stop: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    let (identity, mesh) = (Identity::from_secret(&directory.identity()?.0), directory.mesh()?);
+    let clock = Clock::system();
+    let membership = Membership::new(clock.clone());
+    let endpoint = EndpointConfig::new(identity, membership, Socket::Udp(config.mesh.listen), clock.clone());
+    let endpoint = Endpoint::bind(endpoint)
+        .map_err(|error| anyhow::anyhow!(error).context(format!("mesh.listen {}", config.mesh.listen)))?;
+    let host = Host {
+        disk: Disk::real(directory.root()),
+        index: Arc::new(FjallHome::new(directory.index(), INDEX_CACHE_BYTES)),
+        clock,
+        lines: Arc::new(MeshLines::new(endpoint.clone())),
+    };
+    let shutdown = CancellationToken::new();
+    let opened = Opened::open(config, mesh, host).await?;
+    let gateway = opened.gateway.clone();
+    let mut tasks = opened.start(&shutdown);
+    tasks.extend(start_doors(&gateway, doors, &shutdown).await?);
+    {
+        let mesh = gateway.mesh().clone();
+        tracing::info!(
+            site = mesh.site_id,
+            mesh = mesh.mesh_name,
+            http = %gateway.config().http.listen,
+            dicom = %gateway.config().dicom.listen,
+            "gateway is up"
+        );
+    }
+    told_to_stop.await;
+    tracing::info!("stopping");
+    shutdown.cancel();
+    futures::future::join_all(tasks).await;
+    endpoint.close().await;
+    if let Err(error) = gateway.store().close().await {
+        tracing::error!(%error, "close the spool");
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// What a gateway takes from its machine.
+pub(super) struct Host {
+    pub(super) disk: Disk,
+    pub(super) index: Arc<dyn EngineHome>,
+    pub(super) clock: Clock,
+    pub(super) lines: Arc<dyn Lines>,
+}
+
+/// A gateway that is open, and does nothing yet.
+pub(super) struct Opened {
+    pub(super) gateway: Gateway,
+    arrivals: mpsc::UnboundedReceiver<Arrival>,
+    inbox: Inbox,
+}
+
+impl Opened {
+    /// Opens the spool and the feed, and takes up what is owed.
+    ///
+    /// # Errors
+    /// When the spool, the commitments or the feed cannot be read.
+    pub(super) async fn open(config: Config, mesh: MeshFile, host: Host) -> anyhow::Result<Self> {
+        let Host { disk, index, clock, lines } = host;
+        let images = StoreConfig {
+            // Images stop at the reserve; what is dropped is written down first, in half of it.
+            reserve_bytes: (config.storage.reserve_mib << 20) / 2,
+            pack_bytes: PACK_BYTES,
+            ..StoreConfig::default()
+        };
+        let store = Store::open(disk.clone(), "", index, clock.clone(), images).await.context("open the spool")?;
+        for damage in &store.recovery().damage {
+            tracing::error!(pack = %damage.pack, offset = damage.offset, bytes = damage.bytes, "damaged bytes in the spool");
+        }
+        let commitments = Commitments::open(disk.clone(), clock.clone()).await.context("read commitment")?;
+        let inbox = Inbox::open(disk.clone()).await?;
+        let (metrics, senders) = (Metrics::of_gateway(), Senders::new(&config));
+        let (gather, arrivals) = mpsc::unbounded_channel();
+        // The mesh's patient is the centres' to compare. What is coded is decoded again before it is sent.
+        let (mesh_patient, may_code) = (Box::new(|_: &str| None), Box::new(|| true));
+        let ingest =
+            Ingest::new(store.clone(), clock.clone(), metrics.clone(), senders, gather, mesh_patient, may_code);
+        let known = centres::remembered(&mesh.members);
+        let gateway = Gateway::new(Parts {
+            config,
+            disk,
+            clock,
+            store,
+            ingest: ingest.clone(),
+            metrics,
+            commitments,
+            lines,
+            mesh: Mutex::new(mesh),
+            schedule: Mutex::new(Schedule::default()),
+            stir: Notify::new(),
+            centres: Mutex::new(known),
+            introduced: Notify::new(),
+            stats: Mutex::new(Stats::default()),
+            seen: Mutex::default(),
+        });
+        gateway.look_at_stats().await;
+        gateway.take_up().await.context("read the spool")?;
+        let owed = gateway.schedule().counts();
+        if owed.waiting > 0 {
+            tracing::info!(instances = owed.waiting, bytes = owed.bytes, "the spool holds what is offered again");
+        }
+        ingest.within(gateway.room());
+        gateway.introduce();
+        Ok(Self { gateway, arrivals, inbox })
+    }
+
+    /// Starts what a gateway does unasked.
+    pub(super) fn start(self, shutdown: &CancellationToken) -> Vec<tokio::task::JoinHandle<()>> {
+        let Self { gateway, arrivals, inbox } = self;
+        let (done_tx, done) = mpsc::unbounded_channel();
+        vec![
+            watched(spool::run(gateway.clone(), arrivals, done_tx, shutdown.clone())),
+            watched(centres::run(gateway.clone(), shutdown.clone())),
+            watched(push::run(gateway.clone(), done, shutdown.clone())),
+            watched(safety::run(gateway.clone(), shutdown.clone())),
+            watched(inbox::run(gateway, inbox, shutdown.clone())),
+        ]
+    }
+}
+
+/// A task whose panic ends the process: a gateway must not look alive without it.
+fn watched(task: impl Future<Output = ()> + Send + 'static) -> tokio::task::JoinHandle<()> {
+    let handle = maillage_host::spawn(task);
+    maillage_host::spawn(async move {
+        if handle.await.is_err_and(|error| error.is_panic()) {
+            tracing::error!("a task of the gateway panicked; the process ends");
+            std::process::abort();
+        }
+    })
+}
+
+/// Tasks that speak with the hospital's own people and machines.
+async fn start_doors(
+    gateway: &Gateway,
+    doors: Doors,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Vec<tokio::task::JoinHandle<()>>> {
+    let port = scp::Port::new(gateway.ingest().clone(), gateway.metrics().clone());
+    let settings = scp::settings(gateway.config())?;
+    let (handler, events) = (Arc::clone(&port), Arc::clone(&port));
+    let services: Vec<Arc<dyn ServiceHandler>> = vec![commitment::Desk::new(gateway.commitments().clone())];
+    let dicom = maillage_dicom::dimse::scp::serve(doors.dicom, settings, handler, services, events, shutdown.clone());
+    let teller = Teller {
+        commitments: gateway.commitments().clone(),
+        clock: gateway.clock().clone(),
+        metrics: gateway.metrics().clone(),
+        peers: gateway.config().dicom.peers.clone(),
+    };
+    let control = http::bind_control(&doors.control).await?;
+    let tasks = vec![
+        watched(async move {
+            dicom.await;
+        }),
+        watched(commitment::report(teller, shutdown.clone())),
+        watched(http::serve_tcp(doors.http, gateway.local_router(), shutdown.clone())),
+        watched(http::serve_unix(control, gateway.control_router(), shutdown.clone())),
+    ];
+    gateway.metrics().set_dicom_listening(true);
+    Ok(tasks)
+}

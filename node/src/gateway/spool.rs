@@ -1,0 +1,193 @@
+//! The spool: the images in this node's store that it owes the mesh.
+//!
+//! What is in the store is what is owed, so that a restart forgets nothing: all of it is offered again, and
+//! centres that have it say so. What is dropped goes by the store's own purge, which a crash cannot undo
+//! half-way. There is no other record.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use maillage_store::{Instance, InstanceEntry, Publication, StoreError, StudyManifest};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::Gateway;
+use super::schedule::{Key, Spooled};
+use crate::ingest::{Arrival, Room};
+
+/// Studies read from the store at once.
+const STUDIES_PAGE: usize = 1_000;
+/// Arrivals are let gather for so long: a burst of them is one look at the store.
+const GATHER: Duration = Duration::from_millis(20);
+/// Instances set apart that are looked for. They have no arrival of their own.
+const APART_MAX: usize = 1_000;
+/// Between two looks for them.
+const LOOK: Duration = Duration::from_secs(10);
+/// The number of the list by which instances are dropped. It lives no longer than that.
+const DROP_SEQUENCE: u64 = 1;
+
+impl Key {
+    /// Of an instance in the store.
+    fn of(instance: &Instance) -> Self {
+        Self { sop_instance: instance.entry.sop_instance.clone(), dataset: instance.entry.dataset_hash }
+    }
+}
+
+impl Spooled {
+    fn of(instance: Instance, apart: bool) -> Self {
+        let Instance { entry, study_uid, received_at, source } = instance;
+        Self {
+            study: study_uid,
+            series: entry.series_uid,
+            manifest: entry.manifest,
+            bytes: entry.bytes,
+            received_at,
+            source,
+            apart,
+        }
+    }
+}
+
+impl Gateway {
+    /// Takes up what the last process left.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub(super) async fn take_up(&self) -> Result<(), StoreError> {
+        let mut after: Option<String> = None;
+        loop {
+            let page = self.store().studies(after.as_deref(), STUDIES_PAGE).await?;
+            for study in &page {
+                let instances = self.store().instances(&study.study_uid).await?;
+                let (now, mut schedule) = (Instant::now(), self.schedule());
+                for instance in instances {
+                    schedule.add_left(Key::of(&instance), Spooled::of(instance, false), now);
+                }
+            }
+            match page.last() {
+                Some(last) if page.len() == STUDIES_PAGE => after = Some(last.study_uid.clone()),
+                _ => break,
+            }
+        }
+        self.take_up_apart().await
+    }
+
+    async fn take_up_study(&self, study: &str) -> Result<(), StoreError> {
+        let instances = self.store().instances(study).await?;
+        let (now, mut schedule) = (Instant::now(), self.schedule());
+        for instance in instances {
+            schedule.add(Key::of(&instance), Spooled::of(instance, false), now);
+        }
+        Ok(())
+    }
+
+    async fn take_up_apart(&self) -> Result<(), StoreError> {
+        let conflicts = self.store().conflicts(APART_MAX).await?;
+        let (now, mut schedule) = (Instant::now(), self.schedule());
+        for conflict in conflicts {
+            schedule.add(Key::of(&conflict.second), Spooled::of(conflict.second, true), now);
+        }
+        Ok(())
+    }
+
+    /// Drops instances, which the mesh has made safe or has purged, from the disk. One under whose UID other
+    /// bytes are kept apart stays, unless it was purged: the two go together.
+    ///
+    /// # Errors
+    /// What was not dropped then is by the next call.
+    pub(super) async fn drop_instances(&self, keys: &[Key], purged: bool) -> Result<(), StoreError> {
+        let mut studies: BTreeMap<String, Vec<(Key, InstanceEntry)>> = BTreeMap::new();
+        for key in keys {
+            let Some(spooled) = self.schedule().get(key).map(|(spooled, _)| spooled.clone()) else { continue };
+            if !purged && self.store().is_contested(&key.sop_instance).await? {
+                continue;
+            }
+            let entry = InstanceEntry {
+                sop_instance: key.sop_instance.clone(),
+                series_uid: spooled.series,
+                manifest: spooled.manifest,
+                bytes: spooled.bytes,
+                dataset_hash: key.dataset,
+            };
+            studies.entry(spooled.study).or_default().push((key.clone(), entry));
+        }
+        let origin = self.mesh().site_id;
+        for (study_uid, instances) in studies {
+            let (keys, entries): (Vec<Key>, Vec<InstanceEntry>) = instances.into_iter().unzip();
+            let list = StudyManifest::new(study_uid.clone(), origin, DROP_SEQUENCE, entries);
+            let manifest = self.store().put_manifest(list.encode()?).await?;
+            let publication = Publication { study_uid, origin, sequence: DROP_SEQUENCE, manifest };
+            self.store().purge(&publication, false).await?;
+            let mut schedule = self.schedule();
+            for key in &keys {
+                schedule.remove(key);
+            }
+        }
+        Ok(())
+    }
+
+    /// What the ingest asks before it takes an instance: whether the spool and the disk have room.
+    pub(super) fn room(&self) -> Room {
+        let gateway = self.clone();
+        Box::new(move |bytes| {
+            let (used, stats) = (gateway.schedule().bytes(), gateway.stats());
+            let max = gateway.config().gateway.spool_bytes_max;
+            if used.saturating_add(bytes) > max {
+                return Err(StoreError::Full { free: max.saturating_sub(used), reserve: 0 });
+            }
+            let reserve = gateway.config().storage.reserve_mib << 20;
+            if stats.total > 0 && stats.free < reserve.saturating_add(bytes) {
+                return Err(StoreError::Full { free: stats.free, reserve });
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Takes up what arrives until `shutdown`, and tells `done` of studies whose sender is.
+pub(super) async fn run(
+    gateway: Gateway,
+    mut arrivals: mpsc::UnboundedReceiver<Arrival>,
+    done: mpsc::UnboundedSender<String>,
+    shutdown: CancellationToken,
+) {
+    let mut look = tokio::time::interval(LOOK);
+    loop {
+        let first = tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = look.tick() => {
+                if let Err(error) = gateway.take_up_apart().await {
+                    tracing::error!(%error, "look for instances set apart");
+                }
+                gateway.stir();
+                continue;
+            }
+            first = arrivals.recv() => first,
+        };
+        let Some(first) = first else { return };
+        sleep(GATHER).await;
+        let (mut studies, mut over) = (BTreeSet::new(), Vec::new());
+        let mut next = Some(first);
+        while let Some(arrival) = next {
+            match arrival {
+                Arrival::Instance { study } => {
+                    studies.insert(study);
+                }
+                Arrival::SenderDone { study } => over.push(study),
+            }
+            next = arrivals.try_recv().ok();
+        }
+        for study in studies {
+            if let Err(error) = gateway.take_up_study(&study).await {
+                // It is durable, and found at the latest by the next start.
+                tracing::error!(%error, "take up what arrived");
+            }
+        }
+        gateway.stir();
+        for study in over {
+            // The pusher ends with the node.
+            let _ = done.send(study);
+        }
+    }
+}

@@ -1,0 +1,371 @@
+//! A gateway and a real centre in this process, on a clock that runs as fast as it can: an hour's outage with
+//! images arriving all the while.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use maillage_consensus::command::Command;
+use maillage_consensus::ids::{CommandId, Line, Name, PeerKey, SiteId};
+use maillage_consensus::raft::Duplex;
+use maillage_consensus::{Outcome, Queue};
+use maillage_dicom::Uid;
+use maillage_dicom::phantom::CtPhantom;
+use maillage_host::engine::MemoryHome;
+use maillage_host::{Clock, Disk};
+use maillage_store::{StoreConfig, StoreError};
+use maillage_transport::{Endpoint, EndpointConfig, Identity, Membership, PeerId, Socket};
+use tokio::io::AsyncWriteExt as _;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::door::Door;
+use super::lines::Lines;
+use super::serve::{Host, Opened};
+use super::wire::{self, Ask, Item, Kept, Offer, Reply, Safety};
+use super::{Gateway, ask};
+use crate::config::Settings;
+use crate::data_dir::{MESH_FILE_FORMAT, MeshFile, MeshFileMember};
+use crate::ingest::{Announced, IngestError, Source};
+use crate::site::{Host as SiteHost, Member, Role, Site};
+
+/// A founded mesh of one centre, and a member of it that is a gateway.
+struct Centre {
+    site: Site,
+    gateway: SiteId,
+    shutdown: CancellationToken,
+    endpoint: Endpoint,
+    _directory: tempfile::TempDir,
+}
+
+fn settings(text: &str) -> Settings {
+    let common = "[http]\nlisten = \"127.0.0.1:0\"\n[storage]\nreserve_mib = 1\n[dicom]\nany_caller = true\nmax_instance_mib = 1\n";
+    Settings::from_toml(&format!("{text}\n{common}")).expect("settings")
+}
+
+async fn centre() -> Centre {
+    let directory = tempfile::tempdir().expect("a directory");
+    let clock = Clock::system();
+    let (identity, membership) = (Identity::generate(), Membership::new(clock.clone()));
+    let any = Socket::Udp(SocketAddr::from(([127, 0, 0, 1], 0)));
+    let endpoint = EndpointConfig::new(identity.clone(), membership.clone(), any, clock.clone());
+    let endpoint = Endpoint::bind(endpoint).expect("a port");
+    let member = Member::new(identity, MeshFile::of_founder([7; 32], "test", "paris"), membership);
+    let wires = member.wires(&endpoint);
+    let host = SiteHost {
+        disk: Disk::real(directory.path()),
+        state: Arc::<MemoryHome>::default(),
+        index: Arc::<MemoryHome>::default(),
+        clock,
+        images: StoreConfig { reserve_bytes: 1 << 20, ..StoreConfig::default() },
+        queue: Arc::new(Queue),
+    };
+    let shutdown = CancellationToken::new();
+    // Seldom, since an hour has many heartbeats.
+    let raft = "[raft]\nheartbeat_ms = 1000\nelection_min_ms = 4000\nelection_max_ms = 8000";
+    let settings = settings(&format!("[node]\nname = \"paris\"\nzone = \"paris\"\ndata_dir = \"/nowhere\"\n{raft}"));
+    let site = Site::open(settings, member, host, wires, shutdown.clone()).await.expect("it opens");
+    site.start();
+    site.found().await.expect("founded");
+    let command =
+        async |command| site.node().command(CommandId::random(), Name::default(), command).await.expect("an outcome");
+    let (token, hospitals) = (PeerKey::new(vec![2; 38]).expect("a key"), vec![Line::fitted("CHU")]);
+    command(Command::CreateGatewayToken { key: token.clone(), lifetime_ms: 60_000, hospitals }).await;
+    let mut joiner = crate::roster::testing::site(9, "chu").description;
+    joiner.key = PeerKey::new(vec![3; 38]).expect("a key");
+    let Outcome::Joined { site: gateway } = command(Command::JoinGateway { token, joiner }).await else {
+        panic!("the gateway joins");
+    };
+    Centre { site, gateway, shutdown, endpoint, _directory: directory }
+}
+
+impl Centre {
+    async fn end(self) {
+        self.shutdown.cancel();
+        self.site.stop(self.endpoint.close()).await;
+    }
+
+    /// The SOP Instance UIDs of a study here.
+    async fn instances(&self, study: &str) -> Vec<String> {
+        let instances = self.site.store().instances(study).await.expect("a list");
+        instances.into_iter().map(|instance| instance.entry.sop_instance).collect()
+    }
+}
+
+/// Streams straight to a centre's door, while the line is up. While it is down nothing answers, as packets that
+/// are dropped.
+struct Cable {
+    door: Arc<Door>,
+    gateway: SiteId,
+    up: AtomicBool,
+}
+
+impl Cable {
+    fn to(centre: &Centre) -> Arc<Self> {
+        let door = Door::new(centre.site.node().clone());
+        Arc::new(Self { door, gateway: centre.gateway, up: AtomicBool::new(true) })
+    }
+}
+
+impl Lines for Cable {
+    fn open(&self, _: u64) -> BoxFuture<'_, io::Result<Duplex>> {
+        Box::pin(async move {
+            if !self.up.load(Ordering::SeqCst) {
+                std::future::pending::<()>().await;
+            }
+            let (near, far) = tokio::io::duplex(256 << 10);
+            let halves = |end| {
+                let (reader, writer) = tokio::io::split(end);
+                Duplex { reader: Box::new(reader), writer: Box::new(writer) }
+            };
+            let (door, gateway) = (Arc::clone(&self.door), self.gateway);
+            maillage_host::spawn(async move { door.answer(gateway, halves(far)).await });
+            Ok(halves(near))
+        })
+    }
+
+    fn know(&self, _: BTreeMap<u64, (PeerId, Vec<SocketAddr>)>) {}
+}
+
+/// A gateway's process, as far as it is one.
+struct Running {
+    gateway: Gateway,
+    shutdown: CancellationToken,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Running {
+    async fn start(disk: &Disk, cable: &Arc<Cable>, spool_bytes_max: u64) -> Self {
+        let text = format!(
+            "[node]\nname = \"chu\"\nzone = \"chu\"\ndata_dir = \"/nowhere\"\nrole = \"gateway\"\n\
+             [gateway]\nspool_bytes_max = {spool_bytes_max}"
+        );
+        let paris = MeshFileMember {
+            peer_id: Identity::generate().peer_id().to_string(),
+            site_id: 1,
+            name: "paris".to_owned(),
+            addresses: Vec::new(),
+        };
+        let mesh = MeshFile {
+            format: MESH_FILE_FORMAT,
+            mesh_id: "07".repeat(32),
+            mesh_name: "test".to_owned(),
+            site_id: cable.gateway.0,
+            site_name: "chu".to_owned(),
+            epoch: 1,
+            has_log: false,
+            role: Role::Gateway,
+            members: vec![paris],
+        };
+        let lines = Arc::<Cable>::clone(cable);
+        // An index of its own each time: after a kill it may be behind, and is made anew from the packs.
+        let host = Host { disk: disk.clone(), index: Arc::<MemoryHome>::default(), clock: Clock::system(), lines };
+        let opened = Opened::open(settings(&text).into_config(), mesh, host).await.expect("it opens");
+        let (gateway, shutdown) = (opened.gateway.clone(), CancellationToken::new());
+        let tasks = opened.start(&shutdown);
+        Self { gateway, shutdown, tasks }
+    }
+
+    /// Without any courtesy to what is under way.
+    async fn kill(self) {
+        self.shutdown.cancel();
+        futures::future::join_all(self.tasks).await;
+    }
+
+    async fn take(&self, uid: &Uid, dataset: Bytes) -> Result<(), IngestError> {
+        let announced = Announced {
+            sop_class: CtPhantom::SOP_CLASS,
+            sop_instance: uid.clone(),
+            transfer_syntax: CtPhantom::TRANSFER_SYNTAX,
+            foreign_preamble: false,
+        };
+        self.gateway.ingest().receive(Source::Dimse("CT1".to_owned()), announced, dataset).await.map(drop)
+    }
+
+    /// Waits until a centre has everything.
+    async fn is_through(&self, instances: u64) -> Duration {
+        let since = Instant::now();
+        let through = async {
+            loop {
+                let counts = self.gateway.schedule().counts();
+                if counts.pushed + counts.safe == instances {
+                    return;
+                }
+                sleep(Duration::from_millis(100)).await;
+            }
+        };
+        timeout(Duration::from_secs(600), through).await.unwrap_or_else(|_| {
+            panic!("not through: {:?}", self.gateway.schedule().counts());
+        });
+        since.elapsed()
+    }
+}
+
+fn phantom(slices: u32) -> CtPhantom {
+    CtPhantom { slices, rows: 32, columns: 32, accession_number: "A1".to_owned(), ..CtPhantom::default() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_hour_without_any_centre_while_images_arrive_loses_none_and_doubles_none() {
+    const IMAGES: u32 = 120;
+    let (centre, directory) = (centre().await, tempfile::tempdir().expect("a directory"));
+    let (cable, disk) = (Cable::to(&centre), Disk::real(directory.path()));
+    let phantom = phantom(IMAGES);
+    let mut running = Running::start(&disk, &cable, 1 << 30).await;
+    cable.up.store(false, Ordering::SeqCst);
+    let since = Instant::now();
+    for n in 0..IMAGES {
+        let (uid, dataset) = phantom.slice(n);
+        running.take(&uid, dataset).await.expect("images are taken while nobody answers");
+        sleep(Duration::from_secs(3600) / IMAGES).await;
+        if n == IMAGES / 2 {
+            running.kill().await;
+            running = Running::start(&disk, &cable, 1 << 30).await;
+        }
+    }
+    assert!(since.elapsed() >= Duration::from_secs(3600));
+    let counts = running.gateway.schedule().counts();
+    assert_eq!((counts.waiting + counts.in_flight, counts.pushed), (IMAGES.into(), 0), "{counts:?}");
+    let study = phantom.study_uid().to_string();
+    assert_eq!(centre.instances(&study).await, Vec::<String>::new());
+
+    cable.up.store(true, Ordering::SeqCst);
+    let took = running.is_through(IMAGES.into()).await;
+    assert!(took < Duration::from_secs(30), "an hour's images are there {took:?} after the line is");
+    let mut sent: Vec<String> = (0..IMAGES).map(|n| phantom.slice(n).0.to_string()).collect();
+    sent.sort();
+    let mut came = centre.instances(&study).await;
+    came.sort();
+    assert_eq!(came, sent, "each once");
+    assert!(centre.site.store().conflicts(10).await.expect("a list").is_empty());
+    // One zone has them: they stay here.
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(running.gateway.schedule().counts().safe, 0);
+    assert_eq!(running.gateway.store().instances(&study).await.expect("a list").len(), IMAGES as usize);
+    running.kill().await;
+    centre.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_spool_refuses_with_room_to_come_and_takes_again_when_there_is() {
+    let (centre, directory) = (centre().await, tempfile::tempdir().expect("a directory"));
+    let (cable, disk) = (Cable::to(&centre), Disk::real(directory.path()));
+    cable.up.store(false, Ordering::SeqCst);
+    let running = Running::start(&disk, &cable, 1 << 20).await;
+    let phantom = CtPhantom { rows: 256, columns: 256, ..phantom(10) };
+    let mut taken = Vec::new();
+    let refused = loop {
+        let n = u32::try_from(taken.len()).expect("few");
+        let (uid, dataset) = phantom.slice(n);
+        match running.take(&uid, dataset).await {
+            Ok(()) => taken.push(uid),
+            Err(error) => break error,
+        }
+        sleep(Duration::from_secs(1)).await;
+    };
+    assert!(matches!(refused, IngestError::Store(StoreError::Full { .. })), "the sender may try again: {refused}");
+    assert!((6..10).contains(&taken.len()), "{}", taken.len());
+    // What is dropped makes room; without that nothing does.
+    let key = running.gateway.schedule().rejects(1);
+    assert!(key.is_empty());
+    cable.up.store(true, Ordering::SeqCst);
+    running.is_through(taken.len() as u64).await;
+    let (first, manifest) = {
+        let schedule = running.gateway.schedule();
+        let (key, spooled, _) = schedule.named(taken[0].as_str()).expect("spooled");
+        (key.clone(), spooled.manifest)
+    };
+    running.gateway.drop_instances(std::slice::from_ref(&first), false).await.expect("dropped");
+    assert!(running.gateway.store().instance(taken[0].as_str()).await.expect("a look").is_none());
+    assert!(running.gateway.store().instance_manifest(manifest).await.expect("a look").is_none());
+    let (uid, dataset) = phantom.slice(9);
+    running.take(&uid, dataset).await.expect("there is room again");
+    running.kill().await;
+    centre.end().await;
+}
+
+/// One offer on a stream of its own, with whatever is sent behind it.
+async fn offer(cable: &Cable, offer: Offer, data_set: &[u8]) -> Reply {
+    let mut line = ask::open(cable, 1, &Ask::Offer(offer)).await.expect("a stream");
+    match ask::answer(&mut line.reader).await.expect("an answer") {
+        Reply::Send => {}
+        reply => return reply,
+    }
+    // A door that has seen enough may have closed.
+    let _ = line.writer.write_all(data_set).await;
+    let _ = line.writer.shutdown().await;
+    ask::answer(&mut line.reader).await.expect("an answer")
+}
+
+fn offer_of(phantom: &CtPhantom, n: u32) -> (Offer, Bytes) {
+    let (uid, data_set) = phantom.slice(n);
+    let text = |uid: &str| maillage_consensus::ids::UidText::fitted(uid);
+    let offer = Offer {
+        study: text(phantom.study_uid().as_str()),
+        sop_instance: text(uid.as_str()),
+        sop_class: text(CtPhantom::SOP_CLASS.as_str()),
+        transfer_syntax: text(CtPhantom::TRANSFER_SYNTAX.as_str()),
+        dataset: *blake3::hash(&data_set).as_bytes(),
+        bytes: data_set.len() as u64,
+        source: Name::fitted("CT1"),
+        received_at: 5,
+        foreign_preamble: false,
+    };
+    (offer, data_set)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_door_takes_what_is_right_once_and_says_what_is_wrong_with_the_rest() {
+    let centre = centre().await;
+    let cable = Cable::to(&centre);
+    let phantom = phantom(3);
+    let (first, data_set) = offer_of(&phantom, 0);
+    assert_eq!(offer(&cable, first.clone(), &data_set).await, Reply::Stored(Kept::New));
+    assert_eq!(offer(&cable, first.clone(), &data_set).await, Reply::Have, "and is not sent twice");
+    // Other bytes than were offered: nothing is kept of them.
+    let (second, data_set) = offer_of(&phantom, 1);
+    let mut wrong = data_set.to_vec();
+    *wrong.last_mut().expect("a byte") ^= 1;
+    assert!(matches!(offer(&cable, second.clone(), &wrong).await, Reply::NotNow { .. }));
+    assert_eq!(centre.instances(phantom.study_uid().as_str()).await.len(), 1);
+    assert_eq!(offer(&cable, second, &data_set).await, Reply::Stored(Kept::New));
+    // Another patient under the study's UID is set apart for a person, for good.
+    let (mut third, data_set) = offer_of(&phantom, 2);
+    let mut data_set = data_set.to_vec();
+    let id = phantom.patient_id.as_bytes();
+    let at = data_set.windows(id.len()).position(|window| window == id).expect("the patient's id");
+    data_set[at] ^= 1;
+    third.dataset = *blake3::hash(&data_set).as_bytes();
+    assert_eq!(offer(&cable, third, &data_set).await, Reply::Rejected { reason: Name::fitted("other-patient") });
+    let huge = Offer { bytes: u64::MAX, ..first.clone() };
+    assert_eq!(offer(&cable, huge, b"").await, Reply::Rejected { reason: Name::fitted("too-large") });
+    // One that stops half-way is given up, and another is served meanwhile.
+    let (half, _) = offer_of(&phantom, 2);
+    let mut line = ask::open(&*cable, 1, &Ask::Offer(half)).await.expect("a stream");
+    assert_eq!(ask::answer(&mut line.reader).await.expect("an answer"), Reply::Send);
+    line.writer.write_all(&data_set[..100]).await.expect("sent");
+    assert_eq!(offer(&cable, first.clone(), b"").await, Reply::Have);
+    assert!(ask::answer(&mut line.reader).await.is_err(), "it is closed without an answer");
+
+    // One zone has it, which is not safe; and garbage closes a stream, not the door.
+    let item = Item {
+        study: first.study.clone(),
+        sop_instance: first.sop_instance.clone(),
+        dataset: first.dataset,
+        received_at: 5,
+    };
+    let says = ask::ask(&*cable, 1, &Ask::Safe { items: vec![item] }).await.expect("an answer");
+    assert_eq!(says, Reply::Safety(vec![Safety::Pending]));
+    let mut line = cable.open(1).await.expect("a stream");
+    let garbage = wire::encode(&Reply::Done).expect("encodes");
+    maillage_transport::frame::write(&mut line.writer, &[9, 9], 100).await.expect("written");
+    maillage_transport::frame::write(&mut line.writer, &garbage, 100).await.expect("written");
+    assert!(ask::answer(&mut line.reader).await.is_err());
+    assert_eq!(offer(&cable, first, b"").await, Reply::Have);
+    centre.end().await;
+}
