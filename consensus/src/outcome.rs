@@ -214,6 +214,12 @@ pub enum Refusal {
     /// What the site had of this study is being purged; once it is, what came since can be recorded.
     #[error("the site has to purge what it had of this study first")]
     Purging,
+    /// The key was destroyed with the images that it sealed.
+    #[error("the key was destroyed")]
+    KeyDestroyed,
+    /// The mesh keeps another key under this name, or this one for other images.
+    #[error("another key has this name")]
+    OtherKey,
 }
 
 impl Refusal {

@@ -11,6 +11,7 @@ mod regulation;
 mod repeats;
 mod reports;
 mod retention;
+mod sealing;
 mod settings;
 mod sites;
 mod studies;
@@ -357,6 +358,7 @@ fn run_2(state: &mut State<'_, '_>, envelope: &Envelope) -> Applied {
         Command::ReleaseHold { exam, reason } => retention::release(state, *exam, reason),
         Command::Purge { exam, reason, withdrawn } => retention::purge(state, *exam, reason, *withdrawn),
         Command::RecordPurged { exam, study, manifest } => retention::confirm(state, *exam, study, manifest),
+        Command::KeepKey { study, id, sequence, secret } => sealing::keep(state, study, *id, *sequence, secret),
         // Format 1's, which `run` has taken.
         _ => Ok(Refusal::Format { format: state.format }.into()),
     }

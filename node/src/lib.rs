@@ -39,6 +39,7 @@ mod senders;
 mod serve;
 pub mod site;
 mod situation;
+mod study_keys;
 mod token;
 mod ups;
 

@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::commitment::{self, Commitments};
 use crate::images::{Images, StoreSource};
-use crate::ingest::{Arrival, FORMAT_OF_CODED_CHUNKS, Ingest};
+use crate::ingest::{Arrival, FORMAT_OF_SEALED_CHUNKS, Ingest};
 use crate::links::MeshLinks;
 use crate::metrics::Metrics;
 use crate::node::{Node, Parts};
@@ -40,6 +40,7 @@ use crate::presence::Presence;
 use crate::purge;
 use crate::roster::Roster;
 use crate::senders::Senders;
+use crate::study_keys::StateKeys;
 use crate::{arriving, audit, copies, duties, founding, gather, http, joining, links, scp};
 
 pub use crate::config::{ConfigError, Settings};
@@ -222,6 +223,7 @@ impl Site {
         if mesh.has_log && !group.is_initialized().await {
             return Err(StartFailure::LogLost);
         }
+        store.keys().share(Arc::new(StateKeys(group.clone())));
         let metrics = Metrics::new();
         let presence = Presence::default();
         let (faults_tx, faults) = mpsc::channel(FAULTS_QUEUE);
@@ -236,13 +238,14 @@ impl Site {
             let part = View::new(&*frozen).study(study).ok()??.parts.into_iter().next()?.part;
             Some((part.says.patient.id, part.says.patient.issuer))
         });
-        let known = group.clone();
-        let may_code = Box::new(move || {
-            View::new(&*known.reader().view()).format().is_ok_and(|format| format >= FORMAT_OF_CODED_CHUNKS)
+        let (known, format_max) = (group.clone(), config.raft.format_max);
+        let may_seal = Box::new(move || {
+            let format = View::new(&*known.reader().view()).format();
+            format.is_ok_and(|format| format.min(format_max) >= FORMAT_OF_SEALED_CHUNKS)
         });
         let senders = Senders::new(&config);
         let ingest =
-            Ingest::new(store.clone(), clock.clone(), metrics.clone(), senders, gather, mesh_patient, may_code);
+            Ingest::new(store.clone(), clock.clone(), metrics.clone(), senders, gather, mesh_patient, may_seal);
         let dicom = scp::Port::new(ingest.clone(), metrics.clone());
         let disk_of_node = disk.clone();
         let parts = Parts {

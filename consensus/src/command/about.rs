@@ -86,6 +86,7 @@ impl Command {
             Self::ReleaseHold { .. } => "release-hold",
             Self::Purge { .. } => "purge",
             Self::RecordPurged { .. } => "record-purged",
+            Self::KeepKey { .. } => "keep-key",
         }
     }
 
@@ -128,9 +129,10 @@ impl Command {
         }
     }
 
-    /// Why, if its author said.
+    /// Why, if its author said; of a key, which.
     pub fn reason(&self) -> Line {
         match self {
+            Self::KeepKey { id, .. } => Line::fitted(&format!("key {id}")),
             Self::Release { reason, .. }
             | Self::Cancel { reason, .. }
             | Self::TakeOver { reason, .. }

@@ -134,6 +134,12 @@ fn commands_of_format_2() -> Vec<Command> {
         Command::ReleaseHold { exam, reason: reason.clone() },
         Command::Purge { exam, reason, withdrawn: true },
         Command::RecordPurged { exam, study: UidText::fitted("1.2"), manifest: [1; 32] },
+        Command::KeepKey {
+            study: UidText::fitted("1.2"),
+            id: crate::ids::KeyId([2; 16]),
+            sequence: 3,
+            secret: crate::ids::Secret([4; 32]),
+        },
     ]
 }
 
@@ -182,6 +188,17 @@ fn a_life_at_format_2(bench: &mut Bench) {
     let Command::Subscribe(subscription) = subscription else { panic!("{subscription:?}") };
     run(bench, PARIS, Command::Subscribe(Subscription { workitem: None, ..subscription }));
     run(bench, lyon, Command::Attest { index: 3, chain: [1; 32] });
+    let keep = |n: u8, sequence| Command::KeepKey {
+        study: UidText::fitted("1.3"),
+        id: crate::ids::KeyId([n; 16]),
+        sequence,
+        secret: crate::ids::Secret([n; 32]),
+    };
+    run(bench, PARIS, keep(1, 1));
+    run(bench, PARIS, keep(2, 2));
+    let purged =
+        run(bench, PARIS, Command::RecordStudy(part("1.3", super::request("A3", "P3"), 1))).exam().expect("made");
+    run(bench, PARIS, Command::Purge { exam: purged, reason: Line::fitted("r"), withdrawn: true });
 }
 
 #[test]
@@ -197,7 +214,7 @@ fn the_records_of_format_2_do_not_change() {
         kinds.insert(key[0]);
         text.push_str(&format!("{} {}", hex(key).trim_end(), hex(value)));
     }
-    for kind in [0x20, 0x24, 0x25, 0x28, 0x29, 0x2a, 0x2b, 0x52, 0x54, 0x60, 0x61, 0x62, 0x63] {
+    for kind in [0x20, 0x24, 0x25, 0x28, 0x29, 0x2a, 0x2b, 0x32, 0x36, 0x37, 0x38, 0x52, 0x54, 0x60, 0x61, 0x62, 0x63] {
         assert!(kinds.contains(&kind), "no record of kind {kind:02x}");
     }
     expect_test::expect_file!["../golden/records-v2.hex"].assert_eq(&text);

@@ -8,5 +8,6 @@ mod faulty_disk;
 mod fixture;
 mod library;
 mod purge;
+mod sealed;
 mod throughput;
 mod writing;
