@@ -19,6 +19,7 @@ use crate::ids::{
     Address, CommandId, ExamId, FencingToken, KeyId, Line, Name, Paragraph, PeerKey, Prose, Secret, SiteId, UidText,
 };
 use crate::order::{Hospital, Order, Place, Policy, Reader};
+use crate::placement::{COPIES_MAX, Change, Holders, WEIGHT_MAX};
 use crate::remark::{Concordance, Finding};
 
 /// The highest format that this version understands.
@@ -461,6 +462,48 @@ pub enum Command {
         /// The part's study manifest.
         manifest: Address,
     },
+    /// A change of the layout is staged.
+    StagePlacement(Change),
+    /// What is staged holds from now on.
+    ApplyPlacement {
+        /// The staged layout's version: what its author has looked at.
+        version: u64,
+        /// Why, when images could not lie as they have to; else empty.
+        force: Line,
+    },
+    /// What is staged is dropped.
+    RevertPlacement {
+        /// The staged layout's version.
+        version: u64,
+    },
+    /// A site's copies go elsewhere.
+    Drain {
+        /// Which.
+        site: SiteId,
+        /// Why.
+        reason: Line,
+        /// Whether it is to be even if images cannot lie as they have to without it.
+        force: bool,
+    },
+    /// … and it is given copies again.
+    Undrain {
+        /// Which.
+        site: SiteId,
+        /// Why.
+        reason: Line,
+    },
+    /// The proposing site has no room for more copies, or has again.
+    ReportRoom {
+        /// Whether it is full.
+        full: bool,
+    },
+    /// The proposing site would be rid of its copy of a part.
+    GiveUp {
+        /// The study.
+        study: UidText,
+        /// The part's study manifest.
+        manifest: Address,
+    },
     /// A key under which the proposing site has sealed images of a study that it is about to publish.
     KeepKey {
         /// The study.
@@ -627,11 +670,35 @@ impl Envelope {
                 most(attributes.len(), ATTRIBUTES_MAX, "attributes")?;
                 most(attributes.values().map(|value| value.len()).sum(), ATTRIBUTE_BYTES_MAX, "attributes")
             }
+            Command::StagePlacement(change) => check_change(change),
             Command::Subscribe(subscription) => most(subscription.filter.len(), FILTER_MAX, "filter"),
             Command::Report { signature, .. }
             | Command::Addend { signature, .. }
             | Command::BreakGlass { signature, .. } => most(signature.len(), 64, "signature"),
             _ => Ok(()),
         }
+    }
+}
+
+/// The bounds of a change of the layout.
+fn check_change(change: &Change) -> Result<(), CommandError> {
+    let few = |number: u8, what| if number > COPIES_MAX { Err(CommandError::Range(what)) } else { Ok(()) };
+    match change {
+        Change::Copies(copies) => few(*copies, "copies"),
+        Change::Zones(zones) => few(*zones, "zones"),
+        Change::Share(share) if share.weight.is_some_and(|weight| weight > WEIGHT_MAX) => {
+            Err(CommandError::Range("weight"))
+        }
+        Change::Contract(contract) => {
+            few(contract.copies, "copies")?;
+            few(contract.zones, "zones")?;
+            if let Holders::Only(sites) | Holders::AllBut(sites) = &contract.holders
+                && sites.len() > LIST_MAX
+            {
+                return Err(CommandError::TooMany("sites"));
+            }
+            if contract.regions.len() > LIST_MAX { Err(CommandError::TooMany("regions")) } else { Ok(()) }
+        }
+        Change::Share(_) | Change::EndContract(_) => Ok(()),
     }
 }

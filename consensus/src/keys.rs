@@ -32,14 +32,22 @@ pub(crate) const BELOW_WANTED: [u8; 1] = [0x31];
 /// Studies of which another site than the one that received them holds images that must not leave it. The
 /// value: the manifests, one after the other, that the receiving site has verified since.
 pub(crate) const STRAYED: [u8; 1] = [0x35];
+/// How a study was counted when it was last written: one byte.
+pub(crate) const COUNTED: [u8; 1] = [0x36];
+/// … the bit of it that says that a part stays where it was received.
+pub(crate) const COUNTED_CONFINED: u8 = 4;
+/// The layout that holds, and the one that is staged.
+pub(crate) const PLACEMENT: [u8; 1] = [0x37];
+/// Sites that take no copies, or took none once.
+pub(crate) const STANDINGS: [u8; 1] = [0x38];
 /// What is left of purged parts, by exam.
 pub(crate) const TOMBSTONES: [u8; 1] = [0x32];
 /// Purged parts that a site has not confirmed, by site and study.
 pub(crate) const PURGES: [u8; 1] = [0x33];
 /// Keys under which images are sealed, by name; of those that were destroyed, that they were.
-pub(crate) const STUDY_KEYS: [u8; 1] = [0x36];
+pub(crate) const STUDY_KEYS: [u8; 1] = [0x39];
 /// What keys were destroyed last.
-pub(crate) const DESTRUCTION: [u8; 1] = [0x38];
+pub(crate) const DESTRUCTION: [u8; 1] = [0x3b];
 pub(crate) const OUTCOME_ENDS: [u8; 1] = [0x41];
 /// The audit trail, by log index.
 pub(crate) const AUDIT: [u8; 1] = [0x50];
@@ -71,6 +79,16 @@ pub(crate) fn site(id: SiteId) -> Vec<u8> {
 /// A study of which images are where they must not be.
 pub(crate) fn strayed(study: &str) -> Vec<u8> {
     join(STRAYED[0], &[study.as_bytes()])
+}
+
+/// How a study was counted.
+pub(crate) fn counted(study: &str) -> Vec<u8> {
+    join(COUNTED[0], &[study.as_bytes()])
+}
+
+/// Whether a site takes copies.
+pub(crate) fn standing(site: SiteId) -> Vec<u8> {
+    join(STANDINGS[0], &[&site.0.to_be_bytes()])
 }
 
 /// From a peer's identity to its site's number.
@@ -275,7 +293,7 @@ pub(crate) fn study_key(id: KeyId) -> Vec<u8> {
 /// The keys of a site's part of a study that are not destroyed. The study is hashed: one UID may be the prefix of
 /// another.
 pub(crate) fn study_keys_of(study: &str, origin: SiteId) -> Vec<u8> {
-    join(0x37, &[blake3::hash(study.as_bytes()).as_bytes(), &origin.0.to_be_bytes()])
+    join(0x3a, &[blake3::hash(study.as_bytes()).as_bytes(), &origin.0.to_be_bytes()])
 }
 
 /// One of them.

@@ -15,6 +15,7 @@ pub mod machine;
 pub mod mesh;
 pub mod order;
 pub mod outcome;
+pub mod placement;
 mod queue;
 pub mod raft;
 mod record;

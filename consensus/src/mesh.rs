@@ -222,6 +222,8 @@ pub struct MoreCounts {
     pub purges_pending: u64,
     /// Exams under legal hold.
     pub legal_holds: u64,
+    /// Studies with a part that must not leave the site which received it: copies of it are not missed.
+    pub studies_confined: u64,
 }
 
 impl Record for Counts {

@@ -69,6 +69,11 @@ pub enum Outcome {
         /// The claim, if the reader still has the exam.
         grant: Option<Grant>,
     },
+    /// A change of the layout is staged.
+    Staged {
+        /// The version by which all that is staged can be applied.
+        version: u64,
+    },
 }
 
 /// A granted claim.
@@ -214,6 +219,34 @@ pub enum Refusal {
     /// What the site had of this study is being purged; once it is, what came since can be recorded.
     #[error("the site has to purge what it had of this study first")]
     Purging,
+    /// No site has this number.
+    #[error("no such site")]
+    NoSuchSite,
+    /// Another layout than the one named is staged, or none.
+    #[error("{}", match .staged { 0 => "no layout is staged".to_owned(), n => format!("the staged layout is version {n}") })]
+    OtherLayout {
+        /// The staged layout's version; 0 for none.
+        staged: u64,
+    },
+    /// Images that a site receives could not lie as they have to.
+    #[error(
+        "images received at {origin} could lie at {copies_possible} sites of the {copies} that they need, in {zones_possible} zones of {zones}"
+    )]
+    PlacementImpossible {
+        /// The site.
+        origin: Name,
+        /// Copies that they need.
+        copies: u8,
+        /// … that sites could hold.
+        copies_possible: u8,
+        /// Zones that they need.
+        zones: u8,
+        /// … in which sites could hold them.
+        zones_possible: u8,
+    },
+    /// The mesh counts on the copy.
+    #[error("the mesh counts on this copy")]
+    CopyNeeded,
     /// The key was destroyed with the images that it sealed.
     #[error("the key was destroyed")]
     KeyDestroyed,
@@ -233,6 +266,8 @@ impl Refusal {
                 | Self::OnHold
                 | Self::Retained { .. }
                 | Self::Purging
+                | Self::CopyNeeded
+                | Self::PlacementImpossible { .. }
                 | Self::NotAMember
                 | Self::MeshState(_)
                 | Self::Format { .. }

@@ -7,6 +7,7 @@ mod care;
 mod claims;
 mod exams;
 mod glass;
+mod placement;
 mod regulation;
 mod repeats;
 mod reports;
@@ -358,6 +359,13 @@ fn run_2(state: &mut State<'_, '_>, envelope: &Envelope) -> Applied {
         Command::ReleaseHold { exam, reason } => retention::release(state, *exam, reason),
         Command::Purge { exam, reason, withdrawn } => retention::purge(state, *exam, reason, *withdrawn),
         Command::RecordPurged { exam, study, manifest } => retention::confirm(state, *exam, study, manifest),
+        Command::StagePlacement(change) => placement::stage(state, change),
+        Command::ApplyPlacement { version, force } => placement::apply(state, *version, force),
+        Command::RevertPlacement { version } => placement::revert(state, *version),
+        Command::Drain { site, reason, force } => placement::drain(state, *site, reason, *force),
+        Command::Undrain { site, .. } => placement::undrain(state, *site),
+        Command::ReportRoom { full } => placement::report_room(state, *full),
+        Command::GiveUp { study, manifest } => placement::give_up(state, study, manifest),
         Command::KeepKey { study, id, sequence, secret } => sealing::keep(state, study, *id, *sequence, secret),
         // Format 1's, which `run` has taken.
         _ => Ok(Refusal::Format { format: state.format }.into()),

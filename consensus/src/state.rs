@@ -20,6 +20,8 @@ use crate::statistics::Turnaround;
 use crate::study_key::{Destruction, KeptKey, StudyKey};
 use crate::transaction::Transaction;
 
+mod placement;
+
 /// Events forgotten per command, at most.
 const FORGET_PER_COMMAND: usize = 8;
 
@@ -399,30 +401,21 @@ impl<'s, 'a> State<'s, 'a> {
 
     /// Replaces a study, with the count of those that lack copies.
     pub(crate) fn put_study(&mut self, before: Option<&Study>, after: &Study) -> Result<(), ApplyError> {
-        let wanted = self.mesh()?.map_or(1, |mesh| usize::from(mesh.copies));
-        let mut counts = self.counts()?;
-        match before {
-            None => counts.studies += 1,
-            Some(study) => {
-                counts.studies_below_two -= u64::from(study.copies() < 2);
-                counts.studies_below_wanted -= u64::from(study.copies() < wanted);
-            }
-        }
-        counts.studies_below_two += u64::from(after.copies() < 2);
-        counts.studies_below_wanted += u64::from(after.copies() < wanted);
-        let uid = after.uid.as_str();
-        if after.copies() < wanted {
-            self.transaction.put(keys::below_wanted(uid), []);
-        } else {
-            self.transaction.remove(keys::below_wanted(uid));
-        }
-        self.write(keys::COUNTS.to_vec(), &counts);
-        self.write(keys::study(uid), after);
+        self.count_study(before, Some(after))?;
+        self.write(keys::study(after.uid.as_str()), after);
         self.note_strayed(after)
     }
 
+    /// Judges a study by the consent that its patient now gives.
+    pub(crate) fn note_consent(&mut self, study: &Study) -> Result<(), ApplyError> {
+        if self.format >= 2 {
+            self.count_study(Some(study), Some(study))?;
+        }
+        self.note_strayed(study)
+    }
+
     /// Keeps the list of studies of which images are where they must not be.
-    pub(crate) fn note_strayed(&mut self, study: &Study) -> Result<(), ApplyError> {
+    fn note_strayed(&mut self, study: &Study) -> Result<(), ApplyError> {
         if self.format < 2 {
             return Ok(());
         }
@@ -455,14 +448,8 @@ impl<'s, 'a> State<'s, 'a> {
 
     /// Forgets a study of which no part is left.
     pub(crate) fn remove_study(&mut self, before: &Study) -> Result<(), ApplyError> {
-        let wanted = self.mesh()?.map_or(1, |mesh| usize::from(mesh.copies));
-        let mut counts = self.counts()?;
-        counts.studies -= 1;
-        counts.studies_below_two -= u64::from(before.copies() < 2);
-        counts.studies_below_wanted -= u64::from(before.copies() < wanted);
-        self.transaction.remove(keys::below_wanted(before.uid.as_str()));
+        self.count_study(Some(before), None)?;
         self.transaction.remove(keys::study(before.uid.as_str()));
-        self.write(keys::COUNTS.to_vec(), &counts);
         Ok(())
     }
 

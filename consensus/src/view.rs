@@ -3,6 +3,7 @@
 //! A view is a local read. Whether it is fresh is the Raft layer's to say: call
 //! `Group::linearize` first, or show the age.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::ops::Bound;
 
@@ -17,6 +18,7 @@ use crate::keys;
 use crate::machine::ApplyError;
 use crate::mesh::{Counts, HeldPart, JoinToken, Mesh, Site, Study, Tombstone};
 use crate::order::{Hospital, Policy, Situation};
+use crate::placement::{Layout, Placement, Plan, Standing};
 use crate::record::Record;
 use crate::remark::Remark;
 use crate::room::{Places, Room};
@@ -437,6 +439,32 @@ impl<'a> View<'a> {
         records.into_iter().collect()
     }
 
+    /// The layout that holds, and the one that is staged.
+    pub fn placement(&self) -> Result<Placement, ApplyError> {
+        Ok(self.read(&keys::PLACEMENT)?.unwrap_or_default())
+    }
+
+    /// The sites that take no copies, or took none once.
+    pub fn standings(&self) -> Result<Vec<Standing>, ApplyError> {
+        self.all(&keys::STANDINGS, usize::MAX)
+    }
+
+    /// The applied layout over the sites as they are.
+    pub fn plan(&self) -> Result<Plan, ApplyError> {
+        self.plan_of(self.placement()?.applied)
+    }
+
+    /// Another layout over them.
+    pub fn plan_of(&self, layout: Layout) -> Result<Plan, ApplyError> {
+        let mut sites = Vec::new();
+        for site in self.sites()? {
+            let place = self.situation(site.id)?.place;
+            sites.push((site, place));
+        }
+        let copies = self.mesh()?.map_or(1, |mesh| mesh.copies);
+        Ok(Plan::new(layout, copies, sites, &self.standings()?))
+    }
+
     /// Whether a site may have a part's images: those of a patient who refuses the transfer stay where they
     /// were received.
     pub fn may_hold(&self, site: SiteId, held: &HeldPart) -> Result<bool, ApplyError> {
@@ -456,6 +484,21 @@ impl<'a> View<'a> {
             uids.len() < limit
         })?;
         Ok(uids)
+    }
+
+    /// The studies behind `after` and up to `last` of which a part must not leave the site that received it; none
+    /// without a `last`.
+    pub fn confined(&self, after: Option<&str>, last: Option<&str>) -> Result<BTreeSet<String>, ApplyError> {
+        let Some(last) = last.map(keys::counted) else { return Ok(BTreeSet::new()) };
+        let from = after.map_or_else(|| keys::COUNTED.to_vec(), keys::counted);
+        let mut confined = BTreeSet::new();
+        self.0.scan(Bound::Excluded(from.as_slice()), Bound::Included(last.as_slice()), &mut |key, counted| {
+            if counted.first().is_some_and(|byte| byte & keys::COUNTED_CONFINED != 0) {
+                confined.insert(String::from_utf8_lossy(&key[1..]).into_owned());
+            }
+            true
+        })?;
+        Ok(confined)
     }
 
     /// Up to `limit` studies, after `after`, of which images are at sites where they must not be; each with

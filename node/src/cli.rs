@@ -18,8 +18,10 @@ mod configuration;
 mod exams;
 mod glass;
 mod health;
+mod integrity;
 mod lifetime;
 mod partners;
+mod placement;
 mod prompt;
 mod sites;
 mod stats;
@@ -93,6 +95,13 @@ enum Command {
     /// For whom exams are kept, and when critical results escalate
     #[command(subcommand)]
     Policy(partners::PolicyCommand),
+    /// Where copies may lie: staged, looked at, applied
+    #[command(subcommand)]
+    Placement(placement::PlacementCommand),
+    /// Move a site's copies elsewhere
+    Drain(placement::DrainArgs),
+    /// Give a drained site copies again
+    Undrain(placement::UndrainArgs),
     /// How long reading takes: exact figures over any period
     Stats(stats::StatsArgs),
     /// What was written while this site was cut off from the quorum
@@ -101,6 +110,17 @@ enum Command {
     /// The images
     #[command(subcommand)]
     Study(study::StudyCommand),
+    /// Read everything that is stored here and compare hashes; also while the node does not run
+    Verify,
+    /// The same in the background, all the time
+    #[command(subcommand)]
+    Scrub(integrity::ScrubCommand),
+    /// Bring back what is damaged or missing here from the other sites
+    Repair {
+        /// Of this study only
+        #[arg(long, value_name = "UID")]
+        study: Option<String>,
+    },
     /// What was done, by whom, when and why
     #[command(subcommand)]
     Audit(audit::AuditCommand),
@@ -203,9 +223,15 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Claim(command) => claim::run(&context, command).await?,
         Command::Hospital(command) => partners::hospital(&context, command).await?,
         Command::Policy(command) => partners::policy(&context, command).await?,
+        Command::Placement(command) => placement::run(&context, command).await?,
+        Command::Drain(args) => placement::drain(&context, args).await?,
+        Command::Undrain(args) => placement::undrain(&context, args).await?,
         Command::Stats(args) => stats::run(&context, args).await?,
         Command::Outbox(command) => glass::outbox(&context, command).await?,
         Command::Study(command) => return study::run(&context, command).await,
+        Command::Verify => return integrity::verify(&context).await,
+        Command::Scrub(command) => integrity::scrub(&context, command).await?,
+        Command::Repair { study } => return integrity::repair(&context, study).await,
         Command::Audit(command) => return audit::run(&context, command).await,
         Command::Events(args) => audit::events(&context, args).await?,
         Command::Chunks(command) => sites::chunks(&context, command).await?,

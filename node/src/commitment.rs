@@ -215,4 +215,4 @@ fn not_durable(error: std::io::Error) -> RequestError {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -97,6 +97,30 @@ pub(crate) struct Mesh {
     pub(crate) announce: Vec<SocketAddr>,
     /// Whether peers are looked for by multicast DNS.
     pub(crate) lan_discovery: bool,
+    /// By what images are sent to other sites.
+    pub(crate) congestion: Congestion,
+}
+
+/// By what images are sent to other sites.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Congestion {
+    /// What the line was measured to carry; on local networks cubic.
+    Auto,
+    /// Cubic everywhere.
+    Cubic,
+    /// What the line was measured to carry, everywhere.
+    Wan,
+}
+
+impl From<Congestion> for maillage_transport::Congestion {
+    fn from(congestion: Congestion) -> Self {
+        match congestion {
+            Congestion::Auto => Self::Auto,
+            Congestion::Cubic => Self::Cubic,
+            Congestion::Wan => Self::Wan,
+        }
+    }
 }
 
 /// `[site]`
@@ -244,8 +268,14 @@ pub(crate) struct Storage {
     pub(crate) copies: u8,
     /// Time that a lost site has to come back before its copies are made anew, seconds.
     pub(crate) placement_grace_s: u64,
+    /// Time that a copy beyond those wanted stays, seconds.
+    pub(crate) surplus_grace_s: u64,
+    /// What this site takes in for copies, MB/s; 0 for no limit.
+    pub(crate) copy_mb_s_max: u64,
     /// Time after which a storage commitment that is still pending has failed, seconds.
     pub(crate) commitment_timeout_s: u64,
+    /// How fast packs are read to find damage, in 10^6 bytes a second; 0 for not at all.
+    pub(crate) scrub_mb_s: u64,
 }
 
 /// `[audit]`
@@ -280,7 +310,12 @@ impl Default for Config {
         let name = settings::host_name();
         Self {
             node: Node { zone: name.clone(), name, data_dir: PathBuf::from("/var/lib/maillage"), weight: 100 },
-            mesh: Mesh { listen: SocketAddr::new(any, 7400), announce: Vec::new(), lan_discovery: false },
+            mesh: Mesh {
+                listen: SocketAddr::new(any, 7400),
+                announce: Vec::new(),
+                lan_discovery: false,
+                congestion: Congestion::Auto,
+            },
             site: Site::default(),
             raft: Raft {
                 heartbeat_ms: 150,
@@ -312,7 +347,16 @@ impl Default for Config {
                 quiet_seconds: 5,
             },
             ingest: Ingest::default(),
-            storage: Storage { reserve_mib: 1024, copies: 3, placement_grace_s: 600, commitment_timeout_s: 24 * 3600 },
+            storage: Storage {
+                reserve_mib: 1024,
+                copies: 3,
+                placement_grace_s: 600,
+                surplus_grace_s: 24 * 3600,
+                copy_mb_s_max: 0,
+                commitment_timeout_s: 24 * 3600,
+                // 50 TB in the month in which all should be read; a tenth of what one hard disk gives.
+                scrub_mb_s: 20,
+            },
             audit: Audit { syslog: String::new() },
             log: Log { format: LogFormat::Text, filter: "info,openraft=warn,libp2p=warn".to_owned() },
         }

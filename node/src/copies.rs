@@ -8,19 +8,24 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures::stream::{self, StreamExt as _};
-use maillage_consensus::View;
 use maillage_consensus::command::Command;
-use maillage_consensus::ids::{CommandId, Name, SiteId};
-use maillage_consensus::machine::ApplyError;
-use maillage_consensus::mesh::{Counts, HeldPart, Site};
-use maillage_store::StoreEvent;
+use maillage_consensus::ids::{CommandId, Name};
+use maillage_consensus::mesh::{Counts, HeldPart};
+use maillage_store::{Hash, Hold, StoreEvent};
 use maillage_transport::chunk::Class;
-use maillage_transport::placement::{self, SiteWeight};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::node::Node;
 
+pub(crate) mod census;
+pub(crate) mod choice;
 pub(crate) mod confined;
+pub(crate) mod leaving;
+pub(crate) mod pace;
+pub(crate) mod room;
+
+use choice::Choice;
 
 /// Changes are let settle for so long: a burst of them is one round.
 const SETTLE: Duration = Duration::from_millis(200);
@@ -28,6 +33,9 @@ const SETTLE: Duration = Duration::from_millis(200);
 const ROUND: Duration = Duration::from_secs(10);
 /// Studies read from the state at once.
 const STUDIES_PER_ROUND: usize = 512;
+/// Under a layout all studies are looked at so often: a copy that a reader fetched can be one of those counted
+/// while another is missing where it should be.
+const ALL_ROUND: Duration = Duration::from_secs(600);
 /// Studies pulled at once: one that waits for a slow holder does not hold up the others.
 const PULLS: usize = 4;
 /// Parts whose failure is remembered as said.
@@ -79,7 +87,7 @@ pub(crate) async fn run(node: Node, shutdown: CancellationToken) {
 
 /// Tells the mesh where its list of this site's holdings differs from what the store holds.
 async fn report_all(node: &Node) -> anyhow::Result<()> {
-    let mut after: Option<String> = None;
+    let (mut after, mut failed): (Option<String>, Option<anyhow::Error>) = (None, None);
     loop {
         // The state first, then the store: a study is held before it is published, so that one
         // published meanwhile is not taken for lost.
@@ -89,19 +97,37 @@ async fn report_all(node: &Node) -> anyhow::Result<()> {
             for part in &study.parts {
                 let says = part.holders.contains(&node.site());
                 let is = held.contains(&part.part.manifest);
-                if says != is {
-                    report(node, part, is).await?;
+                if says != is
+                    && let Err(error) = report(node, part, is).await
+                {
+                    // The others are told all the same; this one in the next round.
+                    failed = Some(error);
                 }
             }
         }
         match page.last() {
             Some(last) if page.len() == STUDIES_PER_ROUND => after = Some(last.uid.to_string()),
-            _ => return Ok(()),
+            _ => return failed.map_or(Ok(()), Err),
         }
     }
 }
 
-async fn report(node: &Node, held: &HeldPart, holds: bool) -> anyhow::Result<()> {
+/// Tells the mesh that this site holds a part, or does not.
+///
+/// # Errors
+/// It holds less than that, is giving it up, or cannot tell.
+pub(crate) async fn report(node: &Node, held: &HeldPart, holds: bool) -> anyhow::Result<()> {
+    // Until the mesh knows it, nothing of it may be given up here.
+    let _arrival = if holds {
+        let arrival = node.images().arrive(held.part.study.as_str());
+        let arrival = arrival.ok_or_else(|| anyhow::anyhow!("it is being given up here"))?;
+        if matches!(node.store().hold(Hash(held.part.manifest)).await?, Hold::Incomplete { .. }) {
+            anyhow::bail!("it is no longer whole here");
+        }
+        Some(arrival)
+    } else {
+        None
+    };
     let command = Command::RecordHolding { study: held.part.study.clone(), manifest: held.part.manifest, holds };
     node.command(CommandId::random(), Name::default(), command).await?;
     Ok(())
@@ -159,10 +185,16 @@ fn claimed_parts(node: &Node) -> anyhow::Result<Vec<HeldPart>> {
     Ok(lacking)
 }
 
-/// Keeps the parts that may leave the sites that received them.
+/// Keeps the parts that may leave the sites that received them, and lie here.
 fn retain_allowed(node: &Node, parts: &mut Vec<HeldPart>) -> anyhow::Result<()> {
-    let allowed =
-        node.read(|view| parts.iter().map(|held| view.may_hold(node.site(), held)).collect::<Result<Vec<_>, _>>())?;
+    if parts.is_empty() {
+        return Ok(());
+    }
+    let allowed = node.read(|view| {
+        let plan = view.plan()?;
+        let may = |held: &HeldPart| Ok(view.may_hold(node.site(), held)? && plan.allows(held.origin, node.site()));
+        parts.iter().map(may).collect::<Result<Vec<_>, _>>()
+    })?;
     let mut allowed = allowed.into_iter();
     parts.retain(|_| allowed.next().unwrap_or(false));
     Ok(())
@@ -171,34 +203,38 @@ fn retain_allowed(node: &Node, parts: &mut Vec<HeldPart>) -> anyhow::Result<()> 
 /// What a pass over the studies looked at, so that the next knows whether there is anything new.
 #[derive(Debug, Default)]
 struct Sweep {
-    /// The sites that could hold copies when all studies were last looked at and no copy failed, and
-    /// how many copies had been lost by then.
-    looked_at_all: Option<(BTreeSet<SiteId>, u64)>,
+    /// By what copies lay when all studies were last looked at and no copy failed, and how many copies had
+    /// been lost by then.
+    looked_at_all: Option<(Choice, u64)>,
     /// … and at the last pass, whatever became of it.
-    attempted: BTreeSet<SiteId>,
+    attempted: Option<Choice>,
+    /// When all were last looked at.
+    all_at: Option<Instant>,
     seen: Option<Counts>,
     warned: BTreeSet<[u8; 32]>,
 }
 
 impl Sweep {
-    /// Whether studies or sites have changed since the last pass.
+    /// Whether studies, sites or the layout have changed since the last pass.
     fn is_stale(&self, node: &Node) -> bool {
-        let now = node.read(|view| Ok((view.counts()?, eligible(node, view)?)));
-        now.is_ok_and(|(counts, sites)| {
-            let ids: BTreeSet<SiteId> = sites.iter().map(|site| site.id).collect();
-            ids != self.attempted || self.seen.is_none_or(|seen| copies_of(&seen) != copies_of(&counts))
+        let now = node.read(|view| Ok((view.counts()?, Choice::now(node, view)?)));
+        now.is_ok_and(|(counts, choice)| {
+            self.attempted.as_ref() != Some(&choice)
+                || self.seen.is_none_or(|seen| copies_of(&seen) != copies_of(&counts))
         })
     }
 
-    /// Pulls what belongs here: of the studies with too few copies, or of all when the sites that can
-    /// hold copies have changed or one lost a copy, since the state counts a holder that is gone until it
+    /// Pulls what belongs here: of the studies with too few copies, or of all when the layout or the sites that
+    /// can hold copies have changed or one lost a copy, since the state counts a holder that is gone until it
     /// says otherwise: a study may have too few without being in the list.
     async fn run(&mut self, node: &Node, shutdown: &CancellationToken) -> anyhow::Result<()> {
-        let (counts, sites, mesh) = node.read(|view| Ok((view.counts()?, eligible(node, view)?, view.mesh()?)))?;
-        let copies = mesh.map_or(1, |mesh| usize::from(mesh.copies)).min(sites.len());
-        let ids: BTreeSet<SiteId> = sites.iter().map(|site| site.id).collect();
-        let as_of = Some((ids.clone(), counts.more.copies_lost));
-        let all = self.looked_at_all != as_of;
+        let (counts, choice) = node.read(|view| Ok((view.counts()?, Choice::now(node, view)?)))?;
+        let as_of = Some((choice.clone(), counts.more.copies_lost));
+        let is_due = choice.plan().layout().version > 0 && self.all_at.is_none_or(|at| at.elapsed() >= ALL_ROUND);
+        let all = self.looked_at_all != as_of || is_due;
+        if all {
+            self.all_at = Some(Instant::now());
+        }
         let mut whole = true;
         let mut after: Option<String> = None;
         loop {
@@ -219,7 +255,7 @@ impl Sweep {
                 .iter()
                 .flat_map(|study| &study.parts)
                 .filter(|held| !held.holders.contains(&node.site()))
-                .filter(|held| belongs(held.part.study.as_str(), &held.holders, &sites, copies).contains(&node.site()))
+                .filter(|held| choice.holders(held).contains(&node.site()))
                 .cloned()
                 .collect();
             retain_allowed(node, &mut lacking)?;
@@ -240,7 +276,7 @@ impl Sweep {
         if whole && !shutdown.is_cancelled() {
             self.looked_at_all = as_of;
         }
-        (self.attempted, self.seen) = (ids, Some(counts));
+        (self.attempted, self.seen) = (Some(choice), Some(counts));
         Ok(())
     }
 
@@ -261,20 +297,8 @@ fn copies_of(counts: &Counts) -> [u64; 4] {
     [counts.studies, counts.studies_below_two, counts.studies_below_wanted, counts.more.copies_lost]
 }
 
-/// The sites that can hold copies: in session, or away for less than the grace.
-fn eligible(node: &Node, view: &View<'_>) -> Result<Vec<Site>, ApplyError> {
-    let now = node.state_time(view)?.0;
-    let grace_ms = node.config().storage.placement_grace_s.saturating_mul(1000);
-    let mut sites = view.sites()?;
-    sites.retain(|site| {
-        let away = site.away_since.is_some_and(|at| now.saturating_sub(at.0) < grace_ms);
-        site.description.weight > 0 && (site.session_open || away)
-    });
-    Ok(sites)
-}
-
 async fn pull(node: Node, held: HeldPart) -> (HeldPart, anyhow::Result<()>) {
-    let started = tokio::time::Instant::now();
+    let started = Instant::now();
     let pulled = async {
         node.images().pull_part(&held, Class::Background, None).await?;
         report(&node, &held, true).await
@@ -285,69 +309,4 @@ async fn pull(node: Node, held: HeldPart) -> (HeldPart, anyhow::Result<()>) {
         tracing::info!(study = %held.part.study, bytes, seconds, "copy made");
     }
     (held, result)
-}
-
-/// The sites that are to hold a study's part: those that do and are there, then others by rendezvous
-/// hashing until there are `copies`, zones not covered yet first.
-fn belongs(study: &str, holders: &[SiteId], eligible: &[Site], copies: usize) -> BTreeSet<SiteId> {
-    let weights: Vec<SiteWeight<'_>> = eligible
-        .iter()
-        .map(|site| SiteWeight {
-            id: site.id.0,
-            zone: site.description.zone.as_str(),
-            weight: f64::from(site.description.weight),
-        })
-        .collect();
-    let ranked = placement::choose(&blake3::hash(study.as_bytes()), &weights, weights.len());
-    let zone_of = |id: SiteId| eligible.iter().find(|site| site.id == id).map(|site| site.description.zone.as_str());
-    let mut chosen: BTreeSet<SiteId> = holders.iter().copied().filter(|id| zone_of(*id).is_some()).collect();
-    let mut zones: BTreeSet<&str> = chosen.iter().filter_map(|id| zone_of(*id)).collect();
-    for only_new_zones in [true, false] {
-        for id in ranked.iter().map(|id| SiteId(*id)) {
-            let Some(zone) = zone_of(id) else { continue };
-            if chosen.len() < copies && !chosen.contains(&id) && (!only_new_zones || !zones.contains(zone)) {
-                chosen.insert(id);
-                zones.insert(zone);
-            }
-        }
-    }
-    chosen
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::roster::testing::site;
-
-    #[test]
-    fn copies_go_to_distinct_zones_and_holders_keep_theirs() {
-        let sites: Vec<Site> =
-            [(1, "a"), (2, "a"), (3, "b"), (4, "c"), (5, "c")].map(|(id, zone)| site(id, zone)).into();
-        let eligible = &sites[..];
-        for n in 0..50 {
-            let study = format!("1.2.{n}");
-            let chosen = belongs(&study, &[SiteId(2)], eligible, 3);
-            assert_eq!(chosen.len(), 3);
-            assert!(chosen.contains(&SiteId(2)), "who received it holds it");
-            let zones: BTreeSet<&str> = sites
-                .iter()
-                .filter(|site| chosen.contains(&site.id))
-                .map(|site| site.description.zone.as_str())
-                .collect();
-            assert_eq!(zones.len(), 3, "one copy a zone");
-            let as_they_fill: BTreeSet<SiteId> =
-                belongs(&study, &chosen.iter().copied().collect::<Vec<_>>(), eligible, 3);
-            assert_eq!(as_they_fill, chosen, "a copy that is made changes nothing");
-        }
-    }
-
-    #[test]
-    fn fewer_zones_than_copies_still_give_all_copies() {
-        let sites: Vec<Site> = [(1, "a"), (2, "a"), (3, "a")].map(|(id, zone)| site(id, zone)).into();
-        let eligible = &sites[..];
-        assert_eq!(belongs("1.2", &[SiteId(1)], eligible, 3).len(), 3);
-        assert_eq!(belongs("1.2", &[SiteId(1)], &eligible[..1], 3).len(), 1);
-        let gone = [SiteId(9)];
-        assert!(!belongs("1.2", &gone, eligible, 2).contains(&SiteId(9)), "a holder that is gone does not count");
-    }
 }

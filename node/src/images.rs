@@ -3,7 +3,7 @@
 //! What is here is read from the store; what is not comes from the sites that hold it. Every byte is
 //! compared with its hash on the way, so a caller sees the right bytes or an error.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -23,17 +23,23 @@ use maillage_store::{
 };
 use maillage_transport::PeerId;
 use maillage_transport::chunk::{ChunkSource, Class};
-use maillage_transport::fetch::{Fetcher, Wanted};
+use maillage_transport::fetch::{Fetcher, Penalty, Wanted};
 use tokio::sync::mpsc;
 
+use crate::copies::pace::Pace;
 use crate::metrics::Metrics;
 use crate::presence::Presence;
 use crate::roster::Roster;
 
+mod leave;
 mod listing;
+mod mend;
 mod pull;
 
+pub(crate) use leave::Leave;
+
 use listing::{Listing, agrees};
+pub(crate) use mend::Mended;
 
 /// Local chunks read ahead of a reader.
 const READ_AHEAD: usize = 4;
@@ -53,6 +59,12 @@ pub(crate) enum ImagesError {
     /// They stay at the site that received them.
     #[error("the patient refuses the transfer of these images")]
     Confined,
+    /// The layout does not let them lie at this site.
+    #[error("the layout does not let this site keep these images")]
+    NotHere,
+    /// They are being given up at this site.
+    #[error("these images are being given up here: try again")]
+    Leaving,
     /// The part is not known any more: it was purged, or published anew.
     #[error("this part of the study is not known any more")]
     Gone,
@@ -115,12 +127,23 @@ struct Shared {
     fetcher: Fetcher,
     presence: Presence,
     metrics: Metrics,
+    /// Of what nobody waits for.
+    pace: Pace,
     /// Studies of which something is being brought here, and how often at once: they are not purged meanwhile,
     /// or what arrives later would stay.
     arriving: Mutex<BTreeMap<String, usize>>,
+    /// Studies of which something is being given up here: nothing of them is brought meanwhile.
+    leaving: Mutex<BTreeSet<String>>,
     /// Held over a publication, and over the purge of what this site had published: a publication that is on its
     /// way never lists what is gone.
     publishing: tokio::sync::Mutex<()>,
+}
+
+/// What brings chunks here, and how fast those may come that nobody waits for.
+#[derive(Debug)]
+pub(crate) struct Fetching {
+    pub(crate) fetcher: Fetcher,
+    pub(crate) pace: Pace,
 }
 
 impl Images {
@@ -129,12 +152,15 @@ impl Images {
         store: Store,
         group: Group,
         roster: Roster,
-        fetcher: Fetcher,
+        fetching: Fetching,
         presence: Presence,
         metrics: Metrics,
     ) -> Self {
-        let (arriving, publishing) = (Mutex::default(), tokio::sync::Mutex::default());
-        Self(Arc::new(Shared { site, store, group, roster, fetcher, presence, metrics, arriving, publishing }))
+        let Fetching { fetcher, pace } = fetching;
+        let (arriving, leaving, publishing) = (Mutex::default(), Mutex::default(), tokio::sync::Mutex::default());
+        let shared =
+            Shared { site, store, group, roster, fetcher, presence, metrics, pace, arriving, leaving, publishing };
+        Self(Arc::new(shared))
     }
 
     fn known_study(&self, uid: &str) -> Result<Option<Study>, ImagesError> {
@@ -163,6 +189,14 @@ impl Images {
         if may { Ok(()) } else { Err(ImagesError::Confined) }
     }
 
+    /// … or lie here.
+    fn may_keep(&self, held: &HeldPart) -> Result<(), ImagesError> {
+        self.may_have(held)?;
+        let frozen = self.0.group.reader().view();
+        let may = View::new(&*frozen).plan()?.allows(held.origin, self.0.site);
+        if may { Ok(()) } else { Err(ImagesError::NotHere) }
+    }
+
     /// The nodes of `sites` to ask, those that are connected if any is: a node that was just killed is
     /// still a holder, and waiting for it would keep a reader waiting.
     fn to_ask(&self, sites: &[SiteId]) -> Arc<[PeerId]> {
@@ -170,7 +204,14 @@ impl Images {
         let peers: Vec<PeerId> = others.filter_map(|site| self.0.roster.peer(*site)).collect();
         let connected: Arc<[PeerId]> =
             peers.iter().copied().filter(|peer| self.0.presence.is_connected(peer)).collect();
-        if connected.is_empty() { peers.into() } else { connected }
+        // Where only those are connected that sent wrong bytes, the others are tried too, and first.
+        let is_trusted = |peer: &PeerId| self.penalty(peer).is_none_or(|penalty| penalty.left.is_zero());
+        if connected.iter().any(is_trusted) { connected } else { peers.into() }
+    }
+
+    /// What is held against a peer: answers that were not what it was asked for.
+    pub(crate) fn penalty(&self, peer: &PeerId) -> Option<Penalty> {
+        self.0.fetcher.penalty(peer)
     }
 
     /// The instances of a study that can be had now: of every part that the mesh knows, and of what this
@@ -322,16 +363,19 @@ impl Images {
         let wanted =
             wanted.into_iter().map(|(hash, len)| Wanted { hash: blake3::Hash::from_bytes(hash.0), len }).collect();
         let arriving = self.0.fetcher.fetch(wanted, holders.to_vec(), class);
-        let metrics = self.0.metrics.clone();
-        stream::unfold((arriving, metrics), |(mut arriving, metrics)| async move {
+        let images = self.clone();
+        stream::unfold((arriving, images), move |(mut arriving, images)| async move {
             let item = match arriving.recv().await? {
                 Ok((hash, bytes)) => {
-                    metrics.chunk_bytes_received(bytes.len() as u64);
+                    images.0.metrics.chunk_bytes_received(bytes.len() as u64);
+                    if class == Class::Background {
+                        images.0.pace.take(bytes.len() as u64).await;
+                    }
                     Ok((Hash(*hash.as_bytes()), bytes))
                 }
                 Err(error) => Err(ImagesError::Unavailable(Hash(*error.hash().as_bytes()))),
             };
-            Some((item, (arriving, metrics)))
+            Some((item, (arriving, images)))
         })
         .right_stream()
     }

@@ -33,8 +33,10 @@ mod outbox;
 mod output;
 mod presence;
 mod purge;
+mod repair;
 mod roster;
 mod scp;
+mod scrub;
 mod senders;
 mod serve;
 pub mod site;
@@ -42,6 +44,7 @@ mod situation;
 mod study_keys;
 mod token;
 mod ups;
+mod verify;
 
 /// What still runs when the command is done (a file being read, a lock being waited for) is given
 /// so long: a process that was told to stop must not hang.

@@ -44,6 +44,10 @@ struct Shared {
     chunk_bytes_sent: Counter,
     chunk_bytes_received: Counter,
     fetch_faults: Family<ByReason, Counter>,
+    peer_wrong_bytes: Family<BySite, Counter>,
+    scrub_bytes: Counter,
+    scrub_found: Counter,
+    scrub_rewritten: Counter,
     outbox_settled: Family<ByKind, Counter>,
     commitments: Family<ByOutcome, Counter>,
     associations: Gauge,
@@ -85,6 +89,12 @@ struct ByReason {
     reason: &'static str,
 }
 
+/// By a site's number, of which there are as many as members ever were.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BySite {
+    site: u64,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByState {
     state: &'static str,
@@ -107,11 +117,15 @@ struct Gauges {
     outbox_entries: Family<ByState, Gauge>,
     studies_below_two_sites: Gauge,
     studies_below_wanted_copies: Gauge,
+    studies_confined: Gauge,
     peers_connected: Gauge,
     store_bytes: Gauge,
     store_chunks: Gauge,
     store_bad_chunks: Gauge,
     store_free_bytes: Gauge,
+    scrub_repaired: Counter,
+    scrub_unrepaired: Gauge,
+    scrub_last_full_pass_age: Seconds,
 }
 
 /// What the gauges say at a scrape. What a node could not read stays at its default.
@@ -142,6 +156,8 @@ pub(crate) struct Scrape {
     pub(crate) studies_below_two: u64,
     /// Studies with a part on fewer sites than wanted.
     pub(crate) studies_below_wanted: u64,
+    /// Studies with a part that must not leave the site which received it.
+    pub(crate) studies_confined: u64,
     /// Other sites that are connected.
     pub(crate) peers_connected: usize,
     /// Stored bytes.
@@ -152,6 +168,12 @@ pub(crate) struct Scrape {
     pub(crate) store_bad_chunks: u64,
     /// Free bytes of the volume.
     pub(crate) store_free_bytes: u64,
+    /// Damaged chunks that were written anew since the node started.
+    pub(crate) scrub_repaired: u64,
+    /// Damaged chunks that no site has that could be asked.
+    pub(crate) scrub_unrepaired: u64,
+    /// Since all packs were last read; `None` for never.
+    pub(crate) scrub_age: Option<Duration>,
 }
 
 impl Metrics {
@@ -183,6 +205,14 @@ impl Metrics {
                 "fetch_faults",
                 "Chunks that a holder refused, lacked or falsified",
             ),
+            peer_wrong_bytes: registered(
+                &mut registry,
+                "peer_wrong_bytes",
+                "Answers of a site that were not what it was asked for",
+            ),
+            scrub_bytes: registered(&mut registry, "scrub_bytes", "Bytes of packs read to find damage"),
+            scrub_found: registered(&mut registry, "scrub_found", "Damaged chunks that the scrub found"),
+            scrub_rewritten: registered(&mut registry, "scrub_rewritten", "Damaged records written anew from here"),
             commitments: registered(&mut registry, "commitments", "Storage commitments, by how they ended"),
             outbox_settled: registered(&mut registry, "outbox_settled", "What the outbox sent, by how it ended"),
             associations: registered(&mut registry, "dicom_associations", "DICOM associations open now"),
@@ -245,6 +275,18 @@ impl Metrics {
     /// A holder refused, lacked or falsified a chunk.
     pub(crate) fn fetch_fault(&self, reason: &'static str) {
         self.0.fetch_faults.get_or_create(&ByReason { reason }).inc();
+    }
+
+    /// A site answered with what it was not asked for.
+    pub(crate) fn wrong_bytes_of(&self, site: u64) {
+        self.0.peer_wrong_bytes.get_or_create(&BySite { site }).inc();
+    }
+
+    /// The scrub read so many bytes of packs, and found and mended so much.
+    pub(crate) fn scrubbed(&self, bytes: u64, found: u64, rewritten: u64) {
+        self.0.scrub_bytes.inc_by(bytes);
+        self.0.scrub_found.inc_by(found);
+        self.0.scrub_rewritten.inc_by(rewritten);
     }
 
     /// A storage commitment was settled, or its requester told.
@@ -321,6 +363,9 @@ impl Gauges {
         let help = "Time since a quorum was last heard, +Inf if never";
         registry.register_with_unit("quorum_age", help, Unit::Seconds, quorum_age.clone());
         let clock_ahead = Seconds::default();
+        let scrub_last_full_pass_age = Seconds::default();
+        let help = "Time since all packs were last read, +Inf if never";
+        registry.register_with_unit("scrub_last_full_pass_age", help, Unit::Seconds, scrub_last_full_pass_age.clone());
         let help = "How far the clock is ahead of the leader's, or on the leader of the others' median";
         registry.register_with_unit("clock_ahead", help, Unit::Seconds, clock_ahead.clone());
         Self {
@@ -340,11 +385,15 @@ impl Gauges {
                 "studies_below_wanted_copies",
                 "Studies with fewer copies than wanted",
             ),
+            studies_confined: registered(registry, "studies_confined", "Studies that stay where they were received"),
             peers_connected: registered(registry, "peers_connected", "Other sites connected"),
             store_bytes: registered(registry, "store_bytes", "Bytes of stored chunks"),
             store_chunks: registered(registry, "store_chunks", "Stored chunks"),
             store_bad_chunks: registered(registry, "store_bad_chunks", "Damaged chunks that await repair"),
             store_free_bytes: registered(registry, "store_free_bytes", "Free bytes of the volume"),
+            scrub_repaired: registered(registry, "scrub_repaired", "Damaged chunks brought back"),
+            scrub_unrepaired: registered(registry, "scrub_unrepaired", "Damaged chunks that no site has"),
+            scrub_last_full_pass_age,
         }
     }
 
@@ -356,6 +405,7 @@ impl Gauges {
             (&self.raft_applied_index, scrape.applied),
             (&self.studies_below_two_sites, scrape.studies_below_two),
             (&self.studies_below_wanted_copies, scrape.studies_below_wanted),
+            (&self.studies_confined, scrape.studies_confined),
             (&self.audit_disagreements, scrape.audit_disagreements as u64),
             (&self.mesh_format, scrape.mesh_format.into()),
             (&self.peers_connected, scrape.peers_connected as u64),
@@ -363,6 +413,7 @@ impl Gauges {
             (&self.store_chunks, scrape.store_chunks),
             (&self.store_bad_chunks, scrape.store_bad_chunks),
             (&self.store_free_bytes, scrape.store_free_bytes),
+            (&self.scrub_unrepaired, scrape.scrub_unrepaired),
         ] {
             gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         }
@@ -375,7 +426,10 @@ impl Gauges {
         // Not a number while unknown: no bound holds for it, and no alert fires.
         let clock_ahead = scrape.clock_ahead_ms.map_or(f64::NAN, seconds);
         self.clock_ahead.set(clock_ahead);
+        // Counted by the store, which is opened with the node.
+        self.scrub_repaired.inner().store(scrape.scrub_repaired, Ordering::Relaxed);
         // Infinite rather than absent or NaN: an alert on a large age must fire when there is none.
+        self.scrub_last_full_pass_age.set(scrape.scrub_age.map_or(f64::INFINITY, |age| age.as_secs_f64()));
         self.quorum_age.set(scrape.quorum_age.map_or(f64::INFINITY, |age| age.as_secs_f64()));
     }
 }
@@ -406,6 +460,8 @@ mod tests {
         metrics.http_request("/api/v1/exams/{id}", "GET", 200);
         metrics.received("new", 1000);
         metrics.coded(1000, 200, 0);
+        metrics.wrong_bytes_of(3);
+        metrics.scrubbed(4096, 2, 1);
         metrics.command("claim-next", "granted", Duration::from_millis(3));
         let open = metrics.association();
         let scrape = Scrape {
@@ -414,6 +470,8 @@ mod tests {
             outbox: vec![("waiting", 2)],
             clock_ahead_ms: Some(-1500),
             audit_disagreements: 2,
+            scrub_repaired: 5,
+            scrub_unrepaired: 1,
             ..Scrape::default()
         };
         let text = metrics.encode(&scrape);
@@ -435,6 +493,12 @@ mod tests {
             "maillage_quorum_age_seconds inf",
             "maillage_chunk_bytes_sent_total 0",
             "maillage_clock_ahead_seconds -1.5",
+            "maillage_peer_wrong_bytes_total{site=\"3\"} 1",
+            "maillage_scrub_bytes_total 4096",
+            "maillage_scrub_found_total 2",
+            "maillage_scrub_repaired_total 5",
+            "maillage_scrub_unrepaired 1",
+            "maillage_scrub_last_full_pass_age_seconds inf",
             "maillage_audit_disagreements 2",
         ] {
             assert!(text.lines().any(|own| own == line), "{line} is missing in\n{text}");

@@ -26,6 +26,7 @@ use crate::metrics::{Metrics, outcome_label};
 use crate::outbox::Outbox;
 use crate::presence::{PeerState, Presence};
 use crate::roster::{Roster, key_of, peer_of};
+use crate::scrub::Scrub;
 use crate::token::Token;
 
 /// A command is retried for so long, over changes of leader, before its outcome is called unknown.
@@ -94,6 +95,7 @@ pub(crate) struct Parts {
     pub(crate) metrics: Metrics,
     pub(crate) outbox: Outbox,
     pub(crate) commitments: Commitments,
+    pub(crate) scrub: Scrub,
     pub(crate) state_clock: StateClock,
 }
 
@@ -153,6 +155,10 @@ impl Node {
 
     pub(crate) fn commitments(&self) -> &Commitments {
         &self.0.commitments
+    }
+
+    pub(crate) fn scrub(&self) -> &Scrub {
+        &self.0.scrub
     }
 
     /// This site's number.

@@ -88,7 +88,9 @@ async fn open(config: Config, shutdown: &CancellationToken) -> anyhow::Result<Op
     let clock = Clock::system();
     let membership = Membership::new(clock.clone());
     let socket = Socket::Udp(config.mesh.listen);
-    let endpoint = Endpoint::bind(EndpointConfig::new(identity.clone(), membership.clone(), socket, clock.clone()))
+    let mut port = EndpointConfig::new(identity.clone(), membership.clone(), socket, clock.clone());
+    port.congestion = config.mesh.congestion.into();
+    let endpoint = Endpoint::bind(port)
         .map_err(|error| anyhow::anyhow!(error).context(format!("mesh.listen {}", config.mesh.listen)))?;
     let host = Host {
         disk: Disk::real(directory.root()),

@@ -30,7 +30,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::commitment::{self, Commitments};
-use crate::images::{Images, StoreSource};
+use crate::copies::pace::Pace;
+use crate::images::{Fetching, Images, StoreSource};
 use crate::ingest::{Arrival, FORMAT_OF_SEALED_CHUNKS, Ingest};
 use crate::links::MeshLinks;
 use crate::metrics::Metrics;
@@ -38,7 +39,9 @@ use crate::node::{Node, Parts};
 use crate::outbox::{self, Outbox, Owner};
 use crate::presence::Presence;
 use crate::purge;
+use crate::repair;
 use crate::roster::Roster;
+use crate::scrub::Scrub;
 use crate::senders::Senders;
 use crate::study_keys::StateKeys;
 use crate::{arriving, audit, copies, duties, founding, gather, http, joining, links, scp};
@@ -54,6 +57,10 @@ const FAULTS_QUEUE: usize = 256;
 const HAND_OVER: Duration = Duration::from_secs(1);
 /// What is under way when the node stops is given so long.
 const STOP_GRACE: Duration = Duration::from_secs(10);
+/// … or so short when the node stops because it can no longer be trusted with data: nothing it still does counts.
+const END_GRACE: Duration = Duration::from_secs(2);
+/// The index is made durable within this, unless the disk does not answer.
+const CLOSE_GRACE: Duration = Duration::from_secs(5);
 
 /// What a node takes from the machine that it runs on.
 pub struct Host {
@@ -229,8 +236,16 @@ impl Site {
         let (faults_tx, faults) = mpsc::channel(FAULTS_QUEUE);
         let fetcher = Fetcher::new(wires.holders, faults_tx);
         let site = SiteId(mesh.site_id);
-        let images =
-            Images::new(site, store.clone(), group.clone(), roster.clone(), fetcher, presence.clone(), metrics.clone());
+        let fetching = Fetching { fetcher, pace: Pace::of_mb_s(config.storage.copy_mb_s_max) };
+        let images = Images::new(
+            site,
+            store.clone(),
+            group.clone(),
+            roster.clone(),
+            fetching,
+            presence.clone(),
+            metrics.clone(),
+        );
         let (gather, arrivals) = mpsc::unbounded_channel();
         let known = group.clone();
         let mesh_patient = Box::new(move |study: &str| {
@@ -248,6 +263,7 @@ impl Site {
             Ingest::new(store.clone(), clock.clone(), metrics.clone(), senders, gather, mesh_patient, may_seal);
         let dicom = scp::Port::new(ingest.clone(), metrics.clone());
         let disk_of_node = disk.clone();
+        let scrub = Scrub::open(disk.clone(), clock.clone(), config.storage.scrub_mb_s).await;
         let parts = Parts {
             config,
             disk,
@@ -264,6 +280,7 @@ impl Site {
             metrics,
             outbox,
             commitments,
+            scrub,
             state_clock: StateClock::default(),
         };
         let inner = Inner {
@@ -293,15 +310,22 @@ impl Site {
         self.run(copies::run(node.clone(), shutdown.clone()));
         self.run(copies::bring_claimed(node.clone(), shutdown.clone()));
         self.run(copies::confined::run(node.clone(), shutdown.clone()));
+        self.run(copies::leaving::run(node.clone(), shutdown.clone()));
+        self.run(copies::room::run(node.clone(), shutdown.clone()));
         self.run(commitment::run(node.clone(), shutdown.clone()));
         self.run(commitment::report(node.clone(), shutdown.clone()));
         self.run(purge::run(node.clone(), shutdown.clone()));
+        self.run(repair::run(node.clone(), shutdown.clone()));
+        self.run(node.scrub().clone().run(node.clone(), shutdown.clone()));
         self.run(node.outbox().clone().keep(shutdown.clone()));
         self.run(outbox::send(node.clone(), shutdown.clone()));
-        let (metrics, stopped) = (node.metrics().clone(), shutdown.clone());
+        let (node, stopped) = (node.clone(), shutdown.clone());
         self.run(async move {
             while let Some(Some(fault)) = stopped.run_until_cancelled(faults.recv()).await {
-                metrics.fetch_fault(fault.reason.as_str());
+                node.metrics().fetch_fault(fault.reason.as_str());
+                if let Some(site) = node.roster().site(&fault.peer).filter(|_| fault.reason.is_an_offence()) {
+                    node.metrics().wrong_bytes_of(site.0);
+                }
             }
         });
     }
@@ -434,11 +458,15 @@ impl Site {
             node.group().shutdown().await;
             close_port.await;
         };
-        if tokio::time::timeout(STOP_GRACE, async { tokio::join!(ended, serving_ends_with_the_port) }).await.is_err() {
+        let grace = if node.group_status().fatal.is_some() { END_GRACE } else { STOP_GRACE };
+        if tokio::time::timeout(grace, async { tokio::join!(ended, serving_ends_with_the_port) }).await.is_err() {
             tracing::warn!("some work did not end in time");
         }
-        if let Err(error) = node.store().close().await {
-            tracing::error!(%error, "close the images");
+        // A disk that does not answer holds up nothing but itself: what is on it is as after a kill.
+        match tokio::time::timeout(CLOSE_GRACE, node.store().close()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "close the images"),
+            Err(_) => tracing::error!("the images were not closed in time: the disk does not answer"),
         }
         tracing::info!("stopped");
     }

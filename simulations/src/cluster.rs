@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use axum::Router;
 use maillage::site::{Settings, Site};
 use maillage_consensus::command::FORMAT;
 use maillage_consensus::raft::{Group, Role};
@@ -41,6 +42,10 @@ pub(crate) struct Running {
     pub(crate) node: Site,
     pub(crate) group: Group,
     pub(crate) store: Store,
+    /// Its HTTP, made once a life: to make it is dearer than most answers.
+    pub(crate) http: Router,
+    /// … and that of its unix socket.
+    pub(crate) control: Router,
     /// Its port, where the network is one of datagrams.
     pub(crate) endpoint: Option<Endpoint>,
     /// Closes its doors for a stop with courtesy.

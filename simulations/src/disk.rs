@@ -4,7 +4,7 @@
 //! name durable. What a crash leaves of the rest is drawn (see `volume`). Latencies, a full disk, a
 //! failing fsync and a power cut in the middle of a write are faults that can be set per slot.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -57,6 +57,9 @@ struct Drive {
     rng: Rng,
 }
 
+/// The site whose disk overwrites nothing that was purged.
+const FORGETS_PURGES: u32 = 2;
+
 /// The disks of all slots; they outlive the incarnations.
 pub(crate) struct Disks {
     world: Arc<World>,
@@ -99,6 +102,11 @@ impl Disks {
         self.with(slot, |drive| drive.volume.rot("packs/", what, bit))
     }
 
+    /// A file among the images of `slot` in which one of `marks` can be read, as the process or after a power cut.
+    pub(crate) fn find(&self, slot: u32, marks: &BTreeSet<Bytes>) -> Option<String> {
+        self.with(slot, |drive| drive.volume.find("packs/", marks))
+    }
+
     /// What is left when the node's life ends.
     pub(crate) fn end(&self, slot: u32, ending: Ending) {
         let told = self.with(slot, |drive| drive.volume.end(ending, &mut drive.rng));
@@ -126,6 +134,14 @@ impl Disks {
         });
         tokio::time::sleep(wait).await;
         self.guard(owner)
+    }
+
+    /// Whether a disk keeps what it is told to overwrite with zeroes, as one site's does for a mutant.
+    fn keeps_purged(&self, owner: Owner, path: &str, parts: &[Bytes]) -> bool {
+        self.mutant == Some(Mutant::PurgeForgotten)
+            && owner.slot == FORGETS_PURGES
+            && path.contains("packs/")
+            && matches!(parts, [_, body] if !body.is_empty() && body.iter().all(|byte| *byte == 0))
     }
 
     /// Whether this disk lies about the durability of `path`, whose last write had `len` bytes.
@@ -308,6 +324,9 @@ impl FileBackend for SimFile {
 
     fn write_at(&self, offset: u64, parts: Vec<Bytes>, sync: bool) -> IoFuture<'_, ()> {
         Box::pin(async move {
+            if self.disks.keeps_purged(self.owner, &self.path, &parts) {
+                return Ok(());
+            }
             let bytes = match parts.as_slice() {
                 [only] => only.clone(),
                 several => several.iter().flatten().copied().collect::<BytesMut>().freeze(),

@@ -13,6 +13,7 @@ pub(crate) mod liveness;
 pub(crate) mod outbox;
 pub(crate) mod patients;
 pub(crate) mod promises;
+pub(crate) mod purges;
 pub(crate) mod replicas;
 pub(crate) mod retrieval;
 pub(crate) mod steps;
@@ -32,6 +33,7 @@ pub(crate) struct Watch {
     pub(crate) course: course::Course,
     pub(crate) outbox: outbox::Outbox,
     pub(crate) steps: steps::Steps,
+    pub(crate) purges: purges::Purges,
 }
 
 impl Watch {
@@ -46,6 +48,7 @@ impl Watch {
             events: events::Events::new(Arc::clone(&world), plan.is_upgraded()),
             outbox: outbox::Outbox::new(Arc::clone(&world), seed),
             steps: steps::Steps::new(Arc::clone(&world), seed),
+            purges: purges::Purges::new(Arc::clone(&world)),
             course: course::Course::new(world, seed),
         }
     }

@@ -79,6 +79,8 @@ pub enum Mutant {
     GlassOverwrites,
     /// Any Transaction UID is taken for that of a workitem's performer.
     TransactionUnchecked,
+    /// One site's disk keeps what a purge overwrites.
+    PurgeForgotten,
 }
 
 impl Mutant {
@@ -117,6 +119,7 @@ impl Mutant {
             Self::OutboxSendsTwice => (&["outbox", "I1"], 5),
             Self::GlassOverwrites => (&["I3", "outbox"], 5),
             Self::TransactionUnchecked => (&["steps", "I1"], 5),
+            Self::PurgeForgotten => (&["I6"], 5),
         }
     }
 

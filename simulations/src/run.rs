@@ -10,7 +10,7 @@ use maillage_consensus::View;
 
 use crate::cluster::{Cluster, FOUNDER};
 use crate::disk::Ending;
-use crate::invariants::{claims, copies, events, liveness, outbox, patients, retrieval, tokens};
+use crate::invariants::{claims, copies, events, liveness, outbox, patients, purges, retrieval, tokens};
 use crate::plan::{Fault, Faults, Plan, Settings};
 use crate::rng::Rng;
 use crate::trace::Trace;
@@ -183,12 +183,14 @@ async fn finish(cluster: &Arc<Cluster>, clients: workload::Clients) -> Duration 
     copies::all_are_made(cluster).await;
     retrieval::everything_is_there(cluster).await;
     liveness::replicas_converge(cluster, cluster.count()).await;
+    purges::all_are_gone(cluster).await;
     cluster.watch.outbox.check_all(cluster).await;
     for running in cluster.all_running() {
         cluster.watch.finality.check(&running, true);
         cluster.watch.course.check(&running, true);
         cluster.watch.outbox.check(&running, true);
         cluster.watch.steps.check(&running, true);
+        cluster.watch.purges.check(&running);
         cluster.watch.audit.check(&running);
         cluster.watch.events.check_all(&running);
         patients::check(cluster, &running, true);
@@ -209,6 +211,7 @@ pub(crate) async fn look_around(cluster: Arc<Cluster>) {
             cluster.watch.course.check(&running, false);
             cluster.watch.outbox.check(&running, false);
             cluster.watch.steps.check(&running, false);
+            cluster.watch.purges.check(&running);
             cluster.watch.audit.check(&running);
             patients::check(&cluster, &running, false);
             cluster.watch.replicas.compare(&running);

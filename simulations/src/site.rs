@@ -127,7 +127,8 @@ async fn start(cluster: &Arc<Cluster>, owner: Owner) -> Result<Running, Failed> 
     // No door is open yet, so no leader has added anything.
     cluster.watch.promises.life_begins(owner, last_log);
     drop(status);
-    Ok(Running { owner, site, node, group, store, endpoint, shutdown })
+    let (http, control) = (node.http(), node.control());
+    Ok(Running { owner, site, node, group, store, http, control, endpoint, shutdown })
 }
 
 /// The wall clock of a slot.

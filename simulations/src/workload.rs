@@ -19,6 +19,7 @@ mod glass;
 mod hospital;
 pub(crate) mod http;
 pub(crate) mod images;
+mod purging;
 mod reader;
 mod steps;
 
@@ -58,6 +59,7 @@ pub(crate) fn start(cluster: &Arc<Cluster>) -> Clients {
         clients.readers.push(maillage_host::spawn(desk::run(Arc::clone(cluster), slot, rng("desk"))));
         clients.apart.push(maillage_host::spawn(glass::run(Arc::clone(cluster), slot, rng("glass"))));
         clients.apart.push(maillage_host::spawn(steps::run(Arc::clone(cluster), slot, rng("steps"))));
+        clients.apart.push(maillage_host::spawn(purging::run(Arc::clone(cluster), slot, rng("archive"))));
         for number in 1..=cluster.plan.readers_per_site {
             let reader = reader::Reader::new(Arc::clone(cluster), slot, number, rng(&format!("reader {number}")));
             clients.readers.push(maillage_host::spawn(reader.run()));

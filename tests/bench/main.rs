@@ -5,6 +5,8 @@
 //!      -- copy   (that study to a second node: node, bare quinn)
 //!      -- claims (claims by HTTP on three nodes: mesh, etcd)
 //!      -- codec  (pixels of real files and of the phantom: ours, zstd, JPEG-LS, HTJ2K)
+//!      -- wan    (a claimed study over an emulated line: node, bare TCP, storescp; by name only: it needs root)
+//!      -- memory (peak of a node that takes or gives 1, 10 and 100 studies at once; by name only)
 //!      -- scale  (the state at its size: by name only, it takes an hour at 24 million exams)
 //! ```
 //! A figure means nothing without its peer in the same minute on the same disk, so every figure is
@@ -31,11 +33,13 @@ mod copy;
 mod http;
 mod ingest;
 mod lab;
+mod memory;
 mod mesh;
 mod process;
 mod report;
 mod scale;
 mod study;
+mod wan;
 
 use lab::Lab;
 use report::Report;
@@ -44,8 +48,9 @@ use report::Report;
 const PART_LIMIT: Duration = Duration::from_secs(300);
 /// … but for the one that loads what it measures.
 const SCALE_LIMIT: Duration = Duration::from_secs(4 * 3600);
-const USAGE: &str =
-    "usage: bench [ingest|copy|claims|codec|all|scale] [--rounds N] [--slices N] [--exams N] [--json FILE] [--dir DIR]";
+/// … and for the one whose peers take a minute a study.
+const WAN_LIMIT: Duration = Duration::from_secs(1800);
+const USAGE: &str = "usage: bench [ingest|copy|claims|codec|all|wan|memory|scale] [--rounds N] [--slices N] [--exams N] [--json FILE] [--dir DIR]";
 
 /// What to do.
 struct Arguments {
@@ -69,6 +74,8 @@ impl Arguments {
                 "claims" => arguments.parts.push("claims"),
                 "codec" => arguments.parts.push("codec"),
                 "scale" => arguments.parts.push("scale"),
+                "wan" => arguments.parts.push("wan"),
+                "memory" => arguments.parts.push("memory"),
                 "--exams" => arguments.exams = value()?.parse::<u64>()?.clamp(1, 100_000_000),
                 "all" => arguments.parts.extend(["ingest", "copy", "claims", "codec"]),
                 "--rounds" => arguments.rounds = value()?.parse::<usize>()?.clamp(1, 100),
@@ -126,12 +133,18 @@ async fn all(arguments: Arguments) -> anyhow::Result<()> {
                 ("ingest", Some(study)) => ingest::run(&lab, study).await,
                 ("copy", Some(study)) => copy::run(&lab, study).await,
                 ("codec", _) => codec::run(&lab).await,
+                ("wan", _) => wan::run(&lab, arguments.slices).await,
+                ("memory", _) => memory::run(&lab, arguments.slices).await,
                 ("scale", _) => scale::run(&lab, arguments.exams).await,
                 _ => claims::run(&lab).await,
             }
         };
         // Loading millions of exams is no sign of being stuck.
-        let limit = if *part == "scale" { SCALE_LIMIT } else { PART_LIMIT };
+        let limit = match *part {
+            "scale" => SCALE_LIMIT,
+            "wan" => WAN_LIMIT,
+            _ => PART_LIMIT,
+        };
         match timeout(limit, measured).await {
             Ok(Ok(mut section)) => {
                 section.ended();

@@ -100,7 +100,7 @@ impl Site {
         let config = root.join(format!("{name}.toml"));
         let text = format!(
             "[node]\nname = \"{name}\"\ndata_dir = {:?}\n[mesh]\nlisten = \"{mesh}\"\n[http]\nlisten = \"{http}\"\n\
-             [dicom]\nlisten = \"{dicom}\"\nany_caller = true\ncheck_called = false\n[storage]\ncopies = {copies}\n",
+             [dicom]\nlisten = \"{dicom}\"\nany_caller = true\ncheck_called = false\nmax_associations = 128\n[storage]\ncopies = {copies}\n",
             root.join(name)
         );
         std::fs::write(&config, text)?;
@@ -126,6 +126,11 @@ impl Site {
         server.ready(leads).await?;
         self.server = Some(server);
         Ok(())
+    }
+
+    /// The most memory that its process ever had resident, in MiB.
+    pub(crate) fn memory_peak_mib(&self) -> anyhow::Result<f64> {
+        self.server.as_ref().and_then(Server::memory_peak_mib).context("the memory of a node")
     }
 
     /// GET of JSON that must be there.

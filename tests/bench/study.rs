@@ -18,24 +18,45 @@ use crate::lab::Lab;
 pub(crate) struct Study {
     /// Its Study Instance UID.
     pub(crate) uid: String,
+    /// Its Series Instance UID.
+    pub(crate) series: String,
+    /// Its patient's id.
+    pub(crate) patient: String,
+    /// Its accession number.
+    pub(crate) accession: String,
     /// Bytes of its data sets.
     pub(crate) bytes: u64,
     /// Its data sets, by SOP Instance UID.
     pub(crate) slices: Vec<(Uid, Bytes)>,
-    dir: TempDir,
+    /// Its files, if it has any.
+    dir: Option<TempDir>,
 }
 
 impl Study {
+    /// Makes one of many: no two seeds have a slice in common.
+    pub(crate) async fn in_memory(slices: u32, seed: u64) -> anyhow::Result<Self> {
+        let accession_number = format!("BENCH{seed}");
+        let phantom = CtPhantom { slices, seed, accession_number, ..CtPhantom::default() };
+        Self::make(phantom, None).await
+    }
+
     /// Makes it, and writes its files.
     pub(crate) async fn write(lab: &Lab, slices: u32) -> anyhow::Result<Self> {
-        let dir = lab.dir("study")?;
-        let phantom = CtPhantom { slices, ..CtPhantom::default() };
-        let uid = phantom.study_uid().to_string();
-        let path = dir.path().to_owned();
+        Self::make(CtPhantom { slices, ..CtPhantom::default() }, Some(lab.dir("study")?)).await
+    }
+
+    async fn make(phantom: CtPhantom, dir: Option<TempDir>) -> anyhow::Result<Self> {
+        let (uid, series) = (phantom.study_uid().to_string(), phantom.series_uid().to_string());
+        let (patient, accession) = (phantom.patient_id.clone(), phantom.accession_number.clone());
+        let path = dir.as_ref().map(|dir| dir.path().to_owned());
         let made = maillage_host::offload(move || {
             let mut made = Vec::new();
-            for n in 0..slices {
+            for n in 0..phantom.slices {
                 let (instance, dataset) = phantom.slice(n);
+                let Some(path) = &path else {
+                    made.push((instance, dataset));
+                    continue;
+                };
                 let header = part10::header(&FileMeta {
                     sop_class: CtPhantom::SOP_CLASS,
                     sop_instance: instance.clone(),
@@ -47,21 +68,30 @@ impl Study {
             }
             Ok(made)
         });
-        let slices = made.await.context("write the study")?;
+        let slices = made.await.context("make the study")?;
         let bytes = slices.iter().map(|(_, dataset)| dataset.len() as u64).sum();
-        Ok(Self { uid, bytes, slices, dir })
+        Ok(Self { uid, series, patient, accession, bytes, slices, dir })
     }
 
     /// Where its files are.
     pub(crate) fn dir(&self) -> PathBuf {
-        self.dir.path().to_owned()
+        self.dir.as_ref().map(|dir| dir.path().to_owned()).unwrap_or_default()
     }
 
     /// Sends it over one association with our own sender, each slice confirmed before the next.
     pub(crate) async fn send(&self, to: SocketAddr) -> anyhow::Result<()> {
+        self.send_over(Self::associate(to).await?).await
+    }
+
+    /// An association for its slices.
+    pub(crate) async fn associate(to: SocketAddr) -> anyhow::Result<Association> {
         let (calling, called) = (AeTitle::parse("BENCH")?, AeTitle::parse("MAILLAGE")?);
         let contexts = [(CtPhantom::SOP_CLASS, vec![CtPhantom::TRANSFER_SYNTAX])];
-        let mut association = Association::connect(to, &calling, &called, &contexts, ScuTimeouts::default()).await?;
+        Ok(Association::connect(to, &calling, &called, &contexts, ScuTimeouts::default()).await?)
+    }
+
+    /// Sends it, and ends the association.
+    pub(crate) async fn send_over(&self, mut association: Association) -> anyhow::Result<()> {
         for (instance, dataset) in &self.slices {
             let status = association
                 .store(&CtPhantom::SOP_CLASS, instance, &CtPhantom::TRANSFER_SYNTAX, dataset.clone())

@@ -15,7 +15,7 @@ use crate::mesh;
 
 /// Where the packs of a site still name an instance of a study. What they hold of it is sealed: manifests, which
 /// name it, and the chunks that they list go together.
-fn is_in(data_dir: &Path, study: &Slices) -> Option<String> {
+pub(crate) fn is_in(data_dir: &Path, study: &Slices) -> Option<String> {
     for entry in fs::read_dir(data_dir.join("packs")).expect("look") {
         let path = entry.expect("an entry").path();
         let Ok(bytes) = fs::read(&path) else { continue };

@@ -121,12 +121,12 @@ async fn nothing_lies_open_and_a_purge_makes_a_backup_of_the_packs_unreadable() 
     mesh.sites[0].ready().await;
     on_three_sites(http, &study).await;
     on_three_sites(http, &other).await;
-    keys_are_handed_over(&mesh.sites[0]).await;
     for site in &mesh.sites {
         assert_eq!(open_in(site.data_dir(), &study), None, "at {}", site.name());
         assert!(!records(site.data_dir()).is_empty(), "the search finds what is there");
         study.is_whole_at(site.http()).await;
     }
+    keys_are_handed_over(&mesh.sites[0]).await;
     let first = manifest_of(mesh.sites[0].data_dir(), study.first().0).expect("its manifest");
     let key = first.key.expect("sealed").to_string();
     assert!(first.chunks.iter().all(|chunk| chunk.form.is_sealed()));

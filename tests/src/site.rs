@@ -21,7 +21,7 @@ use crate::http::Http;
 use crate::port;
 use crate::run::Ran;
 use crate::settings::{Addresses, Settings};
-use crate::wait::until;
+use crate::wait::{until, until_within};
 
 /// Lines of a log that a failed test prints.
 const LOG_LINES_SHOWN: usize = 60;
@@ -235,6 +235,18 @@ impl Site {
             }
             sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// Waits until the process ends by itself: its exit code.
+    ///
+    /// # Panics
+    /// When it does not end within `limit`, or ends by a signal.
+    pub async fn ends(&mut self, limit: Duration) -> i32 {
+        let (name, child) = (self.name.clone(), self.child.as_mut().expect("a running site"));
+        let what = format!("{name} ends");
+        let status = until_within(limit, &what, async || child.try_wait().expect("ask for the process")).await;
+        self.child = None;
+        status.code().unwrap_or_else(|| panic!("{name} was ended by a signal: {status}"))
     }
 
     /// Sends a signal: STOP freezes the process, CONT lets it go on.

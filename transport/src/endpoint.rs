@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::tls::{SERVER_NAME, Tls, TlsError};
-use crate::{Alpn, Identity, Membership, Plane};
+use crate::{Alpn, Congestion, Identity, Membership, Plane, congestion};
 
 mod accept;
 mod accepted;
@@ -78,12 +78,15 @@ pub struct EndpointConfig {
     pub clock: Clock,
     /// Time for a dial to a peer, over all its addresses, until the peer has admitted us.
     pub dial_deadline: Duration,
+    /// By what images are sent.
+    pub congestion: Congestion,
 }
 
 impl EndpointConfig {
-    /// A configuration with the usual deadline: 3 s, as long as a silent peer is believed alive.
+    /// A configuration with the usual deadline: 3 s, as long as a silent peer is believed alive; and the
+    /// usual congestion control.
     pub fn new(identity: Identity, membership: Membership, socket: Socket, clock: Clock) -> Self {
-        Self { identity, membership, socket, clock, dial_deadline: IDLE_TIMEOUT }
+        Self { identity, membership, socket, clock, dial_deadline: IDLE_TIMEOUT, congestion: Congestion::default() }
     }
 }
 
@@ -157,8 +160,8 @@ impl Endpoint {
     /// # Errors
     /// When the socket cannot be bound, or the TLS not be set up.
     pub fn bind(config: EndpointConfig) -> Result<Self, BindError> {
-        let EndpointConfig { identity, membership, socket, clock, dial_deadline } = config;
-        let tls = Tls::new(&identity, membership.clone(), clock, Arc::new(transport_config()))?;
+        let EndpointConfig { identity, membership, socket, clock, dial_deadline, congestion } = config;
+        let tls = Tls::new(&identity, membership.clone(), clock, Arc::new(transport_config(congestion)))?;
         let mut server = tls.server()?;
         server.max_incoming(INCOMING_MAX);
         server.incoming_buffer_size(INCOMING_BUFFER_BYTES);
@@ -283,6 +286,9 @@ impl Shared {
             quinn::ConnectionError::TimedOut => DialError::Timeout,
             other => DialError::Handshake(other),
         })?;
+        if alpn == Alpn::Chunk {
+            congestion::carries_images(connection.congestion_state());
+        }
         if alpn.greets() {
             let mut stream = connection.accept_uni().await.map_err(DialError::Refused)?;
             let mut greeting = [0; GREETING.len()];
@@ -356,7 +362,7 @@ async fn follow_membership(shared: Arc<Shared>) {
     }
 }
 
-fn transport_config() -> quinn::TransportConfig {
+fn transport_config(congestion: Congestion) -> quinn::TransportConfig {
     let mut config = quinn::TransportConfig::default();
     config.keep_alive_interval(Some(KEEP_ALIVE));
     // The conversion fails above 2^62 ms only.
@@ -367,5 +373,6 @@ fn transport_config() -> quinn::TransportConfig {
     config.max_concurrent_bidi_streams(STREAMS_MAX.into());
     config.max_concurrent_uni_streams(STREAMS_MAX.into());
     config.datagram_receive_buffer_size(None);
+    config.congestion_controller_factory(Arc::new(congestion));
     config
 }

@@ -6,11 +6,13 @@
 //! for what one takes 18.6 s for, and 8.7 s when one of them is cut off midway (measured).
 
 mod driver;
+mod penalties;
 mod planner;
 #[cfg(test)]
 mod tests;
 
 pub use driver::{AskError, ChunkFault, FaultReason, FetchError, Fetcher, Holders};
+pub use penalties::{Penalties, Penalty};
 pub use planner::{Assignment, Failure, HolderIndex, ItemIndex, Planner, Settled, Ticket};
 
 /// An object to fetch.

@@ -11,6 +11,7 @@
 mod alpn;
 mod certificate;
 pub mod chunk;
+mod congestion;
 pub mod endpoint;
 pub mod fetch;
 pub mod frame;
@@ -24,6 +25,7 @@ mod tls;
 mod testing;
 
 pub use alpn::{Alpn, Plane};
+pub use congestion::Congestion;
 pub use endpoint::{Accepted, Endpoint, EndpointConfig, Incoming, LinkError, Socket};
 pub use identity::{Identity, IdentityError};
 pub use libp2p::PeerId;

@@ -86,6 +86,13 @@ impl Command {
             Self::ReleaseHold { .. } => "release-hold",
             Self::Purge { .. } => "purge",
             Self::RecordPurged { .. } => "record-purged",
+            Self::StagePlacement(_) => "stage-placement",
+            Self::ApplyPlacement { .. } => "apply-placement",
+            Self::RevertPlacement { .. } => "revert-placement",
+            Self::Drain { .. } => "drain",
+            Self::Undrain { .. } => "undrain",
+            Self::ReportRoom { .. } => "report-room",
+            Self::GiveUp { .. } => "give-up",
             Self::KeepKey { .. } => "keep-key",
         }
     }
@@ -141,6 +148,9 @@ impl Command {
             | Self::LegalHold { reason, .. }
             | Self::ReleaseHold { reason, .. }
             | Self::Purge { reason, .. }
+            | Self::ApplyPlacement { force: reason, .. }
+            | Self::Drain { reason, .. }
+            | Self::Undrain { reason, .. }
             | Self::Regulate { verdict: Verdict::Refused { reason }, .. } => reason.clone(),
             _ => Line::default(),
         }

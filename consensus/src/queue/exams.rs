@@ -53,14 +53,15 @@ fn withdraw_consent(state: &mut State<'_, '_>, exam: &Exam) -> Result<(), ApplyE
     let mut after = exam.clone();
     after.course.order.consent = Consent::Refused;
     state.put_exam(Some(exam), &after)?;
-    note_strayed(state, &after)
+    note_consent(state, &after)
 }
 
-/// An exam's images must not leave where they were received: notes which have.
-fn note_strayed(state: &mut State<'_, '_>, exam: &Exam) -> Result<(), ApplyError> {
+/// An exam's images may have to stay where they were received: notes which are elsewhere, and that no copies of
+/// them are missed.
+fn note_consent(state: &mut State<'_, '_>, exam: &Exam) -> Result<(), ApplyError> {
     for uid in &exam.studies {
         if let Some(study) = state.study(uid.as_str())? {
-            state.note_strayed(&study)?;
+            state.note_consent(&study)?;
         }
     }
     Ok(())
@@ -111,7 +112,7 @@ fn adopt(state: &mut State<'_, '_>, exam: &Exam, request: &Request, order: Order
     }
     set_due(&mut after);
     state.put_exam(Some(exam), &after)?;
-    note_strayed(state, &after)
+    note_consent(state, &after)
 }
 
 /// A new exam with its first workitem. One that waits for nothing is in the waiting room at once.

@@ -10,6 +10,7 @@ mod invariants;
 mod life;
 mod mesh;
 mod next;
+mod placement;
 mod random;
 mod reference;
 mod repeats;

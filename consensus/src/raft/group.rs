@@ -2,7 +2,7 @@
 //!
 //! Who does what: `start.rs` puts the parts together; `propose.rs` and `read.rs` bring commands and
 //! linearizable reads to the leader; `membership.rs` changes who votes; `presence.rs` is who was heard
-//! when; `offset.rs` is how the clocks stand; `upkeep.rs` holds the tasks that publish the status, checkpoint the state and finish what a
+//! when; `offset.rs` is how the clocks stand; `heartbeat.rs` is whether the disk answers; `upkeep.rs` holds the tasks that publish the status, checkpoint the state and finish what a
 //! dead leader left half done.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +18,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
+mod heartbeat;
 mod membership;
 mod offset;
 mod presence;
@@ -31,6 +32,7 @@ pub use propose::{Committed, ProposeError};
 pub use read::ReadError;
 pub use start::StartError;
 
+pub(crate) use heartbeat::Heartbeat;
 pub(crate) use offset::Offset;
 pub(crate) use presence::{Contact, Presence};
 
@@ -72,6 +74,7 @@ pub(crate) struct Inner {
     started: Instant,
     presence: Presence,
     offset: Offset,
+    heartbeat: Heartbeat,
     /// The format that this node advertises.
     format: u8,
     /// KiB of commands that this node, as leader, has under way.

@@ -40,7 +40,8 @@ impl Class {
             "claim-next" | "claim-take" | "next" | "take" | "take-over" | "release" | "open" | "change-workitem"
             | "acquire" | "arrive" | "record-study" | "deliver" | "tell" | "escalate" => class(PROCEDURE, 'U'),
             "break-glass" => alert(("110127", "Emergency Override Started")),
-            "found" | "establish" | "raise-format" | "set-hospital" | "set-policy" | "situate" => {
+            "found" | "establish" | "raise-format" | "set-hospital" | "set-policy" | "situate" | "stage-placement"
+            | "apply-placement" | "revert-placement" | "drain" | "undrain" => {
                 alert(("110131", "Software Configuration"))
             }
             "join" | "describe" => alert(("110128", "Network Configuration")),

@@ -3,7 +3,7 @@
 use clap::Subcommand;
 use serde_json::Value;
 
-use super::{Context, age_note};
+use super::{Context, age_note, placement};
 use crate::output::{Table, bytes, duration_ms, field, items, number};
 
 #[derive(Debug, Subcommand)]
@@ -14,8 +14,13 @@ pub(super) enum PeersCommand {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ChunksCommand {
-    /// How much this node stores
+    /// How much this node stores, and how many copies the mesh has and lacks
     Stats,
+    /// Who holds a study's images, and who should
+    Locate {
+        /// Study Instance UID
+        uid: String,
+    },
 }
 
 pub(super) async fn peers(context: &Context, command: PeersCommand) -> anyhow::Result<()> {
@@ -65,8 +70,12 @@ fn whole(milliseconds: f64) -> Option<u64> {
 }
 
 pub(super) async fn chunks(context: &Context, command: ChunksCommand) -> anyhow::Result<()> {
-    let ChunksCommand::Stats = command;
-    let stats = context.client()?.get("/api/v1/chunks").await?;
+    let client = context.client()?;
+    if let ChunksCommand::Locate { uid } = command {
+        return placement::locate(context, &uid).await;
+    }
+    let mut stats = client.get("/api/v1/chunks").await?;
+    stats["mesh"] = client.get_long("/api/v1/placement/counts").await?;
     context.print(&stats, |stats| {
         let mut text = format!(
             "chunks   {} in {} packs\nstored   {}\nfree     {} of {}\ndamaged  {}\n",
@@ -89,6 +98,7 @@ pub(super) async fn chunks(context: &Context, command: ChunksCommand) -> anyhow:
         if let Some(true) = stats.get("writer_failed").and_then(Value::as_bool) {
             text.push_str("warning: nothing can be stored since a write failed; restart the node\n");
         }
+        text.push_str(&placement::copies(&stats["mesh"]));
         text
     })?;
     Ok(())

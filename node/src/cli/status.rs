@@ -127,6 +127,13 @@ fn screen(status: &Value) -> String {
         bytes(number(status, &["storage", "free_bytes"])),
         storage("bad"),
     ));
+    let scrub = |path: &[&str]| field(&status["scrub"], path);
+    text.push_str(&format!(
+        "scrub    {}; last read as a whole {}, {} damaged then\n",
+        scrub(&["state"]),
+        scrub(&["last", "ended_at"]),
+        scrub(&["last", "found"]),
+    ));
     text.push_str(&format!(
         "versions format {} of {}; clock {} ms ahead, {} allowed; {}\n",
         get(&["format", "mesh"]),
@@ -199,6 +206,7 @@ mod tests {
                        "overdue": 2, "oldest_urgent_ms": 250_000 },
             "storage": { "bytes": 220_200_960_u64, "chunks": 800, "packs": 2, "free_bytes": 107_374_182_400_u64, "bad": 0,
                          "under_two_sites": 1, "under_wanted": 4 },
+            "scrub": { "state": "resting", "last": { "ended_at": "2026-11-28T03:00:00.000Z", "found": 0 } },
             "peers": [
                 { "site": 3, "name": "rennes", "zone": "bretagne", "role": "follower", "state": "up", "rtt_ms": null,
                   "lag": 1, "session_open": true, "version": "0.1.0", "addresses": ["192.0.2.3:7400"] },
@@ -219,6 +227,7 @@ mod tests {
             raft     follower, term 4, committed 1234, applied 1233, leader lyon
             queue    12 waiting (2 overdue, oldest urgent 4 min 10 s), 3 claimed, 5 requested, 1 unsolicited; 100 reported, 2 cancelled
             storage  210.0 MiB in 800 chunks and 2 packs, 100.0 GiB free, 0 damaged
+            scrub    resting; last read as a whole 2026-11-28T03:00:00.000Z, 0 damaged then
             versions format 2 of 2; clock -12 ms ahead, 5000 allowed; no site disagrees
             copies   1 studies below two sites, 4 below the copies wanted
 
@@ -252,6 +261,7 @@ mod tests {
             raft     -, term -, committed -, applied -, leader -
             queue    - waiting (- overdue, oldest urgent -), - claimed, - requested, - unsolicited; - reported, - cancelled
             storage  - in - chunks and - packs, - free, - damaged
+            scrub    -; last read as a whole -, - damaged then
             versions format - of -; clock - ms ahead, - allowed; no site disagrees
             copies   - studies below two sites, - below the copies wanted
 

@@ -161,7 +161,7 @@ async fn fetch(context: &Context, client: &Client, uid: &str, out: Option<PathBu
 }
 
 /// The problem that a stream ended with: it began well, so it could not be the answer's status.
-fn incomplete(line: &Value) -> ClientError {
+pub(super) fn incomplete(line: &Value) -> ClientError {
     let problem = line.get("problem").or_else(|| line.get("error")).cloned().unwrap_or(Value::Null);
     ClientError::Refused(
         serde_json::from_value(problem)
@@ -190,13 +190,13 @@ async fn verify(context: &Context, client: &Client, uid: &str) -> anyhow::Result
     let has = |fault: &str| !items(&report[fault], "").is_empty();
     if has("corrupt") || has("contradictory") {
         let failure = Failure::new(ExitCode::Corrupt, "some of the study's bytes here are not what was received");
-        return Err(failure.with_hint(format!("`maillage study fetch {uid}` gets them from another site")).into());
+        return Err(failure.with_hint(format!("`maillage repair --study {uid}` gets them from another site")).into());
     }
     Ok(if report["complete"] == json!(true) { ExitCode::Ok } else { ExitCode::Degraded })
 }
 
 /// A bar of bytes on standard error, if a person looks.
-fn progress(context: &Context) -> ProgressBar {
+pub(super) fn progress(context: &Context) -> ProgressBar {
     let target = if context.is_json() { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
     let bar = ProgressBar::with_draw_target(None, target);
     let style = ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta} {msg}");

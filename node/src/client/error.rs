@@ -42,9 +42,15 @@ impl Problem {
         match self.code.as_str() {
             "no-quorum" | "unknown-outcome" => ExitCode::NoQuorum,
             "conflict" | "stale-token" | "wrong-state" | "done-already" | "quorum-reached" | "continues"
-            | "not-sent" => ExitCode::Conflict,
-            "storage-full" | "not-recorded" | "other-patient" | "several-patients" | "no-contract"
-            | "consent-refused" => ExitCode::Refused,
+            | "not-sent" | "other-layout" => ExitCode::Conflict,
+            "storage-full"
+            | "not-recorded"
+            | "other-patient"
+            | "several-patients"
+            | "no-contract"
+            | "consent-refused"
+            | "placement-impossible"
+            | "not-placed" => ExitCode::Refused,
             "images-damaged" | "corrupt" => ExitCode::Corrupt,
             _ => ExitCode::Error,
         }

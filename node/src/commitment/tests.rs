@@ -8,7 +8,7 @@ use maillage_consensus::mesh::{HeldPart, Study};
 use super::*;
 
 /// A study of one part.
-pub(super) fn study(uid: &str, manifest: [u8; 32], holders: Vec<SiteId>) -> Study {
+pub(crate) fn study(uid: &str, manifest: [u8; 32], holders: Vec<SiteId>) -> Study {
     let uid = UidText::filled(uid).expect("a uid");
     let says = Request {
         accession: Line::default(),

@@ -31,6 +31,8 @@ const QUIET_SECONDS_MAX: u64 = 600;
 const COPIES_MAX: u8 = 7;
 /// Largest number that TOML, and so `config show`, can say.
 const NUMBER_MAX: u64 = i64::MAX as u64;
+/// Faster than any disk.
+const SCRUB_MB_S_MAX: u64 = 100_000;
 
 /// Calls `problem` with `section.key` and a message for each thing that is wrong.
 pub(super) fn check(config: &Config, problem: &mut dyn FnMut(&'static str, String)) {
@@ -203,6 +205,15 @@ fn storage(config: &Config, problem: &mut dyn FnMut(&'static str, String)) {
     }
     if storage.commitment_timeout_s == 0 || storage.commitment_timeout_s > NUMBER_MAX / 1000 {
         problem("storage.commitment_timeout_s", format!("must be 1 to {}", NUMBER_MAX / 1000));
+    }
+    if storage.copy_mb_s_max > NUMBER_MAX {
+        problem("storage.copy_mb_s_max", format!("must be at most {NUMBER_MAX}"));
+    }
+    if storage.surplus_grace_s > NUMBER_MAX / 1000 {
+        problem("storage.surplus_grace_s", format!("must be at most {}", NUMBER_MAX / 1000));
+    }
+    if storage.scrub_mb_s > SCRUB_MB_S_MAX {
+        problem("storage.scrub_mb_s", format!("must be at most {SCRUB_MB_S_MAX}"));
     }
     if storage.placement_grace_s > NUMBER_MAX / 1000 {
         problem("storage.placement_grace_s", format!("must be at most {}", NUMBER_MAX / 1000));

@@ -113,6 +113,9 @@ pub(crate) static SETTINGS: &[Setting] = &[
          Default: `listen` if it is one address, else the addresses of the interfaces."),
     setting!(mesh.lan_discovery, Bare, None,
         "Also find members on the local network by multicast DNS."),
+    setting!(mesh.congestion, Text, None,
+        "By what images are sent to other sites: \"auto\" (the measured line; cubic on local networks),\n\
+         \"cubic\" or \"wan\" (the measured line everywhere)."),
 
     setting!(site.territory, Text, None,
         "Where its readers are: the hospitals' group whose exams they read first. Empty: none.\n\
@@ -185,9 +188,18 @@ pub(crate) static SETTINGS: &[Setting] = &[
         "Copies of every image in the mesh, 1 to 7. Used by `maillage init` only, then set mesh-wide."),
     setting!(storage.placement_grace_s, Bare, None,
         "Time that a lost site has to come back before its copies are made elsewhere."),
+    setting!(storage.surplus_grace_s, Bare, None,
+        "Under a layout (`maillage placement`), time that a copy beyond those wanted stays: one that a reader\n\
+         fetched, or that was made while its site was away."),
+    setting!(storage.copy_mb_s_max, Bare, None,
+        "What this site takes in for copies, in megabytes a second, over a line that readers share: what somebody\n\
+         waits for is never slowed. 0: no limit, which a local network needs none of."),
     setting!(storage.commitment_timeout_s, Bare, None,
         "A sender that asks for storage commitment is told within this time; what is not on two zones by\n\
          then has failed, and the sender keeps it."),
+    setting!(storage.scrub_mb_s, Bare, None,
+        "All that is stored is read and compared once a week, behind everything else, at most so many MB a\n\
+         second: damage is found before the images are needed. 0: never."),
 
     setting!(audit.syslog, Text, None,
         "Send the whole mesh's audit trail there, as DICOM audit messages: \"udp://HOST:PORT\" or\n\

@@ -18,10 +18,12 @@ mod events;
 mod exams;
 pub(super) mod glass;
 mod instances;
+mod integrity;
 mod life;
 mod listing;
 mod mesh;
 mod partners;
+mod placement;
 mod remarks;
 mod retention;
 mod sheet;
@@ -46,6 +48,11 @@ pub(super) fn admin() -> Router<App> {
         .get("/tokens", tokens::list, "Join tokens, used and ended ones included")
         .post("/tokens", tokens::create, "Make a join token; the one answer with the token itself")
         .delete("/tokens/{key}", tokens::revoke, "End a join token now")
+        .get("/scrub", integrity::scrub, "Where the scrub stands, and what it found")
+        .post("/scrub/start", integrity::start, "Go on scrubbing, or begin a pass now")
+        .post("/scrub/pause", integrity::pause, "Scrub no more until it is started")
+        .post("/verify", integrity::verify_all, "Read every byte of every pack; JSON lines of progress")
+        .post("/repair", integrity::repair, "Bring back what is damaged or missing; JSON lines of progress")
         .post("/audit/attest", audit::attest, "State this site's audit chain now")
         .router()
 }
@@ -56,7 +63,7 @@ fn table() -> Table {
     let table = of_the_mesh(table);
     let table = of_exams(table);
     let table = without_quorum(of_claims(table));
-    let table = of_remarks(table);
+    let table = of_placement(of_remarks(table));
     of_images(table)
 }
 
@@ -125,6 +132,24 @@ fn of_remarks(table: Table) -> Table {
         .post("/exams/{id}/discrepancies", remarks::raise_discrepancy, "Two readings differ")
         .post("/exams/{id}/discrepancies/{remark}/told", remarks::tell_discrepancy, "The physician was told of it")
         .get("/criticals", remarks::open_criticals, "Critical results of which nobody has been told")
+}
+
+fn of_placement(table: Table) -> Table {
+    table
+        .get("/placement", placement::show, "Where copies may lie: the layout that holds, and the one that is staged")
+        .put("/placement/copies", placement::set_copies, "Stage another number of copies")
+        .put("/placement/zones", placement::set_zones, "Stage another number of zones")
+        .put("/placement/sites/{name}", placement::set_share, "Stage what a site takes")
+        .put("/placement/contracts/{origin}", placement::set_contract, "Stage who may hold what a site receives")
+        .post("/placement/contracts/{origin}/end", placement::end_contract, "Stage the end of a contract")
+        .get("/placement/diff", placement::diff, "What the staged layout would move and make impossible")
+        .post("/placement/apply", placement::apply, "Let the staged layout hold, by the version that was looked at")
+        .post("/placement/revert", placement::revert, "Drop the staged layout")
+        .post("/placement/sites/{name}/drain", placement::drain, "Move a site's copies elsewhere")
+        .post("/placement/sites/{name}/undrain", placement::undrain, "Give a site copies again")
+        .get("/placement/counts", placement::counts, "Copies of all images, as they are beside as they should be")
+        .get("/placement/under", placement::under, "Images with too few copies, a page at a time")
+        .get("/placement/studies/{uid}", placement::locate, "Who holds each part of a study, and who should")
 }
 
 fn of_images(table: Table) -> Table {

@@ -151,7 +151,7 @@ fn text(status: StatusCode, body: String) -> Response {
 /// `GET /metrics`. What cannot be read just now is left at zero rather than failing the scrape.
 pub(super) async fn metrics(State(app): State<App>) -> Response {
     let storage = app.node.store().stats().await.unwrap_or_default();
-    let group = app.node.group_status();
+    let (group, scrub) = (app.node.group_status(), app.node.scrub().status());
     let mut scrape = Scrape {
         term: group.term,
         leads: group.role == Role::Leader,
@@ -162,6 +162,9 @@ pub(super) async fn metrics(State(app): State<App>) -> Response {
         store_chunks: storage.chunks,
         store_bad_chunks: storage.bad,
         store_free_bytes: storage.free,
+        scrub_repaired: storage.repaired,
+        scrub_unrepaired: scrub.unrepaired,
+        scrub_age: scrub.age(app.node.clock().now()),
         ..Scrape::default()
     };
     let outbox = app.node.outbox().book().counts();
@@ -172,6 +175,7 @@ pub(super) async fn metrics(State(app): State<App>) -> Response {
         scrape.exams = ExamState::ALL.map(|state| (state.as_str(), *counts.of(state))).into();
         scrape.studies_below_two = counts.studies_below_two;
         scrape.studies_below_wanted = counts.studies_below_wanted;
+        scrape.studies_confined = counts.more.studies_confined;
         scrape.mesh_format = status.format();
         scrape.audit_disagreements = status.disagreeing.len();
         scrape.clock_ahead_ms = status.clock_ahead_ms;

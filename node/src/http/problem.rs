@@ -103,6 +103,8 @@ impl Problem {
         too_much: TOO_MANY_REQUESTS, "quota", "The sender's quota is used up";
         /// The Transaction UID stands for another request.
         transaction_used: CONFLICT, "transaction-used", "The transaction UID is already in use";
+        /// The layout has no place for these images here.
+        not_placed: CONFLICT, "not-placed", "The layout does not let these images lie here";
         /// What was asked for is no longer kept.
         gone: GONE, "gone", "What was asked for is no longer kept";
         /// The images were purged: nobody can open them any more.
@@ -228,6 +230,12 @@ impl From<Refusal> for Problem {
                 refused(StatusCode::CONFLICT, "retained").with("until", json!(rfc3339(until)))
             }
             Refusal::Purging => refused(StatusCode::CONFLICT, "purging"),
+            Refusal::NoSuchSite => refused(StatusCode::NOT_FOUND, "no-such-site"),
+            Refusal::OtherLayout { staged } => {
+                refused(StatusCode::CONFLICT, "other-layout").with("staged", json!(staged))
+            }
+            Refusal::PlacementImpossible { .. } => refused(StatusCode::CONFLICT, "placement-impossible"),
+            Refusal::CopyNeeded => refused(StatusCode::CONFLICT, "copy-needed"),
             Refusal::KeyDestroyed => refused(StatusCode::GONE, "key-destroyed"),
             Refusal::OtherKey => refused(StatusCode::CONFLICT, "other-key"),
             Refusal::TooMany(_) => refused(StatusCode::TOO_MANY_REQUESTS, "too-many"),
@@ -291,6 +299,8 @@ impl From<ImagesError> for Problem {
     fn from(error: ImagesError) -> Self {
         let detail = error.to_string();
         match error {
+            ImagesError::NotHere => Self::not_placed(detail),
+            ImagesError::Leaving => Self::busy(detail),
             ImagesError::Unavailable(_) => Self::unreachable(detail),
             ImagesError::Manifest(_) => Self::bad_images(detail),
             ImagesError::Incomplete { .. } => Self::incomplete(detail),

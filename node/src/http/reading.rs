@@ -58,6 +58,11 @@ impl App {
 }
 
 impl<T> Read<T> {
+    /// What was read.
+    pub(crate) fn value(&self) -> &T {
+        &self.value
+    }
+
     /// The same freshness for a value made of this one.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ use maillage_consensus::machine::ApplyError;
 use maillage_consensus::mesh::{Counts, Mesh, Site};
 use maillage_consensus::raft::{ClockOffset, GroupStatus, Role, Said};
 use maillage_store::Stats;
+use maillage_transport::fetch::Penalty;
 use serde_json::{Value, json};
 
 use super::reading::milliseconds;
@@ -19,6 +20,7 @@ use crate::duties::{attest, clocks};
 use crate::node::Node;
 use crate::outbox;
 use crate::presence::PeerState;
+use crate::scrub::{Pass, ScrubStatus};
 
 /// Without a word from a quorum for so long, a site counts as cut off: several elections' worth.
 const CUT_OFF_AFTER: Duration = Duration::from_secs(5);
@@ -66,6 +68,7 @@ pub(crate) struct MeshStatus {
     /// What the sites said of themselves, while this node leads.
     said: Option<BTreeMap<u64, Said>>,
     outbox: outbox::Counts,
+    scrub: ScrubStatus,
     overdue: Option<usize>,
     oldest_urgent_ms: Option<u64>,
 }
@@ -99,6 +102,8 @@ pub(crate) struct SiteRow {
     pub(crate) reach: Reach,
     /// Its presence, for other sites.
     pub(crate) peer: Option<PeerState>,
+    /// What is held against it: wrong bytes.
+    penalty: Option<Penalty>,
     lag: Option<u64>,
 }
 
@@ -145,7 +150,11 @@ impl MeshStatus {
         let quorum = Quorum { voters: group.voters.len(), needed: group.voters.len() / 2 + 1, alive };
         let sites = view.sites()?;
         let clock_ahead_ms = clocks::ahead_ms(node, &sites);
-        let sites = sites.into_iter().map(|site| site_row(site, own, &group, &peers)).collect();
+        let penalty = |site: &Site| node.images().penalty(&node.roster().peer(site.id)?);
+        let sites = sites
+            .into_iter()
+            .map(|site| SiteRow { penalty: penalty(&site), ..site_row(site, own, &group, &peers) })
+            .collect();
         Ok(Self {
             disagreeing: attest::disagreeing(view)?,
             clock_ahead_ms,
@@ -168,6 +177,7 @@ impl MeshStatus {
             storage,
             reserve_bytes: config.storage.reserve_mib.saturating_mul(1 << 20),
             outbox: node.outbox().book().counts(),
+            scrub: node.scrub().status(),
             overdue: None,
             oldest_urgent_ms: None,
         })
@@ -263,7 +273,22 @@ impl MeshStatus {
             warn(format!("{free_mib} MiB are free, under the reserve: images are refused"), "df -h");
         }
         if self.storage.bad > 0 {
-            warn(format!("{} damaged chunks await repair", self.storage.bad), "maillage chunks stats");
+            warn(format!("{} damaged chunks await repair", self.storage.bad), "maillage repair");
+        }
+        if self.scrub.unrepaired > 0 {
+            let chunks = self.scrub.unrepaired;
+            warn(format!("ALARM: {chunks} damaged chunks are on no site that can be asked"), "maillage repair");
+        }
+        for (row, penalty) in self.sites.iter().filter_map(|row| Some((row, row.penalty?))) {
+            if !penalty.left.is_zero() {
+                let (name, faults, left) = (&row.site.description.name, penalty.faults, penalty.left.as_secs());
+                warn(
+                    format!(
+                        "site {name} sent {faults} wrong answers: others are asked first for {left} s; verify there"
+                    ),
+                    "maillage verify",
+                );
+            }
         }
         if self.outbox.unacknowledged > 0 {
             let failed = self.outbox.unacknowledged;
@@ -369,7 +394,9 @@ impl MeshStatus {
                 "studies": counts.studies,
                 "under_two_sites": counts.studies_below_two,
                 "under_wanted": counts.studies_below_wanted,
+                "confined": counts.more.studies_confined,
             },
+            "scrub": scrub_json(&self.scrub),
             "format": { "mesh": self.format(), "advertised": self.format_max, "known": FORMAT },
             "clock": {
                 "ahead_ms": self.clock_ahead_ms,
@@ -409,6 +436,8 @@ impl MeshStatus {
             "free_bytes": if own { Some(self.storage.free) } else { peer.and_then(|peer| peer.free_bytes) },
             "format": said.map(|said| said.format),
             "clock_ahead_ms": said.and_then(|said| said.clock).map(|clock| clock.ahead_ms),
+            "wrong_bytes": row.penalty.map_or(0, |penalty| penalty.faults),
+            "penalised_s": row.penalty.map_or(0, |penalty| penalty.left.as_secs()),
             "addresses": description.addresses,
             "weight": description.weight,
         })
@@ -432,7 +461,28 @@ fn site_row(site: Site, own: SiteId, group: &GroupStatus, peers: &[PeerState]) -
         Some(peer) if peer.connected => Reach::Connected,
         _ => Reach::Unreachable,
     };
-    SiteRow { role, reach, peer, lag: group.lag.get(&id).copied().flatten(), site }
+    SiteRow { role, reach, peer, penalty: None, lag: group.lag.get(&id).copied().flatten(), site }
+}
+
+/// The scrub as `/admin/v1/scrub` and the status give it.
+pub(crate) fn scrub_json(scrub: &ScrubStatus) -> Value {
+    let pass = |pass: Pass| {
+        json!({
+            "began_at": rfc3339(UnixMillisField(pass.began_at)),
+            "ended_at": pass.ended_at.map(|at| rfc3339(UnixMillisField(at))),
+            "bytes": pass.bytes,
+            "found": pass.found,
+            "rewritten": pass.rewritten,
+            "lost_packs": pass.lost_packs,
+        })
+    };
+    json!({
+        "state": scrub.doing.as_str(),
+        "rate_bytes_s": scrub.rate,
+        "under_way": scrub.under_way.map(pass),
+        "last": scrub.last.map(pass),
+        "unrepaired": scrub.unrepaired,
+    })
 }
 
 fn role_name(role: Role) -> &'static str {

@@ -14,7 +14,7 @@ use super::listing::agrees;
 use super::{FetchReport, Images, ImagesError, Progress};
 
 /// Bytes of pulled chunks written in one group: one fsync for so many.
-const PUT_GROUP_BYTES: usize = 8 << 20;
+pub(super) const PUT_GROUP_BYTES: usize = 8 << 20;
 /// Groups being written while the next are fetched.
 const PUTS_IN_FLIGHT: usize = 2;
 
@@ -29,10 +29,10 @@ impl Images {
         class: Class,
         progress: Option<&Progress>,
     ) -> Result<FetchReport, ImagesError> {
-        let _arrival = Arrival::begin(self, held.part.study.as_str());
+        let _arrival = self.arrive(held.part.study.as_str()).ok_or(ImagesError::Leaving)?;
         // Asked after the arrival is known: a purge either waits for its end, or is seen here.
         self.is_known(held)?;
-        self.may_have(held)?;
+        self.may_keep(held)?;
         let store = &self.0.store;
         let holders = self.to_ask(&who_may_have(held));
         let address = Hash(held.part.manifest);
@@ -77,7 +77,7 @@ impl Images {
         }
     }
 
-    fn is_known(&self, held: &HeldPart) -> Result<(), ImagesError> {
+    pub(super) fn is_known(&self, held: &HeldPart) -> Result<(), ImagesError> {
         let study = self.known_study(held.part.study.as_str())?;
         let is_it = |known: &HeldPart| known.exam == held.exam && known.origin == held.origin;
         if study.is_some_and(|study| study.parts.iter().any(is_it)) { Ok(()) } else { Err(ImagesError::Gone) }
@@ -119,13 +119,14 @@ impl Images {
 }
 
 /// Something of a study on its way here, until this is dropped.
-struct Arrival<'a> {
+#[derive(Debug)]
+pub(crate) struct Arrival<'a> {
     images: &'a Images,
     study: &'a str,
 }
 
 impl<'a> Arrival<'a> {
-    fn begin(images: &'a Images, study: &'a str) -> Self {
+    pub(super) fn begin(images: &'a Images, study: &'a str) -> Self {
         *images.arriving().entry(study.to_owned()).or_default() += 1;
         Self { images, study }
     }
@@ -145,7 +146,7 @@ impl Drop for Arrival<'_> {
 
 /// The sites that hold a part, or its publication before the latest, of which most chunks are the same:
 /// what is damaged at one of them, the others may have.
-fn who_may_have(held: &HeldPart) -> Vec<SiteId> {
+pub(super) fn who_may_have(held: &HeldPart) -> Vec<SiteId> {
     let earlier = held.previous.iter().flat_map(|earlier| &earlier.holders);
     let all: BTreeSet<SiteId> = held.holders.iter().chain(earlier).copied().collect();
     all.into_iter().collect()

@@ -18,8 +18,10 @@ use crate::hash::Hash;
 use crate::pack::{PackFiles, PackId};
 
 pub(crate) mod key;
+mod places;
 mod rows;
 
+pub(crate) use places::InPack;
 pub(crate) use rows::{ChunkRow, EdgesRow, HeldRow, InstanceRow, PackRow, Place, StudyRow};
 
 /// Rises when keys or rows change; an index of another version is made anew from the packs.

@@ -15,7 +15,7 @@ mod walk;
 pub(crate) use files::PackFiles;
 pub(crate) use header::{HEADER_BYTES, HEADER_LEN, HeaderError, PackHeader};
 pub(crate) use record::{Kind, RECORD_HEADER_BYTES, RECORD_HEADER_LEN, RecordHeader, claimed_salt};
-pub(crate) use walk::{Walk, Walked};
+pub(crate) use walk::{Walk, Walked, next_header};
 
 /// The name of a pack: `<generation>-<number, 16 hex digits>.pack`. The generation counts how often
 /// the content was rewritten by compaction (0: as received); the number rises with every new pack

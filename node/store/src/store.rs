@@ -1,8 +1,9 @@
 //! The handle of a store: opening it, putting, getting, and what is here.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -83,6 +84,8 @@ pub struct Stats {
     pub total: u64,
     /// Quarantined chunks and manifests.
     pub bad: u64,
+    /// Those that were written anew since the store was opened.
+    pub repaired: u64,
     /// Whether writing ended after an error.
     pub is_failed: bool,
 }
@@ -118,7 +121,8 @@ impl Store {
         let (events, _) = broadcast::channel(EVENTS_KEPT);
         let is_unfinished = !intents.pending().is_empty();
         let is_failed = AtomicBool::new(false);
-        let shared = Arc::new(Shared { files, index, config, clock, events, intents, is_failed });
+        let (waiting, repaired) = (AtomicUsize::default(), AtomicU64::default());
+        let shared = Arc::new(Shared { files, index, config, clock, events, intents, is_failed, waiting, repaired });
         let (queue, requests) = mpsc::channel(QUEUE_LEN);
         Writer::start(Arc::clone(&shared), tails, next_number, requests);
         let store = Self { shared, queue, budget, recovery: Arc::new(recovery), keys };
@@ -181,20 +185,35 @@ impl Store {
         if row.bad {
             return Err(StoreError::Corrupt(hash));
         }
+        let _waiting = Waiting::begin(&self.shared);
+        match self.read_piece(hash, row).await? {
+            Some(bytes) => Ok(Some(bytes)),
+            None => Err(self.quarantine(hash, row).await),
+        }
+    }
+
+    /// The bytes that a row points at, if they are what its hash says.
+    ///
+    /// # Errors
+    /// `Read` when the machine failed otherwise than by damage.
+    pub(crate) async fn read_piece(&self, hash: Hash, row: ChunkRow) -> Result<Option<Bytes>, StoreError> {
         if !row.is_readable(&self.shared.files) {
-            return Err(self.quarantine(hash, row).await);
+            return Ok(None);
         }
         let read = self.shared.files.read(row.pack, row.payload_offset(), row.len as usize).await;
         let bytes = match read {
             Ok(bytes) => bytes,
-            Err(error) if is_damage(&error) => return Err(self.quarantine(hash, row).await),
+            Err(error) if is_damage(&error) => return Ok(None),
             Err(error) => return Err(StoreError::Read(Arc::new(error))),
         };
         let verified = offload(move || Ok(Chunk::checked(hash, bytes))).await;
-        match verified.map_err(|error| StoreError::Read(Arc::new(error)))? {
-            Ok(chunk) => Ok(Some(chunk.into_bytes())),
-            Err(_) => Err(self.quarantine(hash, row).await),
-        }
+        let verified = verified.map_err(|error| StoreError::Read(Arc::new(error)))?;
+        Ok(verified.ok().map(Chunk::into_bytes))
+    }
+
+    /// Whether somebody waits for a read or a put just now: what can wait goes behind them.
+    pub fn is_waited_for(&self) -> bool {
+        self.shared.waiting.load(Ordering::Relaxed) > 0
     }
 
     /// Whether a chunk or manifest is here and not known to be damaged.
@@ -240,6 +259,14 @@ impl Store {
         self.index(move |index| index.bad(limit)).await
     }
 
+    /// The studies that damaged chunks and manifests are of, and those of them that nothing refers to.
+    ///
+    /// # Errors
+    /// `Index`.
+    pub async fn studies_of(&self, hashes: Vec<Hash>) -> Result<(BTreeSet<String>, Vec<Hash>), StoreError> {
+        self.index(move |index| index.studies_of(&hashes)).await
+    }
+
     /// The size of the store.
     ///
     /// # Errors
@@ -248,6 +275,7 @@ impl Store {
         let files = Arc::clone(&self.shared.files);
         let space = files.disk().space().await.map_err(|error| StoreError::Space(Arc::new(error)))?;
         let is_failed = self.shared.is_failed.load(Ordering::Relaxed) || self.keys.is_failed();
+        let repaired = self.shared.repaired.load(Ordering::Relaxed);
         self.index(move |index| {
             let mut stats = Stats { packs: files.count(), free: space.free, total: space.total, ..Stats::default() };
             for row in index.pack_rows()?.into_values().filter(|row| files.is_readable(row.id, 0)) {
@@ -255,7 +283,7 @@ impl Store {
                 stats.bytes += row.bytes;
             }
             stats.bad = index.bad(usize::MAX)?.len() as u64;
-            Ok(Stats { is_failed, ..stats })
+            Ok(Stats { is_failed, repaired, ..stats })
         })
         .await
     }
@@ -301,6 +329,7 @@ impl Store {
     /// Queues a put and waits until it is durable.
     pub(crate) async fn submit(&self, content: Content) -> Result<Option<Stored>, StoreError> {
         check(&content)?;
+        let _waiting = Waiting::begin(&self.shared);
         let units = content.byte_len().div_ceil(PERMIT_BYTES).max(1);
         let all = self.shared.config.queue_bytes.div_ceil(PERMIT_BYTES).max(1);
         let units = u32::try_from(units.min(all)).unwrap_or(u32::MAX);
@@ -329,12 +358,28 @@ impl Store {
                 tracing::warn!(chunk = %hash.fmt_short(), pack = %seen.pack, "damaged, taken out of service");
                 self.shared.emit(StoreEvent::Quarantined(hash));
                 let store = self.clone();
-                drop(spawn(store.release_holds_on(hash, seen.pack)));
+                drop(spawn(store.release_holds_on(BTreeSet::from([hash]), seen.pack)));
             }
             Ok(false) => {}
             Err(error) => return error,
         }
         StoreError::Corrupt(hash)
+    }
+}
+
+/// A caller that waits, until dropped.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn begin(shared: &'a Shared) -> Self {
+        shared.waiting.fetch_add(1, Ordering::Relaxed);
+        Self(&shared.waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -354,7 +399,7 @@ async fn open_index(home: Arc<dyn EngineHome>) -> io::Result<(Index, bool)> {
 }
 
 /// Damage of the medium or the file, beside failures of the machine (descriptors, memory).
-fn is_damage(error: &io::Error) -> bool {
+pub(crate) fn is_damage(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) || error.raw_os_error() == Some(EIO)
 }
 

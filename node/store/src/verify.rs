@@ -72,10 +72,7 @@ impl Store {
     /// # Errors
     /// `Missing` or `Corrupt` for the study manifest itself, and as [`Store::put`].
     pub async fn hold(&self, study_manifest: Hash) -> Result<Hold, StoreError> {
-        let study = self.study_manifest(study_manifest).await?.ok_or(StoreError::Missing(study_manifest))?;
-        let Pieces { mut hashes, absent } = self.pieces(&study).await?;
-        hashes.push(study_manifest);
-        let missing: Vec<Hash> = absent.into_iter().chain(self.missing(&hashes).await?).collect();
+        let (study, missing, hashes) = self.look_for(study_manifest).await?;
         if !missing.is_empty() {
             return Ok(Hold::Incomplete { missing });
         }
@@ -91,6 +88,27 @@ impl Store {
         }
         self.release(study_manifest).await?;
         Ok(Hold::Incomplete { missing })
+    }
+
+    /// What of a study is not here or is known to be damaged, by the index; the study's manifest itself if it is.
+    ///
+    /// # Errors
+    /// `Index` or `Read`.
+    pub async fn lacks(&self, study_manifest: Hash) -> Result<Vec<Hash>, StoreError> {
+        match self.look_for(study_manifest).await {
+            Ok((_, missing, _)) => Ok(missing),
+            Err(StoreError::Missing(_) | StoreError::Corrupt(_)) => Ok(vec![study_manifest]),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A study, what of it is not here, and all that can be known to be of it.
+    async fn look_for(&self, study_manifest: Hash) -> Result<(StudyManifest, Vec<Hash>, Vec<Hash>), StoreError> {
+        let study = self.study_manifest(study_manifest).await?.ok_or(StoreError::Missing(study_manifest))?;
+        let Pieces { mut hashes, absent } = self.pieces(&study).await?;
+        hashes.push(study_manifest);
+        let missing = absent.into_iter().chain(self.missing(&hashes).await?).collect();
+        Ok((study, missing, hashes))
     }
 
     /// Records that a study manifest is no longer held. No error when it was not.
@@ -168,9 +186,9 @@ impl Store {
         Ok(())
     }
 
-    /// Releases the holds on studies that have the chunk `damaged`, which lay in `pack`. Boxed, since
+    /// Releases the holds on studies that have one of the chunks `damaged`, which lay in `pack`. Boxed, since
     /// it reads, and reading is what finds damage.
-    pub(crate) fn release_holds_on(self, damaged: Hash, pack: PackId) -> BoxFuture<'static, ()> {
+    pub(crate) fn release_holds_on(self, damaged: BTreeSet<Hash>, pack: PackId) -> BoxFuture<'static, ()> {
         Box::pin(async move {
             let rows = match self.held_rows().await {
                 Ok(rows) => rows,
@@ -178,7 +196,7 @@ impl Store {
             };
             for row in rows.into_iter().filter(|row| row.packs.contains(&pack)) {
                 // What can't be read by now is not held either.
-                if matches!(self.refers_to(row.manifest, damaged).await, Ok(false)) {
+                if matches!(self.refers_to(row.manifest, &damaged).await, Ok(false)) {
                     continue;
                 }
                 match self.release(row.manifest).await {
@@ -189,10 +207,11 @@ impl Store {
         })
     }
 
-    async fn refers_to(&self, study_manifest: Hash, hash: Hash) -> Result<bool, StoreError> {
+    async fn refers_to(&self, study_manifest: Hash, damaged: &BTreeSet<Hash>) -> Result<bool, StoreError> {
         let Some(study) = self.study_manifest(study_manifest).await? else { return Ok(true) };
         let pieces = self.pieces(&study).await?;
-        Ok(pieces.hashes.contains(&hash) || !pieces.absent.is_empty())
+        let has_damage = pieces.hashes.iter().any(|hash| damaged.contains(hash));
+        Ok(has_damage || !pieces.absent.is_empty())
     }
 
     /// The manifests of the instances and all their chunks.

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use maillage_host::{Clock, offload, spawn};
@@ -55,6 +55,10 @@ pub(crate) struct Shared {
     /// Purges of which bytes may still be on the disk.
     pub(crate) intents: Intents,
     pub(crate) is_failed: AtomicBool,
+    /// Callers that wait for a read or a put.
+    pub(crate) waiting: AtomicUsize,
+    /// Quarantined pieces that were written anew since the store was opened.
+    pub(crate) repaired: AtomicU64,
 }
 
 impl Shared {
@@ -252,6 +256,7 @@ impl Writer {
             self.open.iter_mut().for_each(|other| other.recount(&plan.others));
             // A full channel means that a checkpoint is due already.
             let _ = self.checkpoint.try_send(());
+            self.shared.repaired.fetch_add(plan.repaired.len() as u64, Ordering::Relaxed);
             plan.repaired.into_iter().for_each(|hash| self.shared.emit(StoreEvent::Repaired(hash)));
             self.set_full(false);
         }

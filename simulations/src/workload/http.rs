@@ -46,7 +46,7 @@ pub(crate) async fn ask(
     limit: Duration,
     request: Request<Body>,
 ) -> Option<Answered> {
-    ask_of(running.node.http(), cluster, running, limit, request).await
+    ask_of(running.http.clone(), cluster, running, limit, request).await
 }
 
 /// The same on the node's unix socket, as its command line asks.
@@ -56,7 +56,7 @@ pub(crate) async fn ask_on_socket(
     limit: Duration,
     request: Request<Body>,
 ) -> Option<Answered> {
-    ask_of(running.node.control(), cluster, running, limit, request).await
+    ask_of(running.control.clone(), cluster, running, limit, request).await
 }
 
 async fn ask_of(

@@ -40,7 +40,7 @@ pub(crate) async fn c_store(cluster: &Arc<Cluster>, slot: u32, sample: &Sample) 
 }
 
 /// Whether it was stored, and what the answer says; `None` without an answer.
-async fn by_c_store(cluster: &Cluster, running: &Running, sample: &Sample) -> Option<(bool, String)> {
+pub(super) async fn by_c_store(cluster: &Cluster, running: &Running, sample: &Sample) -> Option<(bool, String)> {
     let request = sample.request(running.owner.slot)?;
     let (node, data_set) = (running.node.clone(), sample.data_set.clone());
     let asked = cluster

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::admission::{Permit, Verdict};
 use super::{Direction, GREETING, Incoming, Rejection, Shared, close};
-use crate::Alpn;
+use crate::{Alpn, congestion};
 
 /// Time for a whole handshake. Two round trips over the worst path we serve are under 2 s; a peer that
 /// dribbles bytes may not hold a place for longer.
@@ -74,6 +74,9 @@ async fn handshake(
     let connecting = incoming.accept_with(Arc::new(config))?;
     let connection = timeout(HANDSHAKE_DEADLINE, connecting).await.map_err(|_| AcceptError::TooSlow)??;
     let (peer, alpn) = shared.tls.identify(&connection).ok_or(AcceptError::Unidentified)?;
+    if alpn == Alpn::Chunk {
+        congestion::carries_images(connection.congestion_state());
+    }
     Ok((peer, alpn, connection))
 }
 

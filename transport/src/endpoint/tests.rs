@@ -65,6 +65,19 @@ async fn a_member_is_linked_on_each_plane_by_connections_of_their_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn controllers_of_connections_for_images_are_told_on_both_sides_and_no_others() {
+    let (a, b) = (Node::new(), Node::new());
+    acquaint(&[&a, &b]);
+    for (plane, carries_images) in [(Plane::Raft, false), (Plane::Chunk, true)] {
+        let mut accepted = b.endpoint.accept(plane.alpn());
+        let dialled = a.endpoint.link(b.peer(), plane).await.expect("link");
+        let incoming = within("the other side", accepted.recv()).await.expect("accepted");
+        assert_eq!(congestion::is_told(dialled.congestion_state()), carries_images, "{plane}, dialled");
+        assert_eq!(congestion::is_told(incoming.connection.congestion_state()), carries_images, "{plane}, accepted");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn many_who_ask_for_a_link_share_one_dial() {
     let (a, b) = (Node::new(), Node::new());
     acquaint(&[&a, &b]);

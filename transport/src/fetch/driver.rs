@@ -14,6 +14,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 
 use super::Wanted;
+use super::penalties::{Penalties, Penalty};
 use super::planner::{Assignment, Failure, HolderIndex, ItemIndex, Planner, Settled, Ticket};
 use crate::chunk::{self, Class, GetError, IN_FLIGHT_MAX};
 use crate::{Endpoint, LinkError, Plane};
@@ -24,9 +25,6 @@ const IN_FLIGHT_TOTAL: usize = 64;
 /// Objects that wait for a slow reader: in the channel, and before it until no more are asked for.
 const DELIVERED_QUEUE: usize = 8;
 const BACKLOG_MAX: usize = 8;
-
-/// How long a holder that sent wrong bytes is only a last resort.
-const PENALTY: Duration = Duration::from_secs(300);
 
 /// The plan is looked at again after this long at the latest, whatever it says.
 const IDLE_CHECK: Duration = Duration::from_secs(1);
@@ -71,6 +69,11 @@ pub enum FaultReason {
 }
 
 impl FaultReason {
+    /// Whether the holder gave what it should not have, rather than nothing.
+    pub const fn is_an_offence(self) -> bool {
+        matches!(self, Self::WrongBytes | Self::Malformed)
+    }
+
     /// The reason as a metric label.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -122,8 +125,8 @@ impl Holders for Endpoint {
 pub struct Fetcher {
     way: Arc<dyn Holders>,
     faults: mpsc::Sender<ChunkFault>,
-    /// Holders that sent wrong bytes, and until when they are a last resort.
-    penalties: Arc<Mutex<BTreeMap<PeerId, Instant>>>,
+    /// Holders that sent wrong bytes: others are asked first.
+    penalties: Arc<Mutex<Penalties>>,
 }
 
 impl fmt::Debug for Fetcher {
@@ -176,16 +179,17 @@ impl Fetcher {
     }
 
     fn is_penalised(&self, peer: &PeerId) -> bool {
-        let mut penalties = self.penalties.lock().unwrap_or_else(PoisonError::into_inner);
-        penalties.retain(|_, until| *until > Instant::now());
-        penalties.contains_key(peer)
+        self.penalties.lock().unwrap_or_else(PoisonError::into_inner).is_penalised(peer, Instant::now())
+    }
+
+    /// What is held against a peer; `None` when it never sent anything wrong.
+    pub fn penalty(&self, peer: &PeerId) -> Option<Penalty> {
+        self.penalties.lock().unwrap_or_else(PoisonError::into_inner).of(peer, Instant::now())
     }
 
     fn report(&self, peer: PeerId, hash: Hash, reason: FaultReason) {
-        if reason != FaultReason::Unavailable {
-            let mut penalties = self.penalties.lock().unwrap_or_else(PoisonError::into_inner);
-            penalties.insert(peer, Instant::now() + PENALTY);
-            drop(penalties);
+        if reason.is_an_offence() {
+            self.penalties.lock().unwrap_or_else(PoisonError::into_inner).note(peer, Instant::now());
             tracing::warn!(%peer, %hash, reason = reason.as_str(), "a holder did not give what it should");
         }
         // Full: whoever counts is behind. The log has the ones that matter.

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::command::Subscription;
+use crate::placement::{Change, Contract, Holders, Origin, Share};
 use crate::remark::{Concordance, Finding};
 
 #[test]
@@ -134,6 +135,13 @@ fn commands_of_format_2() -> Vec<Command> {
         Command::ReleaseHold { exam, reason: reason.clone() },
         Command::Purge { exam, reason, withdrawn: true },
         Command::RecordPurged { exam, study: UidText::fitted("1.2"), manifest: [1; 32] },
+        Command::StagePlacement(a_contract()),
+        Command::ApplyPlacement { version: 3, force: Line::fitted("r") },
+        Command::RevertPlacement { version: 3 },
+        Command::Drain { site: SiteId(4), reason: Line::fitted("r"), force: true },
+        Command::Undrain { site: SiteId(4), reason: Line::fitted("r") },
+        Command::ReportRoom { full: true },
+        Command::GiveUp { study: UidText::fitted("1.2"), manifest: [1; 32] },
         Command::KeepKey {
             study: UidText::fitted("1.2"),
             id: crate::ids::KeyId([2; 16]),
@@ -141,6 +149,11 @@ fn commands_of_format_2() -> Vec<Command> {
             secret: crate::ids::Secret([4; 32]),
         },
     ]
+}
+
+fn a_contract() -> Change {
+    let (origin, holders) = (Origin::Territory(Name::fitted("t")), Holders::AllBut(vec![SiteId(4)]));
+    Change::Contract(Contract { origin, holders, regions: vec![Name::fitted("r")], copies: 2, zones: 1 })
 }
 
 #[test]
@@ -188,6 +201,22 @@ fn a_life_at_format_2(bench: &mut Bench) {
     let Command::Subscribe(subscription) = subscription else { panic!("{subscription:?}") };
     run(bench, PARIS, Command::Subscribe(Subscription { workitem: None, ..subscription }));
     run(bench, lyon, Command::Attest { index: 3, chain: [1; 32] });
+    let share = Share { site: lyon, weight: Some(300), zone: Name::fitted("z"), region: Name::fitted("r") };
+    run(bench, PARIS, Command::StagePlacement(Change::Share(share)));
+    run(bench, PARIS, Command::ApplyPlacement { version: 1, force: Line::default() });
+    run(
+        bench,
+        PARIS,
+        Command::StagePlacement(Change::Contract(Contract {
+            origin: Origin::Site(lyon),
+            holders: Holders::Only(vec![PARIS]),
+            regions: vec![Name::fitted("r")],
+            copies: 2,
+            zones: 1,
+        })),
+    );
+    run(bench, PARIS, Command::Drain { site: lyon, reason: Line::fitted("r"), force: true });
+    run(bench, lyon, Command::ReportRoom { full: true });
     let keep = |n: u8, sequence| Command::KeepKey {
         study: UidText::fitted("1.3"),
         id: crate::ids::KeyId([n; 16]),
@@ -214,7 +243,11 @@ fn the_records_of_format_2_do_not_change() {
         kinds.insert(key[0]);
         text.push_str(&format!("{} {}", hex(key).trim_end(), hex(value)));
     }
-    for kind in [0x20, 0x24, 0x25, 0x28, 0x29, 0x2a, 0x2b, 0x32, 0x36, 0x37, 0x38, 0x52, 0x54, 0x60, 0x61, 0x62, 0x63] {
+    let kinds_expected = [
+        0x20, 0x24, 0x25, 0x28, 0x29, 0x2a, 0x2b, 0x32, 0x36, 0x37, 0x38, 0x39, 0x3a, 0x3b, 0x52, 0x54, 0x60, 0x61,
+        0x62, 0x63,
+    ];
+    for kind in kinds_expected {
         assert!(kinds.contains(&kind), "no record of kind {kind:02x}");
     }
     expect_test::expect_file!["../golden/records-v2.hex"].assert_eq(&text);

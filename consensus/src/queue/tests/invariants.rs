@@ -39,6 +39,7 @@ impl Seen {
         self.tokens_rise(&exams)?;
         counts_and_indexes_are_a_recount(bench, &exams)?;
         claims_are_of_open_sessions(bench, &exams)?;
+        random::studies_are_a_recount(bench, format)?;
         self.chain_recomputes(bench, format)?;
         self.exams = exams.into_iter().map(|exam| (exam.id, exam)).collect();
         Ok(())

@@ -1,6 +1,7 @@
 //! Random commands of both formats, against the reference and against what must always hold.
 
 mod driver;
+mod placement;
 
 use proptest::prelude::{Just, Strategy, any, prop, prop_oneof};
 use proptest::test_runner::TestCaseError;
@@ -9,6 +10,9 @@ use proptest::{prop_assert, prop_assert_eq, proptest};
 use super::invariants::Seen;
 use super::reference::{Expected, Known, next};
 use super::*;
+use placement::{Placing, placing};
+
+pub(super) use placement::studies_are_a_recount;
 
 /// A random command. Exams are named by their place in the order of their making.
 #[derive(Debug, Clone)]
@@ -45,6 +49,7 @@ enum Act {
     AskCancel(usize, u32),
     Expire(usize),
     OpenSession(usize),
+    Place(Placing),
     Wait(u64),
 }
 
@@ -110,7 +115,7 @@ fn act() -> impl Strategy<Value = Act> {
         n().prop_map(Act::Answer),
         prop::sample::select(vec![5_u64, 20, 60, 600]).prop_map(Act::Wait),
     ];
-    prop_oneof![3 => before, 4 => claims, 3 => reports, 2 => care]
+    prop_oneof![3 => before, 4 => claims, 3 => reports, 2 => care, 3 => placing().prop_map(Act::Place)]
 }
 
 /// A mesh, what the reference knows of it, and what was seen of it.
@@ -185,6 +190,7 @@ impl Life {
             Act::Next | Act::ClaimNext => self.next(matches!(act, Act::Next), at)?,
             Act::Perform(n, number, to) => self.perform(*n, *number, *to, at)?,
             Act::AskCancel(n, number) => self.ask_cancel(*n, *number, at)?,
+            Act::Place(placing) => self.place(placing, at)?,
             other => self.of_one_exam(other, at)?,
         }
         Ok(())

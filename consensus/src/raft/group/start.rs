@@ -8,7 +8,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Contact, Group, GroupConfig, Inner, Offset, Presence, propose, upkeep};
+use super::{Contact, Group, GroupConfig, Heartbeat, Inner, Offset, Presence, propose, upkeep};
 use crate::StateClock;
 use crate::raft::client::{Dialer, Ledger, Network, QuorumView};
 use crate::raft::config::Timing;
@@ -90,6 +90,7 @@ pub(super) async fn start(config: GroupConfig) -> Result<Group, StartError> {
         started: Instant::now(),
         presence: Presence::default(),
         offset: Offset::default(),
+        heartbeat: Heartbeat::default(),
         format: config.format,
         under_way: Arc::new(Semaphore::new(propose::UNDER_WAY_KIB)),
         changing: Arc::new(Semaphore::new(1)),
@@ -97,7 +98,7 @@ pub(super) async fn start(config: GroupConfig) -> Result<Group, StartError> {
         tasks: Mutex::new(Vec::new()),
     });
     inner.publish_status();
-    let tasks = upkeep::spawn(&inner, config.keepalive);
+    let tasks = upkeep::spawn(&inner, config.disk, config.keepalive);
     *inner.tasks.lock().unwrap_or_else(PoisonError::into_inner) = tasks;
     Ok(Group { inner })
 }

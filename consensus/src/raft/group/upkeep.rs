@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use maillage_host::Disk;
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver as _;
 use tokio::task::JoinHandle;
@@ -17,17 +18,19 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// The shortest time between two publications: openraft reports after every step, a leader of many
 /// followers hundreds of times a second.
 const PUBLISH_MIN: Duration = Duration::from_millis(50);
-/// How long a write to the log may take before a leader hands over.
+/// How long a write to the log, or a heartbeat of the disk, may take before a leader hands over.
 const STALL_HAND_OVER: Duration = Duration::from_secs(5);
 /// How long it may take before the node gives up.
 const STALL_END: Duration = Duration::from_secs(20);
 
-pub(super) fn spawn(inner: &Arc<Inner>, keepalive: Duration) -> Vec<JoinHandle<()>> {
+pub(super) fn spawn(inner: &Arc<Inner>, disk: Disk, keepalive: Duration) -> Vec<JoinHandle<()>> {
     let (status, state, presence) = (Arc::clone(inner), Arc::clone(inner), Arc::clone(inner));
+    let heart = Arc::clone(inner);
     vec![
         maillage_host::spawn(async move { status.watch_raft().await }),
         maillage_host::spawn(async move { keep_up(&state).await }),
         maillage_host::spawn(async move { presence.keep_alive(keepalive).await }),
+        maillage_host::spawn(async move { heart.heartbeat.run(&disk, &heart.halt, &heart.stop).await }),
     ]
 }
 
@@ -80,7 +83,7 @@ impl Inner {
 
     /// A disk that does not answer: first somebody else should lead, then this node must go.
     async fn mind_stall(&self) {
-        let stalled = self.log.stalled_for();
+        let stalled = self.log.stalled_for().max(self.heartbeat.stalled_for());
         if stalled >= STALL_END {
             self.halt.halt("the disk has not answered for 20 s");
         } else if stalled >= STALL_HAND_OVER && self.leadership().is_some() {

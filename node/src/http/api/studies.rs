@@ -8,8 +8,7 @@ use axum::extract::State;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use maillage_consensus::command::Command;
-use maillage_consensus::ids::{CommandId, Name, SiteId};
+use maillage_consensus::ids::SiteId;
 use maillage_consensus::mesh::{HeldPart, Study};
 use maillage_store::Hash;
 use schemars::JsonSchema;
@@ -19,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 
+use crate::copies;
 use crate::http::app::{App, try_place};
 use crate::http::extract::{UrlPath, UrlQuery, parse_uid};
 use crate::http::problem::Problem;
@@ -165,10 +165,9 @@ pub(super) async fn fetch(State(app): State<App>, UrlPath(uid): UrlPath<String>)
 async fn record_holdings(app: &App, fetched: &FetchedStudy) -> bool {
     let mut recorded = true;
     for held in &fetched.new_holdings {
-        let part = &held.part;
-        let command = Command::RecordHolding { study: part.study.clone(), manifest: part.manifest, holds: true };
-        if let Err(problem) = app.command(CommandId::random(), Name::default(), command).await {
-            tracing::warn!(study = %part.study, code = problem.code(), "fetched images are not recorded yet");
+        if let Err(error) = copies::report(&app.node, held, true).await {
+            let (study, error) = (held.part.study.as_str(), format!("{error:#}"));
+            tracing::warn!(study, error, "fetched images are not recorded yet");
             recorded = false;
         }
     }

@@ -10,6 +10,9 @@ use crate::pack::PackId;
 pub(crate) const FORMAT: &[u8] = b"v";
 pub(crate) const PACK: &[u8] = b"p";
 pub(crate) const BAD: &[u8] = b"b";
+pub(crate) const CHUNK: &[u8] = b"c";
+/// Instances, by study.
+pub(crate) const INSTANCE: &[u8] = b"s";
 pub(crate) const STUDY: &[u8] = b"t";
 pub(crate) const CONFLICT: &[u8] = b"x";
 pub(crate) const HELD: &[u8] = b"h";
@@ -21,7 +24,7 @@ pub(crate) fn pack(pack: PackId) -> Vec<u8> {
 }
 
 pub(crate) fn chunk(hash: Hash) -> Vec<u8> {
-    [b"c", &hash.0[..]].concat()
+    [CHUNK, &hash.0[..]].concat()
 }
 
 pub(crate) fn bad(hash: Hash) -> Vec<u8> {
@@ -39,7 +42,7 @@ pub(crate) fn study(study_uid: &str) -> Vec<u8> {
 
 /// The prefix of all instances of a study.
 pub(crate) fn instances(study_uid: &str) -> Vec<u8> {
-    [b"s", study_uid.as_bytes(), b"\0"].concat()
+    [INSTANCE, study_uid.as_bytes(), b"\0"].concat()
 }
 
 pub(crate) fn instance(study_uid: &str, series_uid: &str, sop_instance: &str) -> Vec<u8> {

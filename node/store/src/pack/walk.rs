@@ -71,6 +71,11 @@ impl Walk {
     }
 }
 
+/// Where the first intact header is, from `from` on and before `end`.
+pub(crate) async fn next_header(file: &DiskFile, from: u64, end: u64, salt: [u8; 8]) -> io::Result<Option<u64>> {
+    Ok(search(file, from, end, salt).await?.next.filter(|next| *next < end))
+}
+
 struct Found {
     /// Where the next intact header is.
     next: Option<u64>,

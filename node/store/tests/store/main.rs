@@ -8,6 +8,7 @@ mod faulty_disk;
 mod fixture;
 mod library;
 mod purge;
+mod scrub;
 mod sealed;
 mod throughput;
 mod writing;

@@ -1,0 +1,231 @@
+//! Repair: what is damaged or missing here of what this site holds, brought back from the sites that have it.
+//!
+//! By itself, as soon as damage is found, whoever finds it: a reader, the scrub, a verification. And on demand,
+//! for all that the mesh notes this site to hold. Damage that nothing refers to is discarded. What no site
+//! has that can be asked is tried again, is told by `status`, and is an error in the log.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use maillage_consensus::mesh::Study;
+use maillage_store::{Hash, StoreEvent};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::copies;
+use crate::images::{ImagesError, Mended};
+use crate::node::Node;
+
+/// Damage comes in bursts: one round is for what is found meanwhile.
+const SETTLE: Duration = Duration::from_millis(200);
+/// Between two tries at what nobody had, doubled each time up to …
+const RETRY_MIN: Duration = Duration::from_secs(15);
+/// … this: a site that was away has what is missing when it is back.
+const RETRY_MAX: Duration = Duration::from_secs(600);
+/// Damaged chunks looked at in one round.
+const BAD_AT_ONCE: usize = 10_000;
+/// Studies read from the state at once.
+const STUDIES_PER_PAGE: usize = 256;
+/// Studies and objects named in one report.
+const NAMED_MAX: usize = 1000;
+
+/// What a repair did.
+#[derive(Debug, Default)]
+pub(crate) struct Repaired {
+    /// Studies looked at, and how many parts of them this site has.
+    pub(crate) studies: u64,
+    pub(crate) parts: u64,
+    /// Manifests and chunks brought from other sites, and their bytes.
+    pub(crate) brought: u64,
+    pub(crate) bytes: u64,
+    /// Damaged chunks that nothing referred to, gone.
+    pub(crate) discarded: u64,
+    /// Objects that no site had that could be asked, at most 1,000 with the study …
+    pub(crate) nowhere: Vec<(Option<String>, Hash)>,
+    /// … and how many there are.
+    pub(crate) nowhere_count: u64,
+    /// Studies of which nothing can be said, and why.
+    pub(crate) failed: Vec<(String, String)>,
+    /// Whether the mesh was told everything that changed.
+    pub(crate) recorded: bool,
+}
+
+impl Repaired {
+    fn new() -> Self {
+        Self { recorded: true, ..Self::default() }
+    }
+
+    /// Whether nothing is left to repair.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.nowhere_count == 0 && self.failed.is_empty()
+    }
+
+    fn nowhere(&mut self, study: Option<&str>, hash: Hash) {
+        self.nowhere_count += 1;
+        if self.nowhere.len() < NAMED_MAX {
+            self.nowhere.push((study.map(str::to_owned), hash));
+        }
+    }
+}
+
+/// Told how many of how many studies were looked at.
+pub(crate) type Progress = mpsc::Sender<(u64, u64)>;
+
+/// Brings back whatever is damaged or missing of what this site is noted to hold.
+///
+/// # Errors
+/// When the state or the store cannot be read.
+pub(crate) async fn all(node: &Node, progress: &Progress) -> anyhow::Result<Repaired> {
+    let mut done = Repaired::new();
+    let mut after: Option<String> = None;
+    let total = node.read(|view| Ok(view.counts()?.studies))?;
+    loop {
+        let page = node.read(|view| view.studies(after.as_deref(), STUDIES_PER_PAGE))?;
+        for held in &page {
+            study(node, held, &BTreeSet::new(), false, &mut done).await?;
+            // A reader of the progress that is slow or gone misses a step, nothing more.
+            let _ = progress.try_send((done.studies, total.max(done.studies)));
+        }
+        match page.last() {
+            Some(last) if page.len() == STUDIES_PER_PAGE => after = Some(last.uid.to_string()),
+            _ => break,
+        }
+    }
+    damaged_into(node, &mut done).await?;
+    Ok(done)
+}
+
+/// … of one study, whether this site is noted to hold it or only has something of it. `None` when nobody knows it.
+///
+/// # Errors
+/// As [`all`].
+pub(crate) async fn one(node: &Node, uid: &str) -> anyhow::Result<Option<Repaired>> {
+    let Some(held) = node.read(|view| view.study(uid))? else { return Ok(None) };
+    let mut done = Repaired::new();
+    study(node, &held, &bad(node).await?, true, &mut done).await?;
+    Ok(Some(done))
+}
+
+/// Brings back what is known to be damaged.
+///
+/// # Errors
+/// As [`all`].
+pub(crate) async fn damaged(node: &Node) -> anyhow::Result<Repaired> {
+    let mut done = Repaired::new();
+    damaged_into(node, &mut done).await?;
+    Ok(done)
+}
+
+async fn bad(node: &Node) -> anyhow::Result<BTreeSet<Hash>> {
+    Ok(node.store().bad_chunks(BAD_AT_ONCE).await?.into_iter().collect())
+}
+
+async fn damaged_into(node: &Node, done: &mut Repaired) -> anyhow::Result<()> {
+    let found = bad(node).await?;
+    if found.is_empty() {
+        return Ok(());
+    }
+    let (studies, unknown) = node.store().studies_of(found.iter().copied().collect()).await?;
+    if !unknown.is_empty() {
+        done.discarded += unknown.len() as u64;
+        node.store().discard(unknown).await?;
+    }
+    for uid in &studies {
+        // One that is not published yet is nowhere else.
+        if let Some(held) = node.read(|view| view.study(uid))? {
+            study(node, &held, &found, true, done).await?;
+        }
+    }
+    let told: BTreeSet<Hash> = done.nowhere.iter().map(|(_, hash)| *hash).collect();
+    for hash in bad(node).await?.into_iter().filter(|hash| !told.contains(hash)) {
+        done.nowhere(None, hash);
+    }
+    Ok(())
+}
+
+/// Mends the parts of a study that this site is noted to hold, or, `also_unnoted`, has something of.
+async fn study(
+    node: &Node,
+    held: &Study,
+    bad: &BTreeSet<Hash>,
+    also_unnoted: bool,
+    done: &mut Repaired,
+) -> anyhow::Result<()> {
+    done.studies += 1;
+    for part in &held.parts {
+        let (noted, manifest) = (part.holders.contains(&node.site()), Hash(part.part.manifest));
+        let is_here = noted || also_unnoted && (bad.contains(&manifest) || node.store().has(manifest).await?);
+        if !is_here {
+            continue;
+        }
+        done.parts += 1;
+        let Mended { brought, bytes, nowhere, whole } = match node.images().mend_part(part).await {
+            Ok(mended) => mended,
+            // Purged meanwhile, or another site's alone.
+            Err(ImagesError::Gone | ImagesError::Confined) => continue,
+            Err(error) => {
+                if done.failed.len() < NAMED_MAX {
+                    done.failed.push((held.uid.to_string(), error.to_string()));
+                }
+                continue;
+            }
+        };
+        if brought > 0 {
+            tracing::info!(study = %held.uid, objects = brought, bytes, "damaged images brought back");
+        }
+        done.brought += brought;
+        done.bytes += bytes;
+        nowhere.into_iter().for_each(|hash| done.nowhere(Some(held.uid.as_str()), hash));
+        if whole != noted
+            && let Err(error) = copies::report(node, part, whole).await
+        {
+            tracing::debug!(study = %held.uid, error = format!("{error:#}"), "a mended part is not recorded yet");
+            done.recorded = false;
+        }
+    }
+    Ok(())
+}
+
+/// Brings back what is found damaged, as it is found, until `shutdown`.
+pub(crate) async fn run(node: Node, shutdown: CancellationToken) {
+    let mut events = node.store().events();
+    let (mut wait, mut told) = (RETRY_MIN, 0);
+    loop {
+        let found = async {
+            loop {
+                match events.recv().await {
+                    Ok(StoreEvent::Quarantined(_)) | Err(RecvError::Lagged(_)) => return true,
+                    Ok(_) => {}
+                    Err(RecvError::Closed) => return false,
+                }
+            }
+        };
+        match shutdown.run_until_cancelled(timeout(wait, found)).await {
+            Some(Ok(true)) => sleep(SETTLE).await,
+            Some(Err(_)) => {}
+            Some(Ok(false)) | None => return,
+        }
+        let Some(left) = shutdown.run_until_cancelled(round(&node)).await else { return };
+        node.scrub().set_unrepaired(left);
+        if left > 0 && left != told {
+            tracing::error!(chunks = left, "ALARM: damaged chunks are on no site that can be asked");
+        }
+        told = left;
+        wait = if left == 0 { RETRY_MIN } else { (wait * 2).min(RETRY_MAX) };
+    }
+}
+
+/// Tries once. Returns how many damaged chunks are left.
+async fn round(node: &Node) -> u64 {
+    match damaged(node).await {
+        Ok(done) => {
+            for (study, error) in &done.failed {
+                tracing::warn!(study, error, "a damaged study was not repaired");
+            }
+        }
+        Err(error) => tracing::warn!(error = format!("{error:#}"), "damage was not repaired; it is tried again"),
+    }
+    node.store().bad_chunks(BAD_AT_ONCE).await.map_or(0, |bad| bad.len() as u64)
+}

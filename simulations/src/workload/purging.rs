@@ -1,0 +1,146 @@
+//! A site's archive: it keeps studies that nobody requested and has them purged, whatever becomes of the exams made
+//! of them meanwhile; of some, another image comes after that, which has to stay.
+//!
+//! Nobody else counts on these images: they are in no list of what was acknowledged.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use maillage_consensus::View;
+use maillage_consensus::command::Command;
+use maillage_consensus::ids::{ExamId, Line, Name, SiteId};
+use maillage_consensus::outcome::{Outcome, Refusal};
+use maillage_store::Hash;
+
+use super::dicom::{Of, Sample};
+use super::{Answer, Sender, images};
+use crate::cluster::Cluster;
+use crate::invariants::purges::Kept;
+use crate::rng::Rng;
+
+/// Mean pause between two studies.
+const PAUSE: Duration = Duration::from_secs(12);
+/// Studies of one site in one run.
+const STUDIES_MAX: u64 = 40;
+/// Instances of each.
+const INSTANCES: u64 = 2;
+/// How long an archive waits for its study to be published, or for its exam to be such as can be purged.
+const WAITS: Duration = Duration::from_secs(60);
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(500);
+/// Up to so much later it is purged: some copies are made by then, others under way.
+const LATER_MS: (u64, u64) = (0, 6_000);
+/// How often another image comes afterwards.
+const COMES_AFTER: f64 = 0.3;
+/// Bytes at the end of a stored chunk by which a disk is searched for it: where a head has its own UIDs.
+const MARK_BYTES: usize = 48;
+
+/// Until the work ends; a purge that is asked for then is still carried through.
+pub(super) async fn run(cluster: Arc<Cluster>, slot: u32, rng: Rng) {
+    let name = Name::fitted(&format!("archive-{slot}"));
+    let mut archive = Archive { sender: Sender::new(Arc::clone(&cluster), slot, name, rng) };
+    for number in 0..STUDIES_MAX {
+        let pause = archive.sender.rng.around(PAUSE);
+        tokio::time::sleep(pause).await;
+        if cluster.is_ending() {
+            return;
+        }
+        archive.keep_and_purge(number).await;
+    }
+}
+
+struct Archive {
+    sender: Sender,
+}
+
+impl Archive {
+    async fn keep_and_purge(&mut self, number: u64) {
+        let cluster = Arc::clone(&self.sender.cluster);
+        let (study, patient) =
+            (format!("2.25.90{}.{number}", self.sender.slot), format!("K{}-{number}", self.sender.slot));
+        let of = Of { study: &study, accession: "", patient: &patient, modality: "CT" };
+        for instance in 0..INSTANCES {
+            let len = self.sender.rng.between(64, 6_000);
+            let sample = Sample::new(&of, instance, self.sender.rng.next(), len);
+            if !self.store(&sample).await {
+                return;
+            }
+        }
+        let Some((exam, kept)) = self.published(&study).await else { return };
+        cluster.watch.purges.keeps(exam, kept);
+        let later = self.sender.rng.millis(LATER_MS.0, LATER_MS.1);
+        tokio::time::sleep(later).await;
+        if self.purge(exam).await && self.sender.rng.chance(COMES_AFTER) && !cluster.is_ending() {
+            let late = Sample::new(&of, INSTANCES, self.sender.rng.next(), 200);
+            if images::store(&cluster, self.sender.slot, &late, &mut self.sender.rng).await {
+                cluster.world.sometimes("an image came after its study was purged");
+            }
+        }
+    }
+
+    /// Stores an instance, in a few tries.
+    async fn store(&mut self, sample: &Sample) -> bool {
+        let cluster = Arc::clone(&self.sender.cluster);
+        for _ in 0..5 {
+            if let Some(running) = cluster.running(self.sender.slot)
+                && images::by_c_store(&cluster, &running, sample).await.is_some_and(|(stored, _)| stored)
+            {
+                return true;
+            }
+            let wait = self.sender.rng.millis(200, 2_000);
+            tokio::time::sleep(wait).await;
+        }
+        false
+    }
+
+    /// Waits until the mesh knows the study; its exam, and what is stored of it.
+    async fn published(&mut self, study: &str) -> Option<(ExamId, Kept)> {
+        let cluster = Arc::clone(&self.sender.cluster);
+        let until = tokio::time::Instant::now() + WAITS;
+        while tokio::time::Instant::now() < until {
+            tokio::time::sleep(LOOK).await;
+            let Some(running) = cluster.running(self.sender.slot) else { continue };
+            let part = {
+                let engine = running.group.reader();
+                let known = View::new(&*engine).study(study).ok().flatten();
+                known.and_then(|known| known.parts.into_iter().find(|held| held.origin == SiteId(running.site)))
+            };
+            let Some(held) = part else { continue };
+            let mut kept = Kept { study: study.to_owned(), ..Kept::default() };
+            kept.objects.push(Hash(held.part.manifest));
+            for instance in running.store.instances(study).await.ok()? {
+                kept.instances.push(instance.entry.sop_instance.clone());
+                kept.objects.push(instance.entry.manifest);
+                let manifest = running.store.instance_manifest(instance.entry.manifest).await.ok()??;
+                for chunk in &manifest.chunks {
+                    kept.objects.push(chunk.hash);
+                    let stored = running.store.get(chunk.hash).await.ok()??;
+                    kept.marks.push(stored.slice(stored.len().saturating_sub(MARK_BYTES)..));
+                }
+            }
+            return Some((held.exam, kept));
+        }
+        None
+    }
+
+    /// Has an exam's images purged, once its state allows it.
+    async fn purge(&mut self, exam: ExamId) -> bool {
+        let until = tokio::time::Instant::now() + WAITS;
+        let reason = Line::fitted("the patient withdrew the consent");
+        while tokio::time::Instant::now() < until {
+            let command = Command::Purge { exam, reason: reason.clone(), withdrawn: true };
+            let id = self.sender.new_id();
+            match self.sender.send(id, command, Some(WAITS)).await {
+                Answer::Given(index, Outcome::Done) => {
+                    self.sender.cluster.world.sometimes("a study was purged");
+                    self.sender.cluster.watch.purges.purged(exam, index);
+                    return true;
+                }
+                // Somebody is reading it.
+                Answer::Given(_, Outcome::Refused(Refusal::WrongState { .. })) => tokio::time::sleep(4 * LOOK).await,
+                _ => return false,
+            }
+        }
+        false
+    }
+}
