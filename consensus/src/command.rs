@@ -15,7 +15,9 @@ mod about;
 use std::collections::BTreeMap;
 
 use crate::exam::{Priority, ReportKind, Request, Text8, Verdict, WorkitemState};
-use crate::ids::{Address, CommandId, ExamId, FencingToken, Line, Name, Paragraph, PeerKey, Prose, SiteId, UidText};
+use crate::ids::{
+    Address, CommandId, ExamId, FencingToken, KeyId, Line, Name, Paragraph, PeerKey, Prose, Secret, SiteId, UidText,
+};
 use crate::order::{Hospital, Order, Place, Policy, Reader};
 use crate::placement::{COPIES_MAX, Change, Holders, WEIGHT_MAX};
 use crate::remark::{Concordance, Finding};
@@ -524,6 +526,17 @@ pub enum Command {
         gateway: SiteId,
         /// Whose.
         hospitals: Vec<Line>,
+    },
+    /// A key under which the proposing site has sealed images of a study that it is about to publish.
+    KeepKey {
+        /// The study.
+        study: UidText,
+        /// The key's name.
+        id: KeyId,
+        /// The site's first publication that lists anything sealed under it: the purge of that one destroys it.
+        sequence: u64,
+        /// The key.
+        secret: Secret,
     },
 }
 

@@ -4,7 +4,7 @@
 use crate::command::UnixMillisField;
 use crate::event::Cursor;
 use crate::exam::Priority;
-use crate::ids::{CommandId, ExamId, PeerKey, SiteId};
+use crate::ids::{CommandId, ExamId, KeyId, PeerKey, SiteId};
 
 pub(crate) const MESH: [u8; 1] = [0x01];
 pub(crate) const CLOCK: [u8; 1] = [0x02];
@@ -45,7 +45,11 @@ pub(crate) const TOMBSTONES: [u8; 1] = [0x32];
 /// Purged parts that a site has not confirmed, by site and study.
 pub(crate) const PURGES: [u8; 1] = [0x33];
 /// When something of a study was last purged, by study.
-const PURGED_AT: u8 = 0x3a;
+const PURGED_AT: u8 = 0x3c;
+/// Keys under which images are sealed, by name; of those that were destroyed, that they were.
+pub(crate) const STUDY_KEYS: [u8; 1] = [0x39];
+/// What keys were destroyed last.
+pub(crate) const DESTRUCTION: [u8; 1] = [0x3b];
 pub(crate) const OUTCOME_ENDS: [u8; 1] = [0x41];
 /// The audit trail, by log index.
 pub(crate) const AUDIT: [u8; 1] = [0x50];
@@ -287,6 +291,26 @@ pub(crate) fn tombstone_of(purge: &[u8]) -> Option<Vec<u8>> {
 /// The highest number under which a site published a study that was purged.
 pub(crate) fn last_purged(study: &str, origin: SiteId) -> Vec<u8> {
     join(0x34, &[blake3::hash(study.as_bytes()).as_bytes(), &origin.0.to_be_bytes()])
+}
+
+pub(crate) fn study_key(id: KeyId) -> Vec<u8> {
+    join(STUDY_KEYS[0], &[&id.0])
+}
+
+/// The keys of a site's part of a study that are not destroyed. The study is hashed: one UID may be the prefix of
+/// another.
+pub(crate) fn study_keys_of(study: &str, origin: SiteId) -> Vec<u8> {
+    join(0x3a, &[blake3::hash(study.as_bytes()).as_bytes(), &origin.0.to_be_bytes()])
+}
+
+/// One of them.
+pub(crate) fn study_key_of(study: &str, origin: SiteId, id: KeyId) -> Vec<u8> {
+    [&study_keys_of(study, origin)[..], &id.0].concat()
+}
+
+/// The name at the end of such a key.
+pub(crate) fn trailing_key_id(key: &[u8]) -> Option<KeyId> {
+    key.last_chunk::<16>().copied().map(KeyId)
 }
 
 pub(crate) fn outcome(id: CommandId) -> Vec<u8> {

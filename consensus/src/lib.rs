@@ -24,6 +24,7 @@ mod room;
 mod state;
 mod state_clock;
 pub mod statistics;
+pub mod study_key;
 pub mod transaction;
 pub mod view;
 

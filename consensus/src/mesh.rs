@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::{SiteDescription, StudyPart, UnixMillisField};
 use crate::exam::ExamState;
-use crate::ids::{Address, ExamId, Line, Name, PeerKey, SiteId, UidText};
+use crate::ids::{Address, ExamId, KeyId, Line, Name, PeerKey, SiteId, UidText};
 use crate::record::{self, Record};
 
 /// The mesh.
@@ -201,6 +201,8 @@ pub struct Tombstone {
     pub pending: Vec<SiteId>,
     /// Members that have, and when, in that order.
     pub confirmed: Vec<(SiteId, UnixMillisField)>,
+    /// The keys that were destroyed with it: whatever copy is left, nothing opens it.
+    pub keys: Vec<KeyId>,
 }
 
 impl Record for Tombstone {

@@ -256,6 +256,12 @@ pub enum Refusal {
     /// The site is no gateway.
     #[error("the site is not a hospital's gateway")]
     NotAGateway,
+    /// The key was destroyed with the images that it sealed.
+    #[error("the key was destroyed")]
+    KeyDestroyed,
+    /// The mesh keeps another key under this name, or this one for other images.
+    #[error("another key has this name")]
+    OtherKey,
 }
 
 impl Refusal {

@@ -12,6 +12,7 @@ mod regulation;
 mod repeats;
 mod reports;
 mod retention;
+mod sealing;
 mod settings;
 mod sites;
 mod studies;
@@ -371,6 +372,7 @@ fn run_2(state: &mut State<'_, '_>, envelope: &Envelope) -> Applied {
         }
         Command::JoinGateway { token, joiner } => sites::join(state, token, joiner, true),
         Command::SetGateway { gateway, hospitals } => sites::set_gateway(state, *gateway, hospitals),
+        Command::KeepKey { study, id, sequence, secret } => sealing::keep(state, study, *id, *sequence, secret),
         // Format 1's, which `run` has taken.
         _ => Ok(Refusal::Format { format: state.format }.into()),
     }

@@ -7,7 +7,7 @@ use crate::audit::Attestation;
 use crate::command::{Envelope, Subscription, UnixMillisField};
 use crate::event::{Cursor, EVENTS_KEPT_MS, Event, Happened};
 use crate::exam::{Exam, ExamState, Priority, Report, Workitem, WorkitemKind, WorkitemState};
-use crate::ids::{Address, ExamId, Name, PeerKey, SiteId, UidText};
+use crate::ids::{Address, ExamId, KeyId, Name, PeerKey, SiteId, UidText};
 use crate::keys;
 use crate::life;
 use crate::machine::ApplyError;
@@ -17,6 +17,7 @@ use crate::record::Record;
 use crate::remark::{Remark, What};
 use crate::room::Places;
 use crate::statistics::Turnaround;
+use crate::study_key::{Destruction, KeptKey, StudyKey};
 use crate::transaction::Transaction;
 
 mod placement;
@@ -491,6 +492,39 @@ impl<'s, 'a> State<'s, 'a> {
         self.write(keys::COUNTS.to_vec(), &counts);
         self.write(keys::tombstone(after.exam, after.study.as_str(), after.origin), after);
         Ok(())
+    }
+
+    pub(crate) fn study_key(&self, id: KeyId) -> Result<Option<StudyKey>, ApplyError> {
+        self.read(&keys::study_key(id))
+    }
+
+    /// The keys of a site's part of a study that are not destroyed.
+    pub(crate) fn study_keys_of(&self, study: &str, origin: SiteId) -> Result<Vec<StudyKey>, ApplyError> {
+        let mut found = Vec::new();
+        for (key, _) in self.transaction.scan_prefix(&keys::study_keys_of(study, origin), usize::MAX)? {
+            if let Some(id) = keys::trailing_key_id(&key) {
+                found.extend(self.study_key(id)?);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Keeps a key, or that it was destroyed.
+    pub(crate) fn put_study_key(&mut self, key: &StudyKey) {
+        let listed = keys::study_key_of(key.study.as_str(), key.origin, key.id);
+        match key.what {
+            KeptKey::Kept(_) => self.transaction.put(listed, []),
+            KeptKey::Destroyed { .. } => self.transaction.remove(listed),
+        }
+        self.write(keys::study_key(key.id), key);
+    }
+
+    pub(crate) fn destruction(&self) -> Result<Destruction, ApplyError> {
+        Ok(self.read(&keys::DESTRUCTION)?.unwrap_or_default())
+    }
+
+    pub(crate) fn put_destruction(&mut self, destruction: &Destruction) {
+        self.write(keys::DESTRUCTION.to_vec(), destruction);
     }
 
     /// The highest number under which a site published a study that was purged; 0 for none.

@@ -13,7 +13,7 @@ use crate::audit::{Attestation, Link};
 use crate::command::{Subscription, UnixMillisField};
 use crate::event::{Cursor, Event};
 use crate::exam::{Exam, ExamState, Report, Workitem};
-use crate::ids::{Address, ExamId, PeerKey, SiteId};
+use crate::ids::{Address, ExamId, KeyId, PeerKey, SiteId};
 use crate::keys;
 use crate::machine::ApplyError;
 use crate::mesh::{Counts, HeldPart, JoinToken, Mesh, Site, Study, Tombstone};
@@ -23,6 +23,7 @@ use crate::record::Record;
 use crate::remark::Remark;
 use crate::room::{Places, Room};
 use crate::statistics::Turnaround;
+use crate::study_key::{Destruction, StudyKey};
 
 /// Typed reads over an engine or one of its frozen views.
 pub struct View<'a>(&'a dyn Reader);
@@ -130,6 +131,23 @@ impl<'a> View<'a> {
             tombstones.extend(self.read::<Tombstone>(key)?);
         }
         Ok((tombstones, last.filter(|_| found.len() == limit)))
+    }
+
+    /// A key under which images are sealed, or what is left of it.
+    pub fn study_key(&self, id: KeyId) -> Result<Option<StudyKey>, ApplyError> {
+        self.read(&keys::study_key(id))
+    }
+
+    /// The keys of a site's part of a study that are not destroyed.
+    pub fn study_keys_of(&self, study: &str, origin: SiteId) -> Result<Vec<StudyKey>, ApplyError> {
+        let listed = scan_prefix(self.0, &keys::study_keys_of(study, origin), usize::MAX)?;
+        let ids = listed.iter().filter_map(|(key, _)| keys::trailing_key_id(key));
+        ids.filter_map(|id| self.study_key(id).transpose()).collect()
+    }
+
+    /// What keys were destroyed.
+    pub fn destruction(&self) -> Result<Destruction, ApplyError> {
+        Ok(self.read(&keys::DESTRUCTION)?.unwrap_or_default())
     }
 
     /// Whether a site has still to purge something of a study, and the highest number under which it had

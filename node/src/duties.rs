@@ -20,6 +20,7 @@ pub(crate) mod attest;
 pub(crate) mod clocks;
 mod format;
 mod retention;
+mod wipe;
 
 /// The most voters: more would slow every commit and bear no likelier loss.
 const VOTERS_MAX: usize = 5;
@@ -37,6 +38,7 @@ pub(crate) async fn run(node: Node, shutdown: CancellationToken) {
     let follow = maillage_host::spawn(follow_state(node.clone(), shutdown.clone()));
     let session = maillage_host::spawn(keep_session(node.clone(), shutdown.clone()));
     let attest = maillage_host::spawn(attest::run(node.clone(), shutdown.clone()));
+    let wipe = maillage_host::spawn(wipe::run(node.clone(), shutdown.clone()));
     let mut failed: BTreeMap<&'static str, String> = BTreeMap::new();
     let mut retention = retention::Retention::default();
     while shutdown.run_until_cancelled(tokio::time::sleep(ROUND)).await.is_some() {
@@ -62,7 +64,7 @@ pub(crate) async fn run(node: Node, shutdown: CancellationToken) {
             }
         }
     }
-    let _ = tokio::join!(follow, session, attest);
+    let _ = tokio::join!(follow, session, attest, wipe);
 }
 
 /// Takes over sites and tokens from the replicated state at every change.

@@ -3,17 +3,18 @@
 //! When nothing more came for a while, the study's manifest is written and proposed, with what the
 //! images say of themselves, and the queue decides to which exam they belong. More instances later
 //! make a new manifest with a higher sequence number. What a crash interrupted is found at the next
-//! start: a study whose instances here outnumber those that the mesh knows.
+//! start: a study whose instances here outnumber those that the mesh knows, or of which keys are pending.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use maillage_consensus::Outcome;
 use maillage_consensus::command::{Command, StudyPart, UnixMillisField};
 use maillage_consensus::exam::{Patient, Priority, Request, Text8};
 use maillage_consensus::ids::{CommandId, Line, Name, UidText};
 use maillage_dicom::{Attributes, Redacted};
-use maillage_store::{Hash, Hold, Instance, StudyManifest};
+use maillage_store::{Hash, Hold, Instance, StoreError, StudyManifest};
 use maillage_transport::chunk::Class;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::arriving::First;
 use crate::ingest::{Arrival, decode_attributes};
 use crate::node::Node;
+use crate::study_keys::Closing;
 
 /// Quiet enough after the sender's association ended. Some senders use an association for each image:
 /// what follows within this time still belongs to the same publication.
@@ -46,7 +48,11 @@ pub(crate) async fn run(
     let quiet = Duration::from_secs(node.config().dicom.quiet_seconds);
     let mut due: BTreeMap<String, Due> = BTreeMap::new();
     match unpublished(&node).await {
-        Ok(studies) => due.extend(studies.into_iter().map(|study| (study, Due::now()))),
+        Ok(studies) => {
+            // A key that is pending has images that the mesh does not know, or is to be forgotten.
+            let pending = node.store().keys().pending_studies();
+            due.extend(studies.into_iter().chain(pending).map(|study| (study, Due::now())));
+        }
         Err(error) => tracing::error!(error = format!("{error:#}"), "look for unpublished studies"),
     }
     loop {
@@ -144,7 +150,8 @@ fn published(node: &Node, study: &str) -> anyhow::Result<Option<StudyPart>> {
     Ok(held.map(|held| held.part))
 }
 
-async fn publish(node: &Node, study: &str) -> anyhow::Result<()> {
+/// Publishes what is here of a study, unless the mesh knows all of it.
+pub(crate) async fn publish(node: &Node, study: &str) -> anyhow::Result<()> {
     let _turn = node.images().publishing().await;
     // What this node has not applied yet may be its own last publication.
     node.linearize().await?;
@@ -153,11 +160,15 @@ async fn publish(node: &Node, study: &str) -> anyhow::Result<()> {
         // It would list images that are to be gone.
         anyhow::bail!("what was here of the study is being purged first");
     }
+    // First: what comes from now on is sealed under another key than what this publication lists.
+    let closing = Closing::of(node, study).await?;
     let instances = node.store().instances(study).await?;
-    let Some(says) = what_they_say(node, &instances).await? else { return Ok(()) };
+    let Some(says) = what_they_say(node, &instances).await? else { return closing.settle(node).await };
     let known = published(node, study)?;
-    if known.as_ref().is_some_and(|part| part.instances as usize == instances.len()) {
-        return Ok(());
+    if let Some(part) = &known
+        && is_listed(node, part, &instances).await?
+    {
+        return closing.settle(node).await;
     }
     let sequence = known.map_or(last_purged, |part| part.sequence) + 1;
     let times = instances.iter().map(|instance| instance.received_at.0);
@@ -188,14 +199,32 @@ async fn publish(node: &Node, study: &str) -> anyhow::Result<()> {
     if let Hold::Incomplete { missing } = hold {
         anyhow::bail!("{} chunks of the study are missing here", missing.len());
     }
+    closing.keep(node, study, sequence).await?;
     let part = StudyPart { manifest: address.0, ..part };
     match node.command(publication_id(node, address), Name::default(), Command::RecordStudy(part)).await? {
         Outcome::StudyRecorded { exam, unsolicited } => {
             tracing::info!(study, exam = exam.0, instances = manifest.instances.len(), ?unsolicited, "study published");
-            Ok(())
+            closing.settle(node).await
         }
         other => anyhow::bail!("record the study: {other:?}"),
     }
+}
+
+/// Whether a publication lists exactly what is here: an instance that had to be stored anew is under another
+/// manifest.
+async fn is_listed(node: &Node, part: &StudyPart, instances: &[Instance]) -> anyhow::Result<bool> {
+    if part.instances as usize != instances.len() {
+        return Ok(false);
+    }
+    let manifest = match node.store().study_manifest(Hash(part.manifest)).await {
+        Ok(manifest) => manifest,
+        Err(StoreError::Corrupt(_)) => None,
+        Err(error) => return Err(error.into()),
+    };
+    // One that is damaged here says nothing. Its other holders have it.
+    let Some(manifest) = manifest else { return Ok(true) };
+    let listed: BTreeSet<Hash> = manifest.instances.iter().map(|entry| entry.manifest).collect();
+    Ok(instances.iter().all(|instance| listed.contains(&instance.entry.manifest)))
 }
 
 /// Brings back what was durable here and is damaged, from sites that hold earlier publications of the
@@ -221,14 +250,25 @@ fn publication_id(node: &Node, manifest: Hash) -> CommandId {
     CommandId(uuid::Builder::from_random_bytes(id).into_uuid())
 }
 
-/// What the first of a study's instances says of its examination; none without instances.
+/// What the first of a study's instances that can be opened says of its examination; none without one. Those whose
+/// key was destroyed are being purged, or came back with a backup: nobody can read them, or is to.
 pub(crate) async fn what_they_say(node: &Node, instances: &[Instance]) -> anyhow::Result<Option<Request>> {
-    let Some(first) = instances.first() else { return Ok(None) };
-    let manifest = node.store().instance_manifest(first.entry.manifest).await?;
-    let Some(attributes) = manifest.and_then(|manifest| decode_attributes(&manifest.attributes)) else {
-        anyhow::bail!("the first instance's attributes cannot be read");
-    };
-    Ok(Some(request_of(&attributes)))
+    let mut unknown = None;
+    for instance in instances {
+        let manifest = node.store().instance_manifest(instance.entry.manifest).await?;
+        let manifest = manifest.context("an instance's manifest is not here")?;
+        match node.store().attributes(&manifest) {
+            Ok(attributes) => {
+                let attributes = decode_attributes(&attributes).context("an instance's attributes cannot be read")?;
+                return Ok(Some(request_of(&attributes)));
+            }
+            Err(StoreError::KeyDestroyed(_)) => {}
+            // The others are wanted all the same.
+            Err(error @ StoreError::KeyUnknown { .. }) => unknown = Some(error),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    unknown.map_or(Ok(None), |error| Err(error.into()))
 }
 
 /// What images say of their examination. They do not say how urgent it is: until a request does, they

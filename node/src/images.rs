@@ -267,7 +267,8 @@ impl Images {
         if listing.entries.is_empty() {
             return Ok((listing.missing > 0).then(|| StudyImages { instances: Vec::new(), missing: listing.missing }));
         }
-        self.with_manifests(uid, listing).await.map(Some)
+        let found = self.with_manifests(uid, listing).await?;
+        Ok((!found.instances.is_empty() || found.missing > 0).then_some(found))
     }
 
     /// Lists one part, by its latest publication that can be read.
@@ -310,6 +311,10 @@ impl Images {
                 continue;
             };
             agrees(uid, &entry, manifest)?;
+            if let Err(StoreError::KeyDestroyed(_)) = self.0.store.keys().of(manifest) {
+                // Purged, and still to go from this disk.
+                continue;
+            }
             instances.push(InstanceRef {
                 series: manifest.series_uid.clone(),
                 sop_instance: manifest.sop_instance.clone(),
@@ -416,11 +421,14 @@ impl Images {
         let head = stream::once(std::future::ready(Ok(header(instance))));
         let images = self.clone();
         let (manifest, holders) = (Arc::clone(&instance.manifest), Arc::clone(&instance.holders));
+        // Now, and no sooner: a key that the mesh destroyed meanwhile opens nothing.
+        let key = self.0.store.keys().of(&manifest);
         let pieces = stream::iter(manifest.chunks.clone()).map(move |entry| {
-            let (images, holders) = (images.clone(), Arc::clone(&holders));
+            let (images, holders, key) = (images.clone(), Arc::clone(&holders), key.clone());
             async move {
+                let key = key?;
                 let stored = images.chunk(entry.hash, entry.len as usize, &holders).await?;
-                Ok(Store::open_chunk(entry, stored).await?)
+                Ok(Store::open_chunk(entry, stored, key).await?)
             }
         });
         head.chain(Proof::of(&manifest).check(pieces.buffered(READ_AHEAD)))

@@ -1,9 +1,11 @@
 //! The ingest path: from bytes that a stranger sent to an instance that is durably ours.
 //!
 //! ```text
-//! bytes -> pre-scan -> attributes -> cut -> code, prove -> store (one fsync a group) -> acknowledged
-//!                                                             \-> gather: the study goes to the mesh
+//! bytes -> pre-scan, attributes, hash -> known already? -> cut: code, prove, seal -> store (one fsync a group)
+//!                                              |                     -> acknowledged
+//!                                              '-> acknowledged      \-> gather: the study goes to the mesh
 //! ```
+//! What a mesh of format 2 receives is sealed under its study's key, which is durable before it is.
 //! Nothing is acknowledged before the store says that it is durable.
 
 use std::collections::HashMap;
@@ -31,10 +33,11 @@ use crate::senders::{Sender, Senders};
 
 /// Studies whose patient is remembered, so that most instances need no read of the store.
 const PATIENTS_REMEMBERED: usize = 256;
-/// Pieces of one instance that are coded at once: more would only take the processors from other senders.
-const CODED_AT_ONCE: usize = 4;
-/// The mesh's format at which every site reads manifests that list coded chunks.
-pub(crate) const FORMAT_OF_CODED_CHUNKS: u8 = 2;
+/// Pieces of one instance that are coded and sealed at once: more would only take the processors from other
+/// senders.
+const MADE_AT_ONCE: usize = 4;
+/// The mesh's format at which every site reads manifests that list coded and sealed chunks, and keeps keys.
+pub(crate) const FORMAT_OF_SEALED_CHUNKS: u8 = 2;
 /// The version of the attributes inside an instance manifest: one byte, then postcard.
 const ATTRIBUTES_VERSION: u8 = 1;
 
@@ -195,8 +198,8 @@ impl std::fmt::Debug for Ingest {
 /// A patient's id and its issuer, as the mesh writes them.
 pub(crate) type PatientKey = (Line, Line);
 type Turn = Arc<tokio::sync::Mutex<Option<PatientKey>>>;
-/// Whether every site of the mesh can read coded chunks.
-pub(crate) type MayCode = Box<dyn Fn() -> bool + Send + Sync>;
+/// Whether every site of the mesh can read coded and sealed chunks.
+pub(crate) type MaySeal = Box<dyn Fn() -> bool + Send + Sync>;
 /// Whether there is room for so many bytes more, beyond what the store itself looks at.
 pub(crate) type Room = Box<dyn Fn(u64) -> Result<(), StoreError> + Send + Sync>;
 /// The patient of a study as the mesh knows it.
@@ -211,13 +214,15 @@ struct Shared {
     gather: mpsc::UnboundedSender<Arrival>,
     turns: Mutex<HashMap<String, Turn>>,
     mesh_patient: MeshPatient,
-    may_code: MayCode,
+    may_seal: MaySeal,
     room: OnceLock<Room>,
 }
 
 struct Prepared {
     attributes: Attributes,
-    cutting: Cutting,
+    dataset: Bytes,
+    dataset_hash: Hash,
+    part: PixelPart,
     undecodable: bool,
 }
 
@@ -231,7 +236,7 @@ impl Ingest {
         senders: Senders,
         gather: mpsc::UnboundedSender<Arrival>,
         mesh_patient: MeshPatient,
-        may_code: MayCode,
+        may_seal: MaySeal,
     ) -> Self {
         Self(Arc::new(Shared {
             store,
@@ -241,7 +246,7 @@ impl Ingest {
             gather,
             turns: Mutex::default(),
             mesh_patient,
-            may_code,
+            may_seal,
             room: OnceLock::new(),
         }))
     }
@@ -314,19 +319,16 @@ impl Ingest {
             room(dataset.len() as u64)?;
         }
         let transfer_syntax = announced.transfer_syntax.clone();
-        let may_code = (shared.may_code)();
-        // Scanning a large data set would hold up an async thread.
-        let prepared = offload(move || Ok(prepare(dataset, &transfer_syntax, may_code)));
-        let prepared = prepared.await.map_err(|error| IngestError::Internal(error.to_string()))??;
-        let Prepared { attributes, cutting, undecodable } = prepared;
+        // Scanning and hashing a large data set would hold up an async thread.
+        let prepared = offload(move || Ok(prepare(dataset, &transfer_syntax))).await.map_err(internal)??;
+        let attributes = &prepared.attributes;
         if attributes.sop_instance_uid != announced.sop_instance {
             return Err(IngestError::Mismatch("instance"));
         }
         if attributes.sop_class_uid != announced.sop_class {
             return Err(IngestError::Mismatch("class"));
         }
-        let cut = self.code(cutting).await?;
-        let patient = patient_of(&attributes);
+        let patient = patient_of(attributes);
         let turn = self.turn(attributes.study_uid.as_str());
         let mut known = turn.lock().await;
         self.check_patient(attributes.study_uid.as_str(), &patient, &mut known).await?;
@@ -347,51 +349,96 @@ impl Ingest {
             outcome: ReceivedAs::New,
             wait: Duration::ZERO,
         };
+        let listed = self.listed(&identity, prepared.dataset_hash).await?;
+        if let Some(Listed::Readable(stored)) = listed {
+            return Ok(Received { outcome: stored.into(), ..received });
+        }
         if let Some(sender) = source.sender()
-            && shared.senders.is_used_up(&sender, cut.total_len(), shared.clock.now())
-            && !self.is_here(&identity.sop_instance, cut.dataset_hash).await?
+            && shared.senders.is_used_up(&sender, prepared.dataset.len() as u64, shared.clock.now())
         {
             return Err(IngestError::Quota);
         }
-        let flags = ManifestFlags { undecodable, foreign_preamble: announced.foreign_preamble };
-        let manifest = InstanceManifest::of(&cut, identity, encode_attributes(&attributes)?, flags);
-        let stored = shared.store.commit_instance(cut, manifest, shared.clock.now(), source.name()).await?;
+        let flags = ManifestFlags { undecodable: prepared.undecodable, foreign_preamble: announced.foreign_preamble };
+        let stored = self.store(prepared, identity, flags, source.name(), listed.is_some()).await?;
         if let Some(mut known) = first {
             *known = Some(patient);
         }
-        let outcome = match stored {
-            Stored::New { .. } => ReceivedAs::New,
-            Stored::Duplicate { .. } => ReceivedAs::Duplicate,
-            Stored::Conflict { .. } => ReceivedAs::Conflict,
-        };
-        // A gather task that is gone means a node that is stopping; the study is found at its next start.
-        if outcome == ReceivedAs::New {
+        // A gather task that is gone means a node that is stopping; the study is found at its next start. A
+        // duplicate that had to be stored is under a new manifest, which is to be published, too.
+        if !matches!(stored, Stored::Conflict { .. }) {
             let _ = shared.gather.send(Arrival::Instance { study: received.study.clone() });
         }
-        Ok(Received { outcome, ..received })
+        Ok(Received { outcome: stored.into(), ..received })
     }
 
-    /// Codes what of an instance can be coded, its pieces side by side, and proves that it decodes.
-    async fn code(&self, cutting: Cutting) -> Result<CutInstance, IngestError> {
+    /// What these very bytes are to the library, if they are here: who sends them again is told so, whatever it
+    /// may send, and nothing is coded and sealed for it.
+    async fn listed(&self, identity: &InstanceIdentity, dataset_hash: Hash) -> Result<Option<Listed>, IngestError> {
+        let store = &self.0.store;
+        let Some(stored) = store.listed_as(identity, dataset_hash).await? else { return Ok(None) };
+        let manifest = match store.instance_manifest(stored.manifest()).await {
+            Ok(Some(manifest)) => manifest,
+            Ok(None) | Err(StoreError::Corrupt(_)) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        match store.keys().of(&manifest) {
+            Ok(_) => Ok(Some(Listed::Readable(stored))),
+            // It is about to be purged: an answer that it is here would be a lie a moment later.
+            Err(StoreError::KeyDestroyed(_) | StoreError::KeyUnknown { .. }) => Ok(Some(Listed::Sealed)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Cuts, codes and seals a data set, and stores it: durable when this returns.
+    async fn store(
+        &self,
+        prepared: Prepared,
+        identity: InstanceIdentity,
+        flags: ManifestFlags,
+        source: String,
+        is_anew: bool,
+    ) -> Result<Stored, IngestError> {
+        let (store, received_at) = (&self.0.store, self.0.clock.now());
+        let Prepared { attributes, dataset, dataset_hash, mut part, .. } = prepared;
+        let attributes = encode_attributes(&attributes)?;
+        let (cut, manifest, _sealing) = if (self.0.may_seal)() {
+            // Held until the instance is durable: a publication that lists the key's instances waits for it.
+            let sealing = store.keys().sealing(&identity.study_uid).await?;
+            let key = Arc::clone(sealing.key());
+            let cut = self.make(Cutting::new(dataset, dataset_hash, part, Some(Arc::clone(&key)))).await?;
+            let manifest = InstanceManifest::sealed(&cut, identity, &attributes, flags, &key).map_err(internal)?;
+            (cut, manifest, Some(sealing))
+        } else {
+            part.rows = None;
+            let cut = self.make(Cutting::new(dataset, dataset_hash, part, None)).await?;
+            let manifest = InstanceManifest::of(&cut, identity, attributes, flags);
+            (cut, manifest, None)
+        };
+        let stored = if is_anew {
+            store.commit_instance_anew(cut, manifest, received_at, source).await
+        } else {
+            store.commit_instance(cut, manifest, received_at, source).await
+        };
+        Ok(stored?)
+    }
+
+    /// Makes the pieces of an instance side by side: codes what can be coded, proves that it decodes, and seals.
+    async fn make(&self, cutting: Cutting) -> Result<CutInstance, IngestError> {
         let cutting = Arc::new(cutting);
         let one = |n: usize| {
             let cutting = Arc::clone(&cutting);
-            offload(move || Ok(cutting.code(n)))
+            offload(move || cutting.piece(n).map_err(std::io::Error::other))
         };
-        let internal = |error: std::io::Error| IngestError::Internal(error.to_string());
-        let pieces: Vec<Option<Piece>> = stream::iter(0..cutting.to_code())
-            .map(one)
-            .buffered(CODED_AT_ONCE)
-            .try_collect()
-            .await
-            .map_err(internal)?;
-        let is_coded = !pieces.is_empty();
+        let pieces: Vec<Option<Piece>> =
+            stream::iter(0..cutting.pieces()).map(one).buffered(MADE_AT_ONCE).try_collect().await.map_err(internal)?;
+        let is_coding = cutting.is_coding();
         let pieces = pieces.into_iter().flatten().collect();
-        let cutting = Arc::unwrap_or_clone(cutting);
-        let cut = offload(move || Ok(cutting.finish(pieces))).await.map_err(internal)?;
-        if is_coded {
+        let cut = Arc::unwrap_or_clone(cutting).finish(pieces);
+        let cut = cut.ok_or_else(|| IngestError::Internal("a piece of the data set is missing".to_owned()))?;
+        if is_coding {
             let differed = cut.differed() as u64;
-            self.0.metrics.coded(cut.total_len() - cut.head_len(), cut.stored_len() - cut.head_len(), differed);
+            let stored = cut.pixels.iter().map(|piece| piece.chunk().byte_len() as u64).sum();
+            self.0.metrics.coded(cut.total_len() - cut.head_len(), stored, differed);
             if differed > 0 {
                 tracing::warn!(pieces = differed, "coded pixels did not decode to what they were: they are kept raw");
             }
@@ -429,25 +476,51 @@ impl Ingest {
         Arc::clone(turns.entry(study.to_owned()).or_default())
     }
 
-    /// Whether these very bytes are here: who sends them again is told so, whatever it may send.
-    async fn is_here(&self, sop_instance: &str, dataset: Hash) -> Result<bool, IngestError> {
-        let known = self.0.store.instance(sop_instance).await?;
-        Ok(known.is_some_and(|known| known.entry.dataset_hash == dataset))
-    }
-
+    /// The patient of what is here of a study. Images whose key was destroyed name nobody any more.
     async fn stored_patient(&self, study: &str) -> Result<Option<PatientKey>, IngestError> {
-        let Some(first) = self.0.store.instances(study).await?.into_iter().next() else { return Ok(None) };
-        let manifest = self.0.store.instance_manifest(first.entry.manifest).await?;
-        Ok(manifest.and_then(|manifest| decode_attributes(&manifest.attributes)).map(|known| patient_of(&known)))
+        let store = &self.0.store;
+        for instance in store.instances(study).await? {
+            let Some(manifest) = store.instance_manifest(instance.entry.manifest).await? else { return Ok(None) };
+            return match store.attributes(&manifest) {
+                Ok(attributes) => Ok(decode_attributes(&attributes).map(|known| patient_of(&known))),
+                Err(StoreError::KeyDestroyed(_) | StoreError::KeyUnknown { .. }) => continue,
+                Err(error) => Err(error.into()),
+            };
+        }
+        Ok(None)
     }
 }
 
-fn prepare(dataset: Bytes, transfer_syntax: &Uid, may_code: bool) -> Result<Prepared, Rejection> {
+/// What is listed of a data set that came again.
+#[derive(Debug, Clone, Copy)]
+enum Listed {
+    /// It is here, and can be read.
+    Readable(Stored),
+    /// It is here, and nobody can open it any more.
+    Sealed,
+}
+
+impl From<Stored> for ReceivedAs {
+    fn from(stored: Stored) -> Self {
+        match stored {
+            Stored::New { .. } => Self::New,
+            Stored::Duplicate { .. } => Self::Duplicate,
+            Stored::Conflict { .. } => Self::Conflict,
+        }
+    }
+}
+
+fn internal(error: impl std::fmt::Display) -> IngestError {
+    IngestError::Internal(error.to_string())
+}
+
+fn prepare(dataset: Bytes, transfer_syntax: &Uid) -> Result<Prepared, Rejection> {
     let scan = prescan::scan(&dataset, transfer_syntax)?;
     let attributes = maillage_dicom::attributes::read(scan.head(&dataset), transfer_syntax)?;
-    let rows = scan.native_pixels.filter(|_| may_code).map(|native| (native.value_offset, shape_of(&native)));
+    let rows = scan.native_pixels.map(|native| (native.value_offset, shape_of(&native)));
     let part = PixelPart { offset: scan.cut(&dataset), rows };
-    Ok(Prepared { attributes, cutting: Cutting::new(dataset, part), undecodable: scan.undecodable.is_some() })
+    let (dataset_hash, undecodable) = (Hash::of(&dataset), scan.undecodable.is_some());
+    Ok(Prepared { attributes, dataset, dataset_hash, part, undecodable })
 }
 
 fn shape_of(native: &NativePixels) -> Shape {

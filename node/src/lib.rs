@@ -44,6 +44,7 @@ mod senders;
 mod serve;
 pub mod site;
 mod situation;
+mod study_keys;
 mod token;
 mod ups;
 mod verify;

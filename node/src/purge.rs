@@ -11,7 +11,7 @@ use maillage_consensus::command::Command;
 use maillage_consensus::ids::{CommandId, Name};
 use maillage_consensus::mesh::Tombstone;
 use maillage_consensus::outcome::{Outcome, Refusal};
-use maillage_store::{Hash, Publication, StoreError};
+use maillage_store::{Hash, KeyId, Publication, StoreError};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -65,7 +65,12 @@ pub(crate) async fn run(node: Node, shutdown: CancellationToken) {
     }
 }
 
-async fn round(node: &Node, shutdown: &CancellationToken, warned: &mut BTreeSet<[u8; 32]>) -> anyhow::Result<()> {
+/// Purges and confirms what the mesh knows now.
+pub(crate) async fn round(
+    node: &Node,
+    shutdown: &CancellationToken,
+    warned: &mut BTreeSet<[u8; 32]>,
+) -> anyhow::Result<()> {
     let mut after: Option<Vec<u8>> = None;
     loop {
         let (page, next) = node.read(|view| view.purges_of(node.site(), after.as_deref(), PAGE))?;
@@ -102,6 +107,11 @@ async fn purge(node: &Node, tombstone: &Tombstone) -> anyhow::Result<Purged> {
         manifest: Hash(tombstone.manifest),
     };
     if let Err(error) = node.store().purge(&publication, own).await {
+        return Ok(Purged::Failed(error));
+    }
+    // Most are in the file no more: but a crash may have come between their publication and this.
+    let keys: BTreeSet<KeyId> = tombstone.keys.iter().map(|id| KeyId(id.0)).collect();
+    if let Err(error) = node.store().keys().forget(&keys).await {
         return Ok(Purged::Failed(error));
     }
     let Tombstone { exam, study, manifest, .. } = tombstone.clone();

@@ -34,7 +34,7 @@ use crate::commitment::{self, Commitments};
 use crate::copies::pace::Pace;
 use crate::gateway::Gates;
 use crate::images::{Images, Reach, StoreSource};
-use crate::ingest::{Arrival, FORMAT_OF_CODED_CHUNKS, Ingest};
+use crate::ingest::{Arrival, FORMAT_OF_SEALED_CHUNKS, Ingest};
 use crate::links::MeshLinks;
 use crate::metrics::Metrics;
 use crate::node::{Node, Parts};
@@ -46,6 +46,7 @@ use crate::repair;
 use crate::roster::Roster;
 use crate::scrub::Scrub;
 use crate::senders::Senders;
+use crate::study_keys::StateKeys;
 use crate::{arriving, audit, claimed, copies, duties, founding, gateway, gather, http, joining, links, scp};
 
 pub use crate::config::{ConfigError, Role, Settings};
@@ -236,6 +237,7 @@ impl Site {
         if mesh.has_log && !group.is_initialized().await {
             return Err(StartFailure::LogLost);
         }
+        store.keys().share(Arc::new(StateKeys(group.clone())));
         let metrics = Metrics::new();
         let presence = Presence::default();
         let (faults_tx, faults) = mpsc::channel(FAULTS_QUEUE);
@@ -251,13 +253,14 @@ impl Site {
             let part = View::new(&*frozen).study(study).ok()??.parts.into_iter().next()?.part;
             Some((part.says.patient.id, part.says.patient.issuer))
         });
-        let known = group.clone();
-        let may_code = Box::new(move || {
-            View::new(&*known.reader().view()).format().is_ok_and(|format| format >= FORMAT_OF_CODED_CHUNKS)
+        let (known, format_max) = (group.clone(), config.raft.format_max);
+        let may_seal = Box::new(move || {
+            let format = View::new(&*known.reader().view()).format();
+            format.is_ok_and(|format| format.min(format_max) >= FORMAT_OF_SEALED_CHUNKS)
         });
         let senders = Senders::new(&config);
         let ingest =
-            Ingest::new(store.clone(), clock.clone(), metrics.clone(), senders, gather, mesh_patient, may_code);
+            Ingest::new(store.clone(), clock.clone(), metrics.clone(), senders, gather, mesh_patient, may_seal);
         let dicom = scp::Port::new(ingest.clone(), metrics.clone());
         let disk_of_node = disk.clone();
         let scrub = Scrub::open(disk.clone(), clock.clone(), config.storage.scrub_mb_s).await;

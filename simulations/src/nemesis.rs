@@ -3,6 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use maillage_store::Store;
+
 use crate::cluster::{Cluster, FOUNDER};
 use crate::disk::Ending;
 use crate::invariants::copies;
@@ -216,8 +219,7 @@ impl Harm {
         mine.retain(|instance| safe.contains(&instance.sop_instance));
         for _ in 0..self.rng.between(1, 4) {
             let Some(instance) = self.rng.pick(&mine) else { return };
-            // The tail of the pixels, which is stored as it came.
-            let what = instance.data_set.slice(instance.data_set.len().saturating_sub(64)..);
+            let Some(what) = last_stored(&running.store, &instance.sop_instance).await else { continue };
             let bit = self.rng.index(what.len() * 8);
             if self.cluster.disks.rot(slot, &what, bit) {
                 self.cluster.world.event(slot, format_args!("bit {bit} of {} flips", instance.sop_instance));
@@ -368,4 +370,12 @@ impl Harm {
         tokio::time::sleep(self.lasts).await;
         ways.iter().for_each(|(from, to)| self.cluster.fabric.set_extra_latency(*from, *to, Duration::ZERO));
     }
+}
+
+/// The end of what is stored of an instance: sealed bytes that lie nowhere else.
+async fn last_stored(store: &Store, sop_instance: &str) -> Option<Bytes> {
+    let listed = store.instance(sop_instance).await.ok()??;
+    let manifest = store.instance_manifest(listed.entry.manifest).await.ok()??;
+    let stored = store.get(manifest.chunks.last()?.hash).await.ok()??;
+    Some(stored.slice(stored.len().saturating_sub(64)..))
 }

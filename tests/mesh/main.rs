@@ -37,6 +37,7 @@ mod queue;
 mod quorum;
 mod races;
 mod repair;
+mod sealed;
 mod sessions;
 mod trail;
 mod ups;

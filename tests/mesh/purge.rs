@@ -13,20 +13,14 @@ use serde_json::{Value, json};
 use crate::life::{done, exam, list, refused};
 use crate::mesh;
 
-/// The heads of a study's instances, which name their UIDs: no other study has the same bytes.
-pub(crate) fn is_in(directory: &Path, study: &Slices) -> Option<String> {
-    for entry in fs::read_dir(directory).expect("look") {
+/// Where the packs of a site still name an instance of a study. What they hold of it is sealed: manifests, which
+/// name it, and the chunks that they list go together.
+pub(crate) fn is_in(data_dir: &Path, study: &Slices) -> Option<String> {
+    for entry in fs::read_dir(data_dir.join("packs")).expect("look") {
         let path = entry.expect("an entry").path();
-        if path.is_dir() {
-            if let Some(found) = is_in(&path, study) {
-                return Some(found);
-            }
-        } else if let Ok(bytes) = fs::read(&path) {
-            // Each from its own beginning: enough of the head to hold the UIDs.
-            let there = study.instances.values().any(|dataset| find(&bytes, &dataset[..400]).is_some());
-            if there {
-                return Some(path.display().to_string());
-            }
+        let Ok(bytes) = fs::read(&path) else { continue };
+        if study.instances.keys().any(|uid| find(&bytes, uid.as_bytes()).is_some()) {
+            return Some(path.display().to_string());
         }
     }
     None

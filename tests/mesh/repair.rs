@@ -7,7 +7,6 @@ use std::fs::{self, OpenOptions};
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,7 +14,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use maillage_host::Clock;
-use maillage_tests::multipart::find;
 use maillage_tests::study::{ACCEPT, retrieve};
 use maillage_tests::{Mesh, Settings, Site, Slices, until, until_within};
 use maillage_transport::chunk::{self, ChunkSource, Limits};
@@ -23,24 +21,17 @@ use maillage_transport::presence::{Presence, PresenceConfig};
 use maillage_transport::{Alpn, Endpoint, EndpointConfig, Identity, Membership, Socket};
 use serde_json::{Value, json};
 
+use crate::sealed::{manifest_of, records};
 use crate::{binary, mesh};
 
-/// Flips one bit of an instance's bytes in a site's packs: of its SOP Instance UID, for pixels are stored coded.
-fn rot(site: &Site, dataset: &[u8]) {
-    let at = find(dataset, b"\x08\x00\x18\x00").expect("a SOP Instance UID");
-    let uid = &dataset[at..][..64];
-    let packs = fs::read_dir(site.data_dir().join("packs")).expect("look");
-    let packs: Vec<PathBuf> =
-        packs.map(|entry| entry.expect("an entry").path()).filter(|path| path.is_file()).collect();
-    for path in &packs {
-        if let Some(at) = find(&fs::read(path).expect("read"), uid) {
-            let pack = OpenOptions::new().read(true).write(true).open(path).expect("open");
-            pack.write_all_at(&[uid[0] ^ 0x10], u64::try_from(at).expect("an offset")).expect("write");
-            pack.sync_all().expect("sync");
-            return;
-        }
-    }
-    panic!("the instance's bytes are in none of {packs:?}");
+/// Flips one bit of the first chunk of an instance in a site's packs.
+fn rot(site: &Site, sop_instance: &str) {
+    let manifest = manifest_of(site.data_dir(), sop_instance).expect("the instance is there");
+    let chunks = records(site.data_dir());
+    let chunk = chunks.iter().find(|record| record.hash == manifest.chunks[0].hash).expect("its chunk is there");
+    let pack = OpenOptions::new().read(true).write(true).open(&chunk.path).expect("open");
+    pack.write_all_at(&[chunk.payload[0] ^ 0x10], u64::try_from(chunk.at).expect("an offset")).expect("write");
+    pack.sync_all().expect("sync");
 }
 
 async fn three_copies(mesh: &Mesh) -> Slices {
@@ -60,7 +51,7 @@ async fn a_rotten_byte_is_never_served_and_is_mended_from_another_site() {
     let study = three_copies(&mesh).await;
     let site = &mesh.sites[1];
     site.run(&["study", "verify", &study.study]).await.ended(0);
-    rot(site, study.first().1);
+    rot(site, study.first().0);
     study.is_whole_at(site.http()).await;
     until("the copy is whole again", async || {
         (site.run(&["study", "verify", &study.study]).await.code == 0).then_some(())
@@ -75,7 +66,7 @@ async fn verify_finds_rot_and_ends_with_7() {
     let mesh = mesh(3).await;
     let study = three_copies(&mesh).await;
     let site = &mesh.sites[1];
-    rot(site, study.first().1);
+    rot(site, study.first().0);
     let found = site.run(&["-o", "json", "study", "verify", &study.study]).await.ended(7);
     let report = found.json();
     assert_eq!(report["complete"], json!(false));
@@ -92,7 +83,7 @@ async fn rot_that_came_while_the_site_was_down_is_found_too() {
     let mut mesh = mesh(3).await;
     let study = three_copies(&mesh).await;
     mesh.sites[1].terminate().await;
-    rot(&mesh.sites[1], study.first().1);
+    rot(&mesh.sites[1], study.first().0);
     mesh.sites[1].start();
     mesh.sites[1].ready().await;
     study.is_whole_at(mesh.sites[1].http()).await;
@@ -112,8 +103,8 @@ async fn with_no_other_copy_a_rotten_instance_is_refused() {
         (shown.status == 200).then_some(())
     })
     .await;
-    let (uid, dataset) = study.first();
-    rot(&mesh.sites[0], dataset);
+    let (uid, _) = study.first();
+    rot(&mesh.sites[0], uid);
     let path = format!("{}/series/{}/instances/{uid}", study.path(), study.series);
     // Refused, or, when the rot is not in the first chunk, broken off: never a whole answer.
     let accept = [("accept", ACCEPT)];
@@ -151,7 +142,7 @@ async fn the_scrub_finds_rot_that_nobody_reads_and_has_it_mended() {
     let mut mesh = mesh(3).await;
     let study = three_copies(&mesh).await;
     let site = &mesh.sites[1];
-    rot(site, study.first().1);
+    rot(site, study.first().0);
     site.run(&["scrub", "pause"]).await.ended(0);
     mesh.sites[1].terminate().await;
     mesh.sites[1].start();
@@ -223,7 +214,7 @@ async fn what_nobody_has_is_an_alarm_and_verify_and_repair_say_so() {
     })
     .await;
     site.run(&["verify"]).await.ended(0);
-    rot(site, study.first().1);
+    rot(site, study.first().0);
     let found = site.run(&["-o", "json", "verify"]).await.ended(7);
     assert_eq!((&found.json()["damaged"], &found.json()["bad"]), (&json!(1), &json!(1)));
     found.complains_of(&["maillage repair"]);

@@ -96,6 +96,7 @@ impl Command {
             Self::CreateGatewayToken { .. } => "create-gateway-token",
             Self::JoinGateway { .. } => "join-gateway",
             Self::SetGateway { .. } => "set-gateway",
+            Self::KeepKey { .. } => "keep-key",
         }
     }
 
@@ -138,9 +139,10 @@ impl Command {
         }
     }
 
-    /// Why, if its author said.
+    /// Why, if its author said; of a key, which.
     pub fn reason(&self) -> Line {
         match self {
+            Self::KeepKey { id, .. } => Line::fitted(&format!("key {id}")),
             Self::Release { reason, .. }
             | Self::Cancel { reason, .. }
             | Self::TakeOver { reason, .. }

@@ -1,10 +1,11 @@
 //! The end of images: when they are to go, what keeps them, and which sites have seen to it.
 //!
 //! A purge is one command. It takes the images out of the state, so that nobody shows or copies them any more,
-//! and leaves a tombstone for each part that every member has to confirm, however long it was away. Requests,
-//! reports, remarks and the audit trail stay.
+//! and leaves a tombstone for each part that every member has to confirm, however long it was away. The keys of
+//! what goes are destroyed in the same step, so that from then on no copy can be read. Requests, reports, remarks
+//! and the audit trail stay.
 
-use super::{Applied, exams};
+use super::{Applied, exams, sealing};
 use crate::exam::{Exam, LegalHold, Purged, WorkitemKind};
 use crate::ids::{Address, ExamId, Line, Name, SiteId, UidText};
 use crate::life::Step;
@@ -95,7 +96,8 @@ fn bury(state: &mut State<'_, '_>, exam: &Exam, reason: &Line) -> Result<(), App
             continue;
         }
         for held in gone {
-            let tombstone = tombstone(held, state.now, reason, &members);
+            let keys = sealing::destroy(state, uid.as_str(), held.origin, held.part.sequence, exam.id)?;
+            let tombstone = Tombstone { keys, ..tombstone(held, state.now, reason, &members) };
             state.put_tombstone(None, &tombstone)?;
         }
         if after.parts.is_empty() {
@@ -127,6 +129,7 @@ fn tombstone(held: HeldPart, at: crate::command::UnixMillisField, reason: &Line,
         // A site that is no holder may have begun to pull it.
         pending: members.to_vec(),
         confirmed: Vec::new(),
+        keys: Vec::new(),
     }
 }
 

@@ -16,6 +16,7 @@ mod reference;
 mod repeats;
 mod replica;
 mod retention;
+mod study_keys;
 mod trail;
 mod workitems;
 

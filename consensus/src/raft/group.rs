@@ -325,6 +325,16 @@ impl Group {
         asked.map_err(|error| ReadError::Halted(self.inner.halted_because(&error.to_string())))
     }
 
+    /// Purges the log up to `index`, as far as a snapshot has it. A follower that lacks what goes is sent the
+    /// snapshot.
+    ///
+    /// # Errors
+    /// [`ReadError::Halted`].
+    pub async fn purge_log(&self, index: u64) -> Result<(), ReadError> {
+        let asked = self.inner.raft.trigger().purge_log(index).await;
+        asked.map_err(|error| ReadError::Halted(self.inner.halted_because(&error.to_string())))
+    }
+
     /// Stops this node's part in the group: no more answers, the log flushed and closed, the state
     /// checkpointed.
     pub async fn shutdown(&self) {

@@ -49,6 +49,11 @@ pub trait Engine: Reader + 'static {
     fn commit(&self, batch: Batch) -> io::Result<()>;
     /// Makes every earlier commit durable. Blocks for an fsync.
     fn persist(&self) -> io::Result<()>;
+    /// Drops what was overwritten or removed from the engine's files, as far as it can. Blocks, and may read and
+    /// write all that is there.
+    fn compact(&self) -> io::Result<()> {
+        Ok(())
+    }
     /// A consistent view of this moment, in constant time, that later commits do not change.
     fn view(&self) -> Box<dyn Reader>;
 }
@@ -110,6 +115,7 @@ mod tests {
         batch.put("a3", "w");
         engine.commit(batch).expect("commit");
         engine.persist().expect("persist");
+        engine.compact().expect("compact");
 
         assert_eq!(engine.get(b"a1").expect("get"), None);
         assert_eq!(engine.get(b"a2").expect("get").as_deref(), Some(&b"yy"[..]), "the later change wins");

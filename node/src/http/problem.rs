@@ -107,6 +107,10 @@ impl Problem {
         not_placed: CONFLICT, "not-placed", "The layout does not let these images lie here";
         /// What was asked for is no longer kept.
         gone: GONE, "gone", "What was asked for is no longer kept";
+        /// The images were purged: nobody can open them any more.
+        key_destroyed: GONE, "key-destroyed", "The key of these images was destroyed";
+        /// The key of the images has not come here, or is lost.
+        key_unknown: SERVICE_UNAVAILABLE, "key-unknown", "The key of these images is not known here";
     }
 
     fn new(status: StatusCode, code: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
@@ -234,6 +238,8 @@ impl From<Refusal> for Problem {
             }
             Refusal::PlacementImpossible { .. } => refused(StatusCode::CONFLICT, "placement-impossible"),
             Refusal::CopyNeeded => refused(StatusCode::CONFLICT, "copy-needed"),
+            Refusal::KeyDestroyed => refused(StatusCode::GONE, "key-destroyed"),
+            Refusal::OtherKey => refused(StatusCode::CONFLICT, "other-key"),
             Refusal::TooMany(_) => refused(StatusCode::TOO_MANY_REQUESTS, "too-many"),
         }
     }
@@ -284,6 +290,8 @@ impl From<StoreError> for Problem {
         match error {
             StoreError::Full { .. } => Self::full(error.to_string()),
             StoreError::Corrupt(_) => Self::corrupt(error.to_string()),
+            StoreError::KeyDestroyed(_) => Self::key_destroyed(error.to_string()),
+            StoreError::KeyUnknown { .. } => Self::key_unknown(error.to_string()),
             _ => Self::internal(error.to_string()),
         }
     }
@@ -340,7 +348,7 @@ mod tests {
     use maillage_consensus::exam::ExamState;
     use maillage_consensus::ids::{FencingToken, Name, SiteId};
     use maillage_consensus::outcome::Holder;
-    use maillage_store::Hash;
+    use maillage_store::{Hash, KeyId};
 
     use super::*;
 
@@ -418,6 +426,8 @@ mod tests {
                 ApplyError::Io(std::io::Error::other("why")).into(),
                 StoreError::Full { free: 1, reserve: 2 }.into(),
                 StoreError::Closed.into(),
+                StoreError::KeyDestroyed(KeyId([0xab; 16])).into(),
+                StoreError::KeyUnknown { id: KeyId([0xab; 16]), damaged: 1 }.into(),
                 ImagesError::Unavailable(Hash([0xab; 32])).into(),
                 ImagesError::Manifest(why()).into(),
                 ImagesError::Incomplete { missing: 3 }.into(),
@@ -437,6 +447,8 @@ mod tests {
                 500 internal: state engine: why
                 507 storage-full: write: 1 bytes are free and 2 are kept in reserve
                 500 internal: write: the store is closed
+                410 key-destroyed: the key of these images was destroyed (key abababababababababababababababab)
+                503 key-unknown: the key of these images is not known here (key abababababababababababababababab; 1 damaged entries in the file of pending keys)
                 503 images-unavailable: no reachable site holds object abababababababababababababababababababababababababababababababab
                 502 images-damaged: the study's manifest is not valid: why
                 409 images-incomplete: 3 objects of the study are not here

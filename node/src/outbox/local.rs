@@ -59,7 +59,10 @@ async fn unpublished(node: &Node, exam: &Exam) -> anyhow::Result<Vec<String>> {
             }
             let Some(first) = node.store().instances(&summary.study_uid).await?.into_iter().next() else { continue };
             let manifest = node.store().instance_manifest(first.entry.manifest).await?;
-            let Some(says) = manifest.and_then(|manifest| decode_attributes(&manifest.attributes)) else { continue };
+            let Some(manifest) = manifest else { continue };
+            // What cannot be opened is no image that could be read.
+            let Ok(attributes) = node.store().attributes(&manifest) else { continue };
+            let Some(says) = decode_attributes(&attributes) else { continue };
             let said = crate::gather::request_of(&says);
             if said.accession == request.accession && said.patient.same_as(&request.patient) {
                 found.push(summary.study_uid.clone());

@@ -4,12 +4,16 @@
 //! viewers read attributes without touching pixels. Slices are immutable once acquired: fixed sizes
 //! do as well here as content-defined cutting.
 //!
-//! Uncompressed pixels are cut between rows and coded, each chunk apart from the others:
+//! Uncompressed pixels are cut between rows and coded; with a key every chunk is sealed. Each is made apart
+//! from the others:
 //! ```text
-//! Cutting::new -> pieces -> Piece::code, each on its own thread if need be -> Cutting::finish
+//! Cutting::new -> Cutting::piece for each, each on its own thread if need be -> Cutting::finish
+//!                 code, prove ─ seal ─ hash
 //! ```
 //! What was coded is decoded again and compared before the raw bytes may go; what does not shrink stays
 //! raw.
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use maillage_codec::Shape;
@@ -17,6 +21,7 @@ use maillage_codec::Shape;
 use crate::chunk::{CHUNK_BYTES_MAX, Chunk};
 use crate::hash::Hash;
 use crate::manifest::{ChunkEntry, Form};
+use crate::seal::{Place, SEAL_BYTES, SealError, StudyKey};
 
 /// One data set as chunks; raw ones are zero-copy slices of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,72 +53,115 @@ pub struct PixelPart {
     pub rows: Option<(usize, Shape)>,
 }
 
-/// A data set that is being cut: what is left to do of it is to code its pieces.
+/// A data set that is being cut: what is left to do of it is to make its pieces.
 #[derive(Debug, Clone)]
 pub struct Cutting {
-    whole: Bytes,
-    head: Bytes,
+    dataset_hash: Hash,
+    head: Vec<Bytes>,
     /// Bytes before the first row of the first piece of pixels.
     prefix: usize,
     shape: Option<Shape>,
     pixels: Vec<Bytes>,
+    key: Option<Arc<StudyKey>>,
 }
 
 /// Cuts `dataset` at `pixel_offset` (the offset of the PixelData element, or the length when there
-/// is none; beyond the end counts as the end) and every [`CHUNK_BYTES_MAX`] bytes, and codes nothing. An
+/// is none; beyond the end counts as the end) and every [`CHUNK_BYTES_MAX`] bytes; codes and seals nothing. An
 /// empty part gives no chunk. Hashes every byte twice (0.9 ms a MiB): call it away from the async threads.
 pub fn cut(dataset: Bytes, pixel_offset: usize) -> CutInstance {
-    let cutting = Cutting::new(dataset, PixelPart { offset: pixel_offset, rows: None });
-    let pixels = cutting.pixels.iter().cloned().map(Piece::raw).collect();
-    cutting.finish(pixels)
+    let dataset_hash = Hash::of(&dataset);
+    let cutting = Cutting::new(dataset, dataset_hash, PixelPart { offset: pixel_offset, rows: None }, None);
+    let Cutting { head, pixels, .. } = cutting;
+    let raw = |pieces: Vec<Bytes>| pieces.into_iter().map(Piece::raw).collect();
+    CutInstance { head: raw(head), pixels: raw(pixels), dataset_hash }
 }
 
 impl Cutting {
-    /// Says where `dataset` is cut: between rows, if its pixels have rows, so that no piece is longer than
-    /// [`CHUNK_BYTES_MAX`].
-    pub fn new(dataset: Bytes, part: PixelPart) -> Self {
-        let whole = dataset.clone();
+    /// Says where `dataset`, whose hash is known, is cut: between rows, if its pixels have rows, and so that no
+    /// piece is longer than [`CHUNK_BYTES_MAX`], sealed under `key` if there is one. Takes no time to speak of.
+    pub fn new(dataset: Bytes, dataset_hash: Hash, part: PixelPart, key: Option<Arc<StudyKey>>) -> Self {
+        let len_max = CHUNK_BYTES_MAX - if key.is_some() { SEAL_BYTES } else { 0 };
         let offset = part.offset.min(dataset.len());
-        let (head, rest) = (dataset.slice(..offset), dataset.slice(offset..));
+        let head = split(dataset.slice(..offset), len_max);
+        let rest = dataset.slice(offset..);
         let rows = part.rows.and_then(|(at, shape)| {
             let prefix = at.checked_sub(offset).filter(|prefix| *prefix <= maillage_codec::PREFIX_LEN_MAX)?;
             let row_len = shape.row_len()?;
-            let room = (CHUNK_BYTES_MAX - prefix) / row_len * row_len;
+            let room = (len_max - prefix) / row_len * row_len;
             (room > 0).then_some((prefix, room, shape))
         });
         let Some((prefix, room, shape)) = rows else {
-            return Self { whole, head, prefix: 0, shape: None, pixels: split(rest, CHUNK_BYTES_MAX) };
+            return Self { dataset_hash, head, prefix: 0, shape: None, pixels: split(rest, len_max), key };
         };
         let first = rest.slice(..rest.len().min(prefix + room));
         let mut pixels = split(rest.slice(first.len()..), room);
         pixels.insert(0, first);
         pixels.retain(|piece| !piece.is_empty());
-        Self { whole, head, prefix, shape: Some(shape), pixels }
+        Self { dataset_hash, head, prefix, shape: Some(shape), pixels, key }
     }
 
-    /// How many pieces there are to code: none when the pixels have no rows.
-    pub fn to_code(&self) -> usize {
-        if self.shape.is_some() { self.pixels.len() } else { 0 }
+    /// How many pieces there are to make.
+    pub fn pieces(&self) -> usize {
+        self.head.len() + self.pixels.len()
     }
 
-    /// The work of piece `n`. It takes up to 8 ms.
-    pub fn code(&self, n: usize) -> Option<Piece> {
-        let raw = self.pixels.get(n)?.clone();
-        let prefix = if n == 0 { self.prefix } else { 0 };
-        Some(Piece::code(raw, prefix, self.shape?))
+    /// Whether the pixels are coded.
+    pub fn is_coding(&self) -> bool {
+        self.shape.is_some() && !self.pixels.is_empty()
     }
 
-    /// The cut data set, of its pieces in order; raw ones where they are missing. Hashes the data set.
-    pub fn finish(self, mut pixels: Vec<Piece>) -> CutInstance {
-        pixels.truncate(self.pixels.len());
-        let missing = self.pixels.into_iter().skip(pixels.len()).map(Piece::raw);
-        pixels.extend(missing);
-        let head: Vec<Piece> = split(self.head, CHUNK_BYTES_MAX).into_iter().map(Piece::raw).collect();
-        let dataset_hash = match (&head[..], &pixels[..]) {
-            ([only], []) | ([], [only]) if only.form == Form::Raw => only.chunk.hash(),
-            _ => Hash::of(&self.whole),
+    /// Makes piece `n`, in up to 9 ms; none behind the last.
+    ///
+    /// # Errors
+    /// [`SealError::Seal`]: nothing of the data set may be kept then.
+    pub fn piece(&self, n: usize) -> Result<Option<Piece>, SealError> {
+        let (bytes, shape, prefix) = match n.checked_sub(self.head.len()) {
+            None => (self.head.get(n), None, 0),
+            Some(n) => (self.pixels.get(n), self.shape, if n == 0 { self.prefix } else { 0 }),
         };
-        CutInstance { head, pixels, dataset_hash }
+        let Some(bytes) = bytes.cloned() else { return Ok(None) };
+        let raw_len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let Coding { bytes, form, differed } = Coding::of(bytes, prefix, shape);
+        let Some(key) = &self.key else {
+            let is_whole = form == Form::Raw && self.pieces() == 1;
+            let chunk = if is_whole { Chunk::already_verified(self.dataset_hash, bytes) } else { Chunk::new(bytes) };
+            return Ok(Some(Piece { chunk, form, raw_len, differed }));
+        };
+        let sealed = key.seal(Place::Chunk { is_coded: form.is_coded(), raw_len }, &bytes)?;
+        Ok(Some(Piece { chunk: Chunk::new(sealed.into()), form: form.sealed(), raw_len, differed }))
+    }
+
+    /// The cut data set, of all its pieces in order; none when some are missing.
+    pub fn finish(self, mut pieces: Vec<Piece>) -> Option<CutInstance> {
+        if pieces.len() != self.pieces() {
+            return None;
+        }
+        let pixels = pieces.split_off(self.head.len());
+        Some(CutInstance { head: pieces, pixels, dataset_hash: self.dataset_hash })
+    }
+}
+
+/// The bytes of a piece before they are sealed.
+struct Coding {
+    bytes: Bytes,
+    form: Form,
+    differed: bool,
+}
+
+impl Coding {
+    fn of(raw: Bytes, prefix: usize, shape: Option<Shape>) -> Self {
+        match shape.and_then(|shape| maillage_codec::encode(&raw, prefix, Some(shape))) {
+            Some(coded) => Self::proven(raw, coded),
+            None => Self { bytes: raw, form: Form::Raw, differed: false },
+        }
+    }
+
+    /// The coded form, if it decodes to the same bytes; else the raw one.
+    fn proven(raw: Bytes, coded: Vec<u8>) -> Self {
+        if maillage_codec::decode(&coded, raw.len()).is_ok_and(|decoded| decoded == raw) {
+            return Self { bytes: coded.into(), form: Form::Coded, differed: false };
+        }
+        Self { bytes: raw, form: Form::Raw, differed: true }
     }
 }
 
@@ -121,20 +169,6 @@ impl Piece {
     fn raw(bytes: Bytes) -> Self {
         let raw_len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         Self { chunk: Chunk::new(bytes), form: Form::Raw, raw_len, differed: false }
-    }
-
-    fn code(raw: Bytes, prefix: usize, shape: Shape) -> Self {
-        let Some(coded) = maillage_codec::encode(&raw, prefix, Some(shape)) else { return Self::raw(raw) };
-        Self::proven(raw, coded)
-    }
-
-    /// The coded form, if it decodes to the same bytes; else the raw one.
-    fn proven(raw: Bytes, coded: Vec<u8>) -> Self {
-        if maillage_codec::decode(&coded, raw.len()).is_ok_and(|decoded| decoded == raw) {
-            let raw_len = u32::try_from(raw.len()).unwrap_or(u32::MAX);
-            return Self { chunk: Chunk::new(coded.into()), form: Form::Coded, raw_len, differed: false };
-        }
-        Self { differed: true, ..Self::raw(raw) }
     }
 
     /// What is stored.
@@ -209,14 +243,23 @@ mod tests {
         (0..len / 2).flat_map(|n| sample(n).to_le_bytes()).collect()
     }
 
+    fn cut_with(dataset: &Bytes, part: PixelPart, key: Option<&Arc<StudyKey>>) -> CutInstance {
+        let cutting = Cutting::new(dataset.clone(), Hash::of(dataset), part, key.cloned());
+        let piece = |n| cutting.piece(n).expect("made").expect("a piece");
+        let pieces = (0..cutting.pieces()).map(piece).collect();
+        cutting.finish(pieces).expect("all of them")
+    }
+
     fn coded(dataset: &Bytes, part: PixelPart) -> CutInstance {
-        let cutting = Cutting::new(dataset.clone(), part);
-        let pieces = (0..cutting.to_code()).map(|n| cutting.code(n).expect("a piece")).collect();
-        cutting.finish(pieces)
+        cut_with(dataset, part, None)
     }
 
     fn joined(cut: &CutInstance) -> Vec<u8> {
-        let open = |piece: &Piece| piece.entry().open(piece.chunk.bytes().clone()).expect("opens").to_vec();
+        opened(cut, None)
+    }
+
+    fn opened(cut: &CutInstance, key: Option<&StudyKey>) -> Vec<u8> {
+        let open = |piece: &Piece| piece.entry().open(piece.chunk.bytes().clone(), key).expect("opens").to_vec();
         cut.pieces().flat_map(open).collect()
     }
 
@@ -272,9 +315,9 @@ mod tests {
         let cut = coded(&noise, PixelPart { offset: 0, rows: Some((0, shape)) });
         assert_eq!((cut.pixels[0].form, cut.differed(), cut.stored_len()), (Form::Raw, 0, 64_000));
         let other = maillage_codec::encode(&[0; 1000], 0, Some(shape)).expect("shrinks");
-        let piece = Piece::proven(Bytes::from(vec![1; 1000]), other);
-        assert!(piece.differed && piece.form == Form::Raw);
-        assert_eq!(piece.chunk.bytes(), &vec![1; 1000]);
+        let coding = Coding::proven(Bytes::from(vec![1; 1000]), other);
+        assert!(coding.differed && coding.form == Form::Raw);
+        assert_eq!(coding.bytes, vec![1; 1000]);
     }
 
     #[test]
@@ -291,5 +334,37 @@ mod tests {
             let part = PixelPart { offset: 1_000, rows: Some(rows) };
             assert_eq!(coded(&dataset, part), cut(dataset.clone(), 1_000));
         }
+    }
+
+    #[test]
+    fn sealed_pieces_open_to_the_data_set_and_fit_into_a_chunk_even_if_they_do_not_shrink() {
+        let key = Arc::new(StudyKey::random());
+        let mut noise = vec![0; 2 * CHUNK_BYTES_MAX + 5];
+        blake3::Hasher::new().finalize_xof().fill(&mut noise);
+        let shape = Shape { width: SampleWidth::One, components: 1, columns: 512, bits_stored: 8 };
+        let smooth: Bytes = [vec![3; 4_012], smooth(1_400_000)].concat().into();
+        let wide = Shape { width: SampleWidth::TwoLittle, components: 1, columns: 700, bits_stored: 12 };
+        let noise = Bytes::from(noise);
+        for (dataset, part, form) in [
+            (&noise, PixelPart { offset: 0, rows: None }, Form::SealedRaw),
+            (&noise, PixelPart { offset: CHUNK_BYTES_MAX + 1, rows: None }, Form::SealedRaw),
+            (&noise, PixelPart { offset: 0, rows: Some((0, shape)) }, Form::SealedRaw),
+            (&smooth, PixelPart { offset: 4_000, rows: Some((4_012, wide)) }, Form::SealedCoded),
+            (&Bytes::new(), PixelPart { offset: 0, rows: None }, Form::SealedRaw),
+        ] {
+            let cut = cut_with(dataset, part, Some(&key));
+            assert_eq!(opened(&cut, Some(&key)), *dataset);
+            assert_eq!((cut.dataset_hash, cut.total_len()), (Hash::of(dataset), dataset.len() as u64));
+            assert!(cut.head.iter().all(|piece| piece.form == Form::SealedRaw), "nothing is open");
+            assert!(cut.pixels.iter().all(|piece| piece.form == form), "nothing is open");
+            assert!(cut.chunks().all(|chunk| chunk.byte_len() <= CHUNK_BYTES_MAX));
+            assert!(cut.entries().all(|entry| entry.is_sound()));
+            assert!(
+                cut.chunks().all(|chunk| Hash::of(chunk.bytes()) == chunk.hash()),
+                "the address is of what is stored"
+            );
+        }
+        let longest = cut_with(&noise, PixelPart { offset: 0, rows: None }, Some(&key));
+        assert_eq!(longest.pixels[0].chunk.byte_len(), CHUNK_BYTES_MAX, "no room is given away");
     }
 }

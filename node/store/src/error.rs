@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::hash::Hash;
 use crate::manifest::ManifestError;
+use crate::seal::{KeyId, SealError};
 
 /// Why an operation of an open store did not happen. Cheap to clone: one failed write answers every
 /// put of its group.
@@ -36,6 +37,25 @@ pub enum StoreError {
     /// The stored bytes are what their address says, and not what the instance's manifest says of them.
     #[error("read {0}: the chunk is not in the form that its manifest says")]
     Contradictory(Hash),
+    /// The key under which it is sealed was destroyed: nobody can read it any more, and nobody is to.
+    #[error("the key of these images was destroyed (key {0})")]
+    KeyDestroyed(KeyId),
+    /// The key under which it is sealed is not here, or not yet.
+    #[error(
+        "the key of these images is not known here (key {id}; {damaged} damaged entries in the file of pending keys)"
+    )]
+    KeyUnknown {
+        /// Which.
+        id: KeyId,
+        /// Entries of the file of pending keys that cannot be read.
+        damaged: usize,
+    },
+    /// Keys could not be read or written.
+    #[error("use the keys: {0}")]
+    Keys(Arc<io::Error>),
+    /// The attributes of an instance are not what its manifest says.
+    #[error("open the attributes of an instance: {0}")]
+    Attributes(SealError),
     /// The operation makes no sense as asked.
     #[error("write: {0}")]
     Refused(#[from] Refusal),
@@ -85,6 +105,9 @@ pub enum OpenError {
     /// What is being purged could not be read: nothing is opened, or it might come back.
     #[error("read what is being purged: {0}")]
     Intent(#[source] io::Error),
+    /// The file of pending keys could not be read: images that were acknowledged could not be opened.
+    #[error("read the pending keys: {0}")]
+    Keys(#[source] io::Error),
     /// A pack could not be read or repaired.
     #[error("replay pack {pack}: {error}")]
     Pack {

@@ -4,7 +4,8 @@
 //! acknowledged before the fsync behind it. The packs are the truth; the index (in an embedded
 //! engine that may lag behind them after a crash) is completed from them when a store opens. This
 //! crate knows no network, no queue and no DICOM: a data set is bytes with one offset to cut at, and perhaps
-//! rows of samples behind it, which are then stored by `maillage_codec`.
+//! rows of samples behind it, which are then stored by `maillage_codec`. What is sealed is opened by a key of its
+//! study; everything else here, addresses, copies and verification, is of the sealed bytes and needs none.
 //!
 //! ```text
 //! put ─ queue (bounded in bytes) ─ writer task ─ pack file ─ fsync ─ index batch ─ acknowledgement
@@ -19,6 +20,7 @@ mod error;
 mod event;
 mod hash;
 mod index;
+mod keys;
 mod library;
 mod manifest;
 mod pack;
@@ -27,6 +29,7 @@ mod purge;
 mod recovery;
 mod replay;
 mod scrub;
+mod seal;
 mod store;
 mod verify;
 mod writer;
@@ -37,6 +40,7 @@ pub use cut::{CutInstance, Cutting, Piece, PixelPart, cut};
 pub use error::{OpenError, Refusal, StoreError};
 pub use event::StoreEvent;
 pub use hash::{Hash, HashParseError};
+pub use keys::{Keys, Sealing, SharedKey, SharedKeys};
 pub use library::{Conflict, HeldStudy, Instance, InstanceCommit, Stored, StudySeen, StudySummary};
 pub use manifest::{
     ChunkEntry, Form, FormError, INSTANCE_MANIFEST_BYTES_MAX, InstanceEntry, InstanceIdentity, InstanceManifest,
@@ -47,5 +51,6 @@ pub use proof::Proof;
 pub use purge::{Publication, Reclaimed};
 pub use recovery::{Damage, Recovery, TornTail};
 pub use scrub::{ScrubPosition, Scrubbed};
+pub use seal::{KeyId, SEAL_BYTES, SECRET_BYTES, SealError, StudyKey};
 pub use store::{PutGroup, Stats, Store};
 pub use verify::{Hold, VerifyReport};

@@ -41,6 +41,15 @@ pub enum Stored {
     },
 }
 
+impl Stored {
+    /// Address of the manifest under which the data set is listed.
+    pub fn manifest(&self) -> Hash {
+        match self {
+            Self::New { manifest } | Self::Duplicate { manifest } | Self::Conflict { manifest, .. } => *manifest,
+        }
+    }
+}
+
 /// What commits an instance: said in its own record, so that the library can be rebuilt without
 /// reading manifests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -19,6 +19,8 @@ pub use study::{InstanceEntry, STUDY_MANIFEST_BYTES_MAX, StudyManifest};
 const VERSION_1: u8 = 1;
 /// The version of instance manifests that say each chunk's form.
 const VERSION_2: u8 = 2;
+/// The version of instance manifests that are sealed, and name the key.
+const VERSION_3: u8 = 3;
 /// The longest unique identifier (PS3.5 section 9.1).
 const UID_LEN_MAX: usize = 64;
 
@@ -56,8 +58,8 @@ fn open(kind: u8, bytes: &[u8], limit: usize) -> Result<(u8, &[u8]), ManifestErr
         return Err(ManifestError::TooLarge);
     }
     match bytes {
-        [version @ (VERSION_1 | VERSION_2), found, body @ ..] if *found == kind => Ok((*version, body)),
-        [VERSION_1 | VERSION_2, ..] | [] => Err(ManifestError::Kind),
+        [version @ VERSION_1..=VERSION_3, found, body @ ..] if *found == kind => Ok((*version, body)),
+        [VERSION_1..=VERSION_3, ..] | [] => Err(ManifestError::Kind),
         [version, ..] => Err(ManifestError::Version(*version)),
     }
 }

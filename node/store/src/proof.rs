@@ -19,14 +19,15 @@ use crate::manifest::InstanceManifest;
 pub struct Proof {
     pieces_left: usize,
     expected: Hash,
-    /// None when there is nothing to prove: raw chunks have been compared with their addresses.
+    /// None when there is nothing to prove: raw chunks have been compared with their addresses, which are of
+    /// the data set's own bytes.
     hasher: Option<blake3::Hasher>,
 }
 
 impl Proof {
     /// The proof for this instance's pieces.
     pub fn of(manifest: &InstanceManifest) -> Self {
-        let hasher = manifest.is_coded().then(blake3::Hasher::new);
+        let hasher = (manifest.is_coded() || manifest.key.is_some()).then(blake3::Hasher::new);
         Self { pieces_left: manifest.chunks.len(), expected: manifest.dataset_hash, hasher }
     }
 

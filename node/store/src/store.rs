@@ -17,6 +17,7 @@ use crate::error::{OpenError, Refusal, StoreError};
 use crate::event::StoreEvent;
 use crate::hash::Hash;
 use crate::index::{ChunkRow, Index};
+use crate::keys::Keys;
 use crate::library::{InstanceCommit, Stored};
 use crate::manifest::{ChunkEntry, Form, InstanceManifest, STUDY_MANIFEST_BYTES_MAX};
 use crate::pack::PackFiles;
@@ -24,6 +25,7 @@ use crate::proof::Proof;
 use crate::purge::Intents;
 use crate::recovery::Recovery;
 use crate::replay::{Replayed, replay};
+use crate::seal::StudyKey;
 use crate::writer::{Closing, Content, Put, Request, Shared, Writer};
 
 /// Requests that may wait for the writer; their bytes are bounded by the configuration.
@@ -37,6 +39,8 @@ const READ_AHEAD: usize = 4;
 /// How often, and how far apart, an index is tried before it is made anew.
 const INDEX_ATTEMPTS: u32 = 5;
 const INDEX_ATTEMPT_INTERVAL: Duration = Duration::from_millis(200);
+/// The file of pending keys, beside the directory of packs.
+const PENDING_KEYS: &str = "pending-keys";
 /// The medium could not be read (EIO, the same number on every Unix).
 const EIO: i32 = 5;
 
@@ -48,6 +52,7 @@ pub struct Store {
     /// Bytes that may wait for the writer, in units of [`PERMIT_BYTES`].
     budget: Arc<Semaphore>,
     recovery: Arc<Recovery>,
+    keys: Keys,
 }
 
 /// What is put together: after a crash the commit is there only if all before it is.
@@ -103,6 +108,8 @@ impl Store {
         // A process that was killed after it had made a pack may not have synced the pack's name, and what
         // is added to it from now on counts as durable.
         disk.sync_dir(&directory).await.map_err(OpenError::Directory)?;
+        let pending_keys = if prefix.is_empty() { PENDING_KEYS.to_owned() } else { format!("{prefix}/{PENDING_KEYS}") };
+        let keys = Keys::open(disk.clone(), pending_keys).await?;
         let (index, index_rebuilt) = open_index(home).await.map_err(OpenError::Index)?;
         let (index, files) = (Arc::new(index), Arc::new(PackFiles::new(disk, directory, config.open_files)));
         let intents = Intents::read(files.disk(), files.directory()).await.map_err(OpenError::Intent)?;
@@ -118,7 +125,7 @@ impl Store {
         let shared = Arc::new(Shared { files, index, config, clock, events, intents, is_failed, waiting, repaired });
         let (queue, requests) = mpsc::channel(QUEUE_LEN);
         Writer::start(Arc::clone(&shared), tails, next_number, requests);
-        let store = Self { shared, queue, budget, recovery: Arc::new(recovery) };
+        let store = Self { shared, queue, budget, recovery: Arc::new(recovery), keys };
         if is_unfinished {
             drop(spawn(store.clone().finish_purges()));
         }
@@ -135,6 +142,11 @@ impl Store {
     /// What opening found and did.
     pub fn recovery(&self) -> &Recovery {
         &self.recovery
+    }
+
+    /// The keys under which its images are sealed.
+    pub fn keys(&self) -> &Keys {
+        &self.keys
     }
 
     /// Events from now on. At most 256 are kept for a receiver that lags.
@@ -262,7 +274,7 @@ impl Store {
     pub async fn stats(&self) -> Result<Stats, StoreError> {
         let files = Arc::clone(&self.shared.files);
         let space = files.disk().space().await.map_err(|error| StoreError::Space(Arc::new(error)))?;
-        let is_failed = self.shared.is_failed.load(Ordering::Relaxed);
+        let is_failed = self.shared.is_failed.load(Ordering::Relaxed) || self.keys.is_failed();
         let repaired = self.shared.repaired.load(Ordering::Relaxed);
         self.index(move |index| {
             let mut stats = Stats { packs: files.count(), free: space.free, total: space.total, ..Stats::default() };
@@ -276,36 +288,37 @@ impl Store {
         .await
     }
 
-    /// The data set of an instance, piece by piece, as it was received: each verified, then decoded if it
-    /// is coded. All chunks must be local: the first that is not ends the stream with `Missing` or
-    /// `Corrupt`. What does not add up to the data set ends it with `Contradictory`, instead of the
-    /// last piece.
+    /// The data set of an instance, piece by piece, as it was received: each verified, then opened if it is
+    /// sealed and decoded if it is coded. All chunks must be local: the first that is not ends the stream with
+    /// `Missing` or `Corrupt`. What does not add up to the data set ends it with `Contradictory`, instead of the
+    /// last piece. Without its key it begins with the errors of [`Keys::find`].
     pub fn read_instance(
         &self,
         manifest: &InstanceManifest,
     ) -> impl Stream<Item = Result<Bytes, StoreError>> + Send + use<> {
-        let store = self.clone();
+        let (store, key) = (self.clone(), self.keys.of(manifest));
         let stored = stream::iter(manifest.chunks.clone()).map(move |entry| {
-            let store = store.clone();
+            let (store, key) = (store.clone(), key.clone());
             async move {
+                let key = key?;
                 let stored = store.get(entry.hash).await?.ok_or(StoreError::Missing(entry.hash))?;
-                Self::open_chunk(entry, stored).await
+                Self::open_chunk(entry, stored, key).await
             }
         });
         Proof::of(manifest).check(stored.buffered(READ_AHEAD))
     }
 
-    /// The data set's bytes of a chunk whose stored bytes have been compared with its address.
+    /// The data set's bytes of a chunk whose stored bytes have been compared with its address, and the key of
+    /// its instance (see [`Keys::of`]).
     ///
     /// # Errors
     /// `Contradictory` when the entry lies about them; `Read` when the machine failed.
-    pub async fn open_chunk(entry: ChunkEntry, stored: Bytes) -> Result<Bytes, StoreError> {
-        let opened = match entry.form {
-            Form::Raw => entry.open(stored),
-            Form::Coded => {
-                let opened = offload(move || Ok(entry.open(stored))).await;
-                opened.map_err(|error| StoreError::Read(Arc::new(error)))?
-            }
+    pub async fn open_chunk(entry: ChunkEntry, stored: Bytes, key: Option<Arc<StudyKey>>) -> Result<Bytes, StoreError> {
+        let opened = if entry.form == Form::Raw {
+            entry.open(stored, None)
+        } else {
+            let opened = offload(move || Ok(entry.open(stored, key.as_deref()))).await;
+            opened.map_err(|error| StoreError::Read(Arc::new(error)))?
         };
         opened.map_err(|error| {
             tracing::error!(chunk = %entry.hash.fmt_short(), %error, "a chunk is not what its manifest says");

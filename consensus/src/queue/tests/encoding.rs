@@ -145,6 +145,12 @@ fn commands_of_format_2() -> Vec<Command> {
         Command::CreateGatewayToken { key: key("t", 2), lifetime_ms: 1, hospitals: vec![Line::fitted("h")] },
         Command::JoinGateway { token: key("t", 2), joiner: site("chu", 1) },
         Command::SetGateway { gateway: SiteId(7), hospitals: vec![Line::fitted("h")] },
+        Command::KeepKey {
+            study: UidText::fitted("1.2"),
+            id: crate::ids::KeyId([2; 16]),
+            sequence: 3,
+            secret: crate::ids::Secret([4; 32]),
+        },
     ]
 }
 
@@ -217,6 +223,17 @@ fn a_life_at_format_2(bench: &mut Bench) {
     let (token, hospitals) = (key("chu", 2), vec![Line::fitted("hospital")]);
     run(bench, PARIS, Command::CreateGatewayToken { key: token.clone(), lifetime_ms: 1_000, hospitals });
     run(bench, PARIS, Command::JoinGateway { token, joiner: site("chu", 1) });
+    let keep = |n: u8, sequence| Command::KeepKey {
+        study: UidText::fitted("1.3"),
+        id: crate::ids::KeyId([n; 16]),
+        sequence,
+        secret: crate::ids::Secret([n; 32]),
+    };
+    run(bench, PARIS, keep(1, 1));
+    run(bench, PARIS, keep(2, 2));
+    let purged =
+        run(bench, PARIS, Command::RecordStudy(part("1.3", super::request("A3", "P3"), 1))).exam().expect("made");
+    run(bench, PARIS, Command::Purge { exam: purged, reason: Line::fitted("r"), withdrawn: true });
 }
 
 #[test]
@@ -232,7 +249,11 @@ fn the_records_of_format_2_do_not_change() {
         kinds.insert(key[0]);
         text.push_str(&format!("{} {}", hex(key).trim_end(), hex(value)));
     }
-    for kind in [0x20, 0x24, 0x25, 0x28, 0x29, 0x2a, 0x2b, 0x52, 0x54, 0x36, 0x37, 0x38, 0x60, 0x61, 0x62, 0x63] {
+    let kinds_expected = [
+        0x20, 0x24, 0x25, 0x28, 0x29, 0x2a, 0x2b, 0x32, 0x36, 0x37, 0x38, 0x39, 0x3a, 0x3b, 0x52, 0x54, 0x60, 0x61,
+        0x62, 0x63,
+    ];
+    for kind in kinds_expected {
         assert!(kinds.contains(&kind), "no record of kind {kind:02x}");
     }
     expect_test::expect_file!["../golden/records-v2.hex"].assert_eq(&text);

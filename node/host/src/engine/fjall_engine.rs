@@ -133,6 +133,12 @@ impl Engine for FjallEngine {
         self.database.persist(PersistMode::SyncAll).map_err(io::Error::other)
     }
 
+    fn compact(&self) -> io::Result<()> {
+        // What lies in memory only would be written behind the compaction.
+        self.keyspace.rotate_memtable_and_wait().map_err(io::Error::other)?;
+        self.keyspace.major_compact().map_err(io::Error::other)
+    }
+
     fn view(&self) -> Box<dyn Reader> {
         Box::new(FjallView { snapshot: self.database.snapshot(), keyspace: self.keyspace.clone() })
     }

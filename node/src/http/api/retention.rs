@@ -118,6 +118,8 @@ struct PartLine {
     confirmed: Vec<ConfirmedLine>,
     /// The names of the sites that have not yet.
     pending: Vec<String>,
+    /// The names of the keys that were destroyed: whatever copy of the images is left, nothing opens it.
+    keys_destroyed: Vec<String>,
 }
 
 /// A site's word.
@@ -158,6 +160,7 @@ impl PartLine {
             holders: tombstone.holders.into_iter().map(name).collect(),
             confirmed: confirmed.map(|(site, at)| ConfirmedLine { site: name(site), at: At(at) }).collect(),
             pending: tombstone.pending.into_iter().map(name).collect(),
+            keys_destroyed: tombstone.keys.iter().map(ToString::to_string).collect(),
         }
     }
 }

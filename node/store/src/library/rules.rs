@@ -7,7 +7,7 @@ use std::io;
 use super::{HoldRecord, InstanceCommit, Stored};
 use crate::hash::Hash;
 use crate::index::{EdgesRow, HeldRow, InstanceRow, Place, StudyRow, Txn, key};
-use crate::manifest::{InstanceManifest, StudyManifest};
+use crate::manifest::{InstanceIdentity, InstanceManifest, StudyManifest};
 use crate::pack::PackFiles;
 
 /// What a commit would be, before anything is written.
@@ -36,6 +36,40 @@ pub(crate) fn classify(txn: &Txn<'_>, files: &PackFiles, commit: &InstanceCommit
     let known = second.as_ref().map_or(Ok(false), is_known)?;
     let manifest = second.filter(|_| known).map_or(commit.manifest, |row| row.commit.manifest);
     Ok(Classified { stored: Stored::Conflict { manifest, first: first.commit.manifest }, known })
+}
+
+/// What a data set is that is listed, and whole as far as the index knows; none: it must be stored.
+pub(crate) fn listed_as(
+    txn: &Txn<'_>,
+    files: &PackFiles,
+    of: &InstanceIdentity,
+    dataset_hash: Hash,
+) -> io::Result<Option<Stored>> {
+    let Some(listed) = first(txn, &of.sop_instance)? else { return Ok(None) };
+    let InstanceCommit { study_uid, series_uid, .. } = &listed.commit;
+    let is_same = (study_uid, series_uid) == (&of.study_uid, &of.series_uid);
+    let (row, stored) = if is_same && listed.commit.dataset_hash == dataset_hash {
+        let manifest = listed.commit.manifest;
+        (listed, Stored::Duplicate { manifest })
+    } else {
+        let second: Option<InstanceRow> = txn.get(&key::conflict(&of.sop_instance, dataset_hash))?;
+        let Some(second) = second else { return Ok(None) };
+        let (manifest, first) = (second.commit.manifest, listed.commit.manifest);
+        (second, Stored::Conflict { manifest, first })
+    };
+    let is_whole = files.is_readable(row.place.pack, 0) && is_whole(txn, files, stored.manifest())?;
+    Ok(is_whole.then_some(stored))
+}
+
+/// Whether an instance's manifest and all that it refers to are here, and not known to be damaged.
+fn is_whole(txn: &Txn<'_>, files: &PackFiles, manifest: Hash) -> io::Result<bool> {
+    let Some(row) = txn.get::<EdgesRow>(&key::edges(manifest))? else { return Ok(false) };
+    for piece in row.targets().iter().chain([&manifest]) {
+        if !txn.is_live(files, *piece)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Lists what a commit record at `place` says. The data set of a SOP instance with the lowest number stays,

@@ -1,5 +1,8 @@
 //! The library's side of the [`Store`] handle.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use bytes::Bytes;
 use maillage_host::{UnixMillis, offload};
 
@@ -9,7 +12,8 @@ use crate::cut::CutInstance;
 use crate::error::{Refusal, StoreError};
 use crate::hash::Hash;
 use crate::index::{HeldRow, InstanceRow, StudyRow, key};
-use crate::manifest::{InstanceEntry, InstanceManifest, StudyManifest};
+use crate::manifest::{InstanceEntry, InstanceIdentity, InstanceManifest, StudyManifest};
+use crate::seal::KeyId;
 use crate::store::Store;
 use crate::writer::{Closing, Content};
 
@@ -45,6 +49,32 @@ impl Store {
         source: String,
         day: Option<u64>,
     ) -> Result<Stored, StoreError> {
+        self.commit(cut, manifest, received_at, source, Content { day, ..Content::default() }).await
+    }
+
+    /// As [`Store::commit_instance`], also when the same data set is listed and whole: its key was destroyed, and
+    /// what is listed is to go. This one takes its place.
+    ///
+    /// # Errors
+    /// As [`Store::commit_instance`].
+    pub async fn commit_instance_anew(
+        &self,
+        cut: CutInstance,
+        manifest: InstanceManifest,
+        received_at: UnixMillis,
+        source: String,
+    ) -> Result<Stored, StoreError> {
+        self.commit(cut, manifest, received_at, source, Content { is_anew: true, ..Content::default() }).await
+    }
+
+    async fn commit(
+        &self,
+        cut: CutInstance,
+        manifest: InstanceManifest,
+        received_at: UnixMillis,
+        source: String,
+        content: Content,
+    ) -> Result<Stored, StoreError> {
         if !manifest.describes(&cut) {
             return Err(Refusal::ManifestMismatch.into());
         }
@@ -53,9 +83,56 @@ impl Store {
         let address = commit.manifest;
         let chunks = cut.into_chunks();
         let closing = Some(Closing::Instance(commit));
-        let manifests = vec![encoded];
-        let stored = self.submit(Content { chunks, manifests, closing, day, ..Content::default() }).await?;
+        let stored = self.submit(Content { chunks, manifests: vec![encoded], closing, ..content }).await?;
         Ok(stored.unwrap_or(Stored::New { manifest: address }))
+    }
+
+    /// What a data set would be to the library that is listed already, and whole as far as the index knows: a
+    /// duplicate, or a conflict that came before. None: it must be stored.
+    ///
+    /// # Errors
+    /// `Index`.
+    pub async fn listed_as(&self, of: &InstanceIdentity, dataset_hash: Hash) -> Result<Option<Stored>, StoreError> {
+        let (files, of) = (Arc::clone(&self.shared.files), of.clone());
+        self.index(move |index| rules::listed_as(&index.txn(), &files, &of, dataset_hash)).await
+    }
+
+    /// The keys under which instances of a study are sealed, second data sets under their UIDs included; and
+    /// whether that is all, since what is damaged does not say.
+    ///
+    /// # Errors
+    /// As [`Store::get`], but for `Corrupt`.
+    pub async fn keys_of_study(&self, study_uid: &str) -> Result<(BTreeSet<KeyId>, bool), StoreError> {
+        let prefix = key::instances(study_uid);
+        let manifests = self.index(move |index| {
+            let rows = index.rows::<InstanceRow>(&prefix, None, usize::MAX)?;
+            let mut manifests = Vec::with_capacity(rows.len());
+            for row in rows {
+                let conflicts = key::conflicts(&row.commit.sop_instance);
+                let seconds = index.rows::<InstanceRow>(&conflicts, None, usize::MAX)?;
+                manifests.extend(seconds.into_iter().map(|second| second.commit.manifest));
+                manifests.push(row.commit.manifest);
+            }
+            Ok(manifests)
+        });
+        let (mut keys, mut is_all) = (BTreeSet::new(), true);
+        for manifest in manifests.await? {
+            match self.instance_manifest(manifest).await {
+                Ok(Some(manifest)) => keys.extend(manifest.key),
+                Ok(None) | Err(StoreError::Corrupt(_)) => is_all = false,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((keys, is_all))
+    }
+
+    /// The attributes of an instance, opened.
+    ///
+    /// # Errors
+    /// As [`crate::Keys::find`]; `Attributes` when they do not open.
+    pub fn attributes(&self, manifest: &InstanceManifest) -> Result<Bytes, StoreError> {
+        let key = self.keys().of(manifest)?;
+        manifest.open_attributes(key.as_deref()).map_err(StoreError::Attributes)
     }
 
     /// Instances of a study in the library, by series, then SOP instance. Conflicts are not among them.

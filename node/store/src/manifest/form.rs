@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::chunk::CHUNK_BYTES_MAX;
 use crate::hash::Hash;
+use crate::seal::{Place, SEAL_BYTES, SealError, StudyKey};
 
 /// The form of a stored chunk. Ids are persisted: keep them, and append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,6 +15,26 @@ pub enum Form {
     Raw,
     /// By `maillage_codec`.
     Coded,
+    /// The data set's own bytes, sealed.
+    SealedRaw,
+    /// By `maillage_codec`, then sealed.
+    SealedCoded,
+}
+
+impl Form {
+    /// Whether the study's key opens it.
+    pub fn is_sealed(self) -> bool {
+        matches!(self, Self::SealedRaw | Self::SealedCoded)
+    }
+
+    /// Whether `maillage_codec` made it.
+    pub fn is_coded(self) -> bool {
+        matches!(self, Self::Coded | Self::SealedCoded)
+    }
+
+    pub(crate) fn sealed(self) -> Self {
+        if self.is_coded() { Self::SealedCoded } else { Self::SealedRaw }
+    }
 }
 
 /// A chunk as its instance's manifest lists it. The order of the fields is persisted.
@@ -38,26 +59,33 @@ impl ChunkEntry {
     /// Whether lengths and form can be true of one another.
     pub(crate) fn is_sound(&self) -> bool {
         let in_bounds = |len: u32| (1..=CHUNK_BYTES_MAX).contains(&(len as usize));
-        let in_form = match self.form {
-            Form::Raw => self.len == self.raw_len,
-            Form::Coded => self.len < self.raw_len,
-        };
+        let sealing = if self.form.is_sealed() { SEAL_BYTES } else { 0 };
+        let Some(len) = (self.len as usize).checked_sub(sealing) else { return false };
+        let raw_len = self.raw_len as usize;
+        let in_form = if self.form.is_coded() { (1..raw_len).contains(&len) } else { len == raw_len };
         in_bounds(self.len) && in_bounds(self.raw_len) && in_form
     }
 
-    /// The data set's bytes of stored ones, which have been compared with the address. Up to 4 ms when
-    /// coded: call it away from the async threads then.
+    /// The data set's bytes of stored ones, which have been compared with the address. Up to 5 ms when
+    /// coded or sealed: call it away from the async threads then.
     ///
     /// # Errors
-    /// When the manifest lies about them, or names as coded what does not decode.
-    pub fn open(&self, stored: Bytes) -> Result<Bytes, FormError> {
+    /// When the manifest lies about them, names as coded what does not decode, or they are sealed under another
+    /// key than `key`.
+    pub fn open(&self, stored: Bytes, key: Option<&StudyKey>) -> Result<Bytes, FormError> {
         if stored.len() != self.len as usize {
             return Err(FormError::Length);
         }
-        match self.form {
-            Form::Raw => Ok(stored),
-            Form::Coded => Ok(maillage_codec::decode(&stored, self.raw_len as usize)?.into()),
+        let open = if self.form.is_sealed() {
+            let place = Place::Chunk { is_coded: self.form.is_coded(), raw_len: self.raw_len };
+            key.ok_or(SealError::NoKey)?.open(place, stored)?
+        } else {
+            stored
+        };
+        if self.form.is_coded() {
+            return Ok(maillage_codec::decode(&open, self.raw_len as usize)?.into());
         }
+        if open.len() == self.raw_len as usize { Ok(open) } else { Err(FormError::Length) }
     }
 }
 
@@ -70,4 +98,7 @@ pub enum FormError {
     /// It does not decode.
     #[error("the chunk does not decode: {0}")]
     Decode(#[from] DecodeError),
+    /// It does not open.
+    #[error("the chunk does not open: {0}")]
+    Seal(#[from] SealError),
 }

@@ -3,10 +3,11 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{ChunkEntry, Form, ManifestError, VERSION_1, VERSION_2, check_uid, decode, encode, open};
+use super::{ChunkEntry, Form, ManifestError, VERSION_1, VERSION_2, VERSION_3, check_uid, decode, encode, open};
 use crate::chunk::CHUNK_BYTES_MAX;
 use crate::cut::CutInstance;
 use crate::hash::Hash;
+use crate::seal::{KeyId, Place, SealError, StudyKey};
 
 /// The largest encoded instance manifest: 1 MiB, so that it travels as a chunk does. That is room for
 /// 24,000 chunks (23 GiB) beside the attributes.
@@ -35,11 +36,15 @@ pub struct InstanceManifest {
     pub head_len: u64,
     /// Each chunk, in order.
     pub chunks: Vec<ChunkEntry>,
-    /// The node's own encoding of the DICOM attributes; opaque here.
+    /// The node's own encoding of the DICOM attributes; opaque here. Sealed when `key` names a key: read them
+    /// by [`InstanceManifest::open_attributes`].
     #[serde(with = "serde_bytes")]
     pub attributes: Vec<u8>,
     /// What was remarkable at reception.
     pub flags: ManifestFlags,
+    /// The key under which chunks and attributes are sealed; none: they are not.
+    #[serde(skip)]
+    pub key: Option<KeyId>,
 }
 
 /// What was remarkable about an instance when it was received.
@@ -82,7 +87,42 @@ impl InstanceManifest {
             chunks: cut.entries().collect(),
             attributes,
             flags,
+            key: None,
         }
+    }
+
+    /// The manifest of a data set that was cut to be sealed under `key`.
+    ///
+    /// # Errors
+    /// [`SealError::Seal`].
+    pub fn sealed(
+        cut: &CutInstance,
+        identity: InstanceIdentity,
+        attributes: &[u8],
+        flags: ManifestFlags,
+        key: &StudyKey,
+    ) -> Result<Self, SealError> {
+        let mut manifest = Self::of(cut, identity, Vec::new(), flags);
+        manifest.attributes = key.seal(manifest.place_of_attributes(), attributes)?;
+        manifest.key = Some(key.id());
+        Ok(manifest)
+    }
+
+    /// The attributes, opened with the key that the manifest names.
+    ///
+    /// # Errors
+    /// When they are sealed and `key` is another, or none.
+    pub fn open_attributes(&self, key: Option<&StudyKey>) -> Result<Bytes, SealError> {
+        let stored = Bytes::copy_from_slice(&self.attributes);
+        match (self.key, key) {
+            (None, _) => Ok(stored),
+            (Some(_), None) => Err(SealError::NoKey),
+            (Some(_), Some(key)) => key.open(self.place_of_attributes(), stored),
+        }
+    }
+
+    fn place_of_attributes(&self) -> Place<'_> {
+        Place::Attributes { sop_instance: &self.sop_instance, dataset_hash: self.dataset_hash }
     }
 
     /// Checks the limits and that the lengths add up.
@@ -101,6 +141,9 @@ impl InstanceManifest {
             if !chunk.is_sound() {
                 return Err(ManifestError::Invalid("a chunk has between 1 and 1048576 bytes, fewer when coded"));
             }
+            if chunk.form.is_sealed() != self.key.is_some() {
+                return Err(ManifestError::Invalid("all chunks are sealed, under a key that is named, or none is"));
+            }
             at += u64::from(chunk.raw_len);
             head_ends |= at == self.head_len;
         }
@@ -114,7 +157,8 @@ impl InstanceManifest {
     }
 
     /// The canonical bytes; their BLAKE3 is the address. Version 1 when every chunk is raw, as it always
-    /// was: what is not coded stays readable by nodes that know no codec, and keeps its address.
+    /// was: what is not coded stays readable by nodes that know no codec, and keeps its address. Version 3 when
+    /// it is sealed.
     ///
     /// # Errors
     /// As [`InstanceManifest::validate`], or `TooLarge`.
@@ -129,7 +173,14 @@ impl InstanceManifest {
     /// See [`ManifestError`].
     pub fn decode(bytes: &[u8]) -> Result<Self, ManifestError> {
         let (version, body) = open(KIND, bytes, INSTANCE_MANIFEST_BYTES_MAX)?;
-        let manifest: Self = if version == VERSION_1 { decode::<V1>(body)?.into() } else { decode(body)? };
+        let manifest: Self = match version {
+            VERSION_1 => decode::<V1>(body)?.into(),
+            VERSION_2 => decode(body)?,
+            _ => {
+                let (manifest, key): (Self, KeyId) = decode(body)?;
+                Self { key: Some(key), ..manifest }
+            }
+        };
         if manifest.encode_unchecked()? != bytes {
             return Err(ManifestError::NotCanonical);
         }
@@ -138,16 +189,22 @@ impl InstanceManifest {
     }
 
     fn encode_unchecked(&self) -> Result<Vec<u8>, ManifestError> {
-        if self.is_coded() {
+        if let Some(key) = self.key {
+            encode([VERSION_3, KIND], &(self, key), INSTANCE_MANIFEST_BYTES_MAX)
+        } else if !self.is_all_raw() {
             encode([VERSION_2, KIND], self, INSTANCE_MANIFEST_BYTES_MAX)
         } else {
             encode([VERSION_1, KIND], &V1::from(self.clone()), INSTANCE_MANIFEST_BYTES_MAX)
         }
     }
 
-    /// Whether any chunk is other than the data set's own bytes.
+    /// Whether any chunk is coded.
     pub fn is_coded(&self) -> bool {
-        self.chunks.iter().any(|chunk| chunk.form != Form::Raw)
+        self.chunks.iter().any(|chunk| chunk.form.is_coded())
+    }
+
+    fn is_all_raw(&self) -> bool {
+        self.chunks.iter().all(|chunk| chunk.form == Form::Raw)
     }
 
     /// Whether the manifest says of `cut` exactly what it is.
@@ -190,6 +247,7 @@ impl From<V1> for InstanceManifest {
             chunks: v1.chunks.into_iter().map(|(hash, len)| ChunkEntry::raw(hash, len)).collect(),
             attributes: v1.attributes,
             flags: v1.flags,
+            key: None,
         }
     }
 }
@@ -263,6 +321,59 @@ mod tests {
         assert_eq!(InstanceManifest::decode(&raw_in_version_2), Err(ManifestError::NotCanonical));
     }
 
+    fn sealed_sample() -> InstanceManifest {
+        let mut manifest = sample();
+        for chunk in &mut manifest.chunks {
+            (chunk.len, chunk.form) = (chunk.len + 28, Form::SealedRaw);
+        }
+        let coded = ChunkEntry { hash: Hash([7; 32]), len: 300, form: Form::SealedCoded, raw_len: 1000 };
+        manifest.chunks.push(coded);
+        manifest.total_len += 1000;
+        manifest.attributes = vec![5; 31];
+        manifest.key = Some(KeyId([9; 16]));
+        manifest
+    }
+
+    #[test]
+    fn the_encoding_of_version_3_does_not_change_and_is_only_of_what_is_sealed() {
+        let encoded = sealed_sample().encode().expect("encode");
+        let hex: String = encoded.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, include_str!("golden/instance-v3.hex").trim());
+        assert_eq!(InstanceManifest::decode(&encoded), Ok(sealed_sample()));
+        let keyless = InstanceManifest { key: None, ..sealed_sample() };
+        let open = InstanceManifest { key: Some(KeyId([9; 16])), ..coded_sample() };
+        for lie in [keyless, open] {
+            let bytes = lie.encode_unchecked().expect("encode unchecked");
+            let error = InstanceManifest::decode(&bytes).expect_err("refused");
+            assert!(error.to_string().contains("sealed"), "{error}");
+        }
+        let mut short = sealed_sample();
+        (short.chunks[0].len, short.chunks[0].raw_len) = (28, 0);
+        assert!(short.encode().is_err());
+    }
+
+    #[test]
+    fn attributes_open_with_their_key_and_in_their_place_only() {
+        let (key, cut) = (StudyKey::random(), cut(Bytes::new(), 0));
+        let identity = || InstanceIdentity {
+            sop_instance: "1.2.3.4".into(),
+            sop_class: "1.2".into(),
+            series_uid: "1.2.3".into(),
+            study_uid: "1.2".into(),
+            transfer_syntax: "1.2.840.10008.1.2.1".into(),
+        };
+        let seal = || InstanceManifest::sealed(&cut, identity(), b"DOE^JANE", ManifestFlags::default(), &key);
+        let manifest = seal().expect("sealed");
+        let encoded = manifest.encode().expect("encode");
+        assert!(!encoded.windows(3).any(|window| window == b"DOE"));
+        let read = InstanceManifest::decode(&encoded).expect("decode");
+        assert_eq!(read.open_attributes(Some(&key)).as_deref(), Ok(&b"DOE^JANE"[..]));
+        assert_eq!(read.open_attributes(None), Err(SealError::NoKey));
+        assert_eq!(read.open_attributes(Some(&StudyKey::random())), Err(SealError::Open));
+        let elsewhere = InstanceManifest { sop_instance: "1.2.3.5".into(), ..read };
+        assert_eq!(elsewhere.open_attributes(Some(&key)), Err(SealError::Open));
+    }
+
     #[test]
     fn rules_are_enforced_when_decoding() {
         type Break = fn(&mut InstanceManifest);
@@ -289,8 +400,8 @@ mod tests {
     fn another_version_kind_or_a_longer_spelling_is_refused() {
         let good = sample().encode().expect("encode");
         let mut other = good.to_vec();
-        other[0] = 3;
-        assert_eq!(InstanceManifest::decode(&other), Err(ManifestError::Version(3)));
+        other[0] = 4;
+        assert_eq!(InstanceManifest::decode(&other), Err(ManifestError::Version(4)));
         other[0] = 1;
         other[1] = b'S';
         assert_eq!(InstanceManifest::decode(&other), Err(ManifestError::Kind));

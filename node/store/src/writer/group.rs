@@ -15,6 +15,8 @@ pub(crate) struct Content {
     pub(crate) moves: Vec<Move>,
     /// The day (since 1970-01-01, UTC) on which the retention of all of it is expected to end.
     pub(crate) day: Option<u64>,
+    /// Whether an instance is written although the same data set is listed and whole.
+    pub(crate) is_anew: bool,
 }
 
 /// A record that moves to another pack. Nothing happens if its row has moved on from `from`.

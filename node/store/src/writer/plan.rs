@@ -9,7 +9,7 @@ use maillage_host::Batch;
 use super::group::{Closing, Content, Move, Moved};
 use crate::error::Refusal;
 use crate::hash::Hash;
-use crate::index::{ChunkRow, Index, InstanceRow, PackRow, Place, Txn, key};
+use crate::index::{ChunkRow, EdgesRow, Index, InstanceRow, PackRow, Place, Txn, key};
 use crate::library::{InstanceCommit, Stored, apply_commit, apply_hold, classify, first, link, record};
 use crate::pack::{Kind, PackFiles, PackId, RecordHeader};
 
@@ -72,11 +72,7 @@ impl Planner<'_> {
         if let Some(Closing::Instance(commit)) = &content.closing {
             let classified = classify(&self.txn, self.files, commit)?;
             stored = Some(classified.stored);
-            let mut has_all = classified.known;
-            for chunk in &content.chunks {
-                has_all = has_all && self.is_here(chunk.hash())?;
-            }
-            if has_all {
+            if classified.known && !content.is_anew && self.has_chunks_of(classified.stored.manifest())? {
                 return Ok(Ok(stored));
             }
             if let Some(Stored::Duplicate { manifest }) = &mut stored {
@@ -139,6 +135,18 @@ impl Planner<'_> {
                 Ok(())
             }
         }
+    }
+
+    /// Whether all that a listed manifest refers to is stored. It may be in another form than what came: sealed
+    /// under another key, or not coded.
+    fn has_chunks_of(&self, manifest: Hash) -> io::Result<bool> {
+        let Some(row) = self.txn.get::<EdgesRow>(&key::edges(manifest))? else { return Ok(false) };
+        for chunk in row.targets() {
+            if !self.is_here(*chunk)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Whether the piece is stored, or planned within this group.

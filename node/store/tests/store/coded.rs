@@ -6,12 +6,12 @@ use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
 use maillage_codec::{SampleWidth, Shape};
 use maillage_store::{
-    CHUNK_BYTES_MAX, Chunk, Cutting, Form, InstanceIdentity, InstanceManifest, ManifestFlags, PixelPart, PutGroup,
-    Store, StoreError, Stored, StudyManifest,
+    CHUNK_BYTES_MAX, Chunk, Cutting, Form, Hash, InstanceIdentity, InstanceManifest, ManifestFlags, PixelPart,
+    PutGroup, Store, StoreError, Stored, StudyManifest,
 };
 
 use crate::faulty_disk::FaultyDisk;
-use crate::fixture::{STUDY, TestInstance, assert_whole, commit, noise, open};
+use crate::fixture::{STUDY, TestInstance, assert_whole, commit, cut_with, noise, open};
 
 const HEAD: usize = 1_001;
 
@@ -22,9 +22,8 @@ fn radiograph(number: u64, rows: usize) -> TestInstance {
     let pixels: Vec<u8> = (0..rows).flat_map(row).collect();
     let dataset: Bytes = [&noise(number, HEAD)[..], &[0; 12], &pixels, &[0; 7]].concat().into();
     let shape = Shape { width: SampleWidth::TwoLittle, components: 1, columns: 900, bits_stored: 12 };
-    let cutting = Cutting::new(dataset.clone(), PixelPart { offset: HEAD, rows: Some((HEAD + 12, shape)) });
-    let pieces = (0..cutting.to_code()).map(|n| cutting.code(n).expect("a piece")).collect();
-    let cut = cutting.finish(pieces);
+    let part = PixelPart { offset: HEAD, rows: Some((HEAD + 12, shape)) };
+    let cut = cut_with(Cutting::new(dataset.clone(), Hash::of(&dataset), part, None));
     let identity = InstanceIdentity {
         sop_instance: format!("{STUDY}.2.{number}"),
         sop_class: "1.2.840.10008.5.1.4.1.1.1".into(),

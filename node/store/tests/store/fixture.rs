@@ -9,7 +9,8 @@ use futures::TryStreamExt as _;
 use maillage_host::engine::MemoryHome;
 use maillage_host::{Batch, Clock, Disk, EngineHome, UnixMillis};
 use maillage_store::{
-    CutInstance, Hash, InstanceIdentity, InstanceManifest, ManifestFlags, Store, StoreConfig, StoreError, Stored, cut,
+    CutInstance, Cutting, Hash, InstanceIdentity, InstanceManifest, ManifestFlags, Store, StoreConfig, StoreError,
+    Stored, cut,
 };
 
 pub(crate) const STUDY: &str = "1.2.250.1";
@@ -62,6 +63,13 @@ pub(crate) fn instance(number: u64, seed: u64, len: usize) -> TestInstance {
     };
     let manifest = InstanceManifest::of(&cut, identity, b"attributes".to_vec(), ManifestFlags::default());
     TestInstance { cut, manifest, dataset }
+}
+
+/// All pieces of a data set.
+pub(crate) fn cut_with(cutting: Cutting) -> CutInstance {
+    let piece = |n| cutting.piece(n).expect("made").expect("a piece");
+    let pieces = (0..cutting.pieces()).map(piece).collect();
+    cutting.finish(pieces).expect("all of them")
 }
 
 pub(crate) async fn commit(store: &Store, instance: &TestInstance) -> Result<Stored, StoreError> {

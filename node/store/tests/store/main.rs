@@ -9,5 +9,6 @@ mod fixture;
 mod library;
 mod purge;
 mod scrub;
+mod sealed;
 mod throughput;
 mod writing;
