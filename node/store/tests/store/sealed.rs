@@ -101,7 +101,9 @@ async fn a_data_set_sealed_under_another_key_is_a_duplicate_and_takes_no_room() 
     assert_eq!(listed, Some(Stored::Duplicate { manifest }));
     assert_eq!(store.listed_as(&identity(1), Hash([1; 32])).await.expect("asked"), None);
     assert_eq!(store.listed_as(&identity(2), instance.cut.dataset_hash).await.expect("asked"), None);
-    assert_eq!(store.stats().await.expect("stats"), before);
+    // A pack may have been made for what then was not written.
+    let after = store.stats().await.expect("stats");
+    assert_eq!((after.chunks, after.bytes), (before.chunks, before.bytes));
     assert_eq!(store.keys_of_study(STUDY).await.expect("keys"), (BTreeSet::from([first]), true));
 
     // The first key was destroyed: what came since takes its place.
