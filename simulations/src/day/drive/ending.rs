@@ -23,10 +23,11 @@ const UNCLAIMED_MAX_MS: u64 = 2 * HOUR_MS;
 /// The exam that lay unclaimed for too long, if any did: all is read in the end even when most have stopped.
 pub(super) fn neglected(day: &Day, run: &Run) -> Option<String> {
     let of = day.exams.iter().zip(&run.records).filter(|(exam, _)| exam.discipline == Discipline::Radiology);
-    let (waited_ms, exam) =
-        of.filter_map(|(exam, record)| Some((record.wait_ms()?, exam))).max_by_key(|(ms, _)| *ms)?;
+    let (waited_ms, exam, record) =
+        of.filter_map(|(exam, record)| Some((record.wait_ms()?, exam, record))).max_by_key(|(ms, ..)| *ms)?;
     let minutes = waited_ms / 60_000;
-    (waited_ms > UNCLAIMED_MAX_MS).then(|| format!("exam {} was ready for {minutes} min unclaimed", exam.accession))
+    (waited_ms > UNCLAIMED_MAX_MS)
+        .then(|| format!("exam {} was ready for {minutes} min unclaimed: {exam:?}, {record:?}", exam.accession))
 }
 
 /// The checks of the end; what fails is a violation.
