@@ -24,7 +24,7 @@ use maillage_dicom::{Redacted, Rejection, Uid};
 use maillage_host::{Clock, offload};
 use maillage_store::{
     CutInstance, Cutting, Hash, InstanceIdentity, InstanceManifest, ManifestFlags, Piece, PixelPart, Store, StoreError,
-    Stored,
+    Stored, StudyKey,
 };
 use tokio::sync::mpsc;
 
@@ -401,7 +401,13 @@ impl Ingest {
         let (store, received_at) = (&self.0.store, self.0.clock.now());
         let Prepared { attributes, dataset, dataset_hash, mut part, .. } = prepared;
         let attributes = encode_attributes(&attributes)?;
-        let (cut, manifest, _sealing) = if (self.0.may_seal)() {
+        let damaged = if is_anew { None } else { self.key_of(&identity, dataset_hash).await? };
+        let (cut, manifest, _sealing) = if let Some(key) = damaged {
+            // What is damaged here of it comes out as it was, and takes its own place.
+            let cut = self.make(Cutting::new(dataset, dataset_hash, part, Some(Arc::clone(&key)))).await?;
+            let manifest = InstanceManifest::sealed(&cut, identity, &attributes, flags, &key).map_err(internal)?;
+            (cut, manifest, None)
+        } else if (self.0.may_seal)() {
             // Held until the instance is durable: a publication that lists the key's instances waits for it.
             let sealing = store.keys().sealing(&identity.study_uid).await?;
             let key = Arc::clone(sealing.key());
@@ -420,6 +426,22 @@ impl Ingest {
             store.commit_instance(cut, manifest, received_at, source).await
         };
         Ok(stored?)
+    }
+
+    /// The key under which this very data set is listed, if it is, and can be had.
+    async fn key_of(&self, identity: &InstanceIdentity, dataset: Hash) -> Result<Option<Arc<StudyKey>>, IngestError> {
+        let store = &self.0.store;
+        let known = store.instance(&identity.sop_instance).await?;
+        let Some(known) =
+            known.filter(|known| known.entry.dataset_hash == dataset && known.study_uid == identity.study_uid)
+        else {
+            return Ok(None);
+        };
+        match store.instance_manifest(known.entry.manifest).await {
+            Ok(Some(manifest)) => Ok(store.keys().of(&manifest).unwrap_or_default()),
+            Ok(None) | Err(StoreError::Corrupt(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Makes the pieces of an instance side by side: codes what can be coded, proves that it decodes, and seals.

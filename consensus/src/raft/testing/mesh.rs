@@ -14,7 +14,9 @@ use tokio::time::{Instant, sleep};
 
 use super::Toy;
 use crate::raft::wire::{Frame, split};
-use crate::raft::{Committed, Duplex, Group, GroupConfig, Links, ProposeError, ReadError, StartError, Timing};
+use crate::raft::{
+    Committed, Duplex, Group, GroupConfig, Links, MembershipError, ProposeError, ReadError, StartError, Timing,
+};
 
 /// How long the tests wait for what must come, on however busy a machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -94,7 +96,11 @@ impl Mesh {
         }
         groups[0].initialize().await.expect("the founder leads");
         for node_id in 2..=groups.len() as u64 {
-            groups[0].add_learner(node_id).await.expect("a learner is added");
+            // The founder's own membership may not be committed yet.
+            while let Err(error) = groups[0].add_learner(node_id).await {
+                assert_eq!(error, MembershipError::InProgress, "a learner is added");
+                sleep(Duration::from_millis(20)).await;
+            }
         }
         groups[0].set_voters((1..=groups.len() as u64).collect()).await.expect("learners become voters");
         for group in &groups {
