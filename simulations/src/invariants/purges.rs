@@ -9,7 +9,8 @@ use axum::http::{Method, StatusCode};
 use bytes::Bytes;
 use maillage_consensus::View;
 use maillage_consensus::exam::ExamState;
-use maillage_consensus::ids::ExamId;
+use maillage_consensus::ids::{ExamId, KeyId, SiteId};
+use maillage_consensus::study_key::KeptKey;
 use maillage_store::Hash;
 
 use crate::cluster::{Cluster, Running};
@@ -34,6 +35,8 @@ pub(crate) struct Kept {
     pub(crate) objects: Vec<Hash>,
     /// Bytes that are stored of them and nowhere else.
     pub(crate) marks: Vec<Bytes>,
+    /// Under which they are sealed.
+    pub(crate) keys: Vec<KeyId>,
 }
 
 /// See the module.
@@ -101,6 +104,7 @@ pub(crate) async fn all_are_gone(cluster: &Cluster) {
             continue;
         }
         for kept in &gone {
+            opens_no_more(cluster, &running, kept);
             is_not_stored(cluster, &running, kept).await;
             is_not_shown(cluster, &running, kept).await;
         }
@@ -116,11 +120,28 @@ pub(crate) async fn all_are_gone(cluster: &Cluster) {
 fn unconfirmed(cluster: &Cluster) -> Option<String> {
     cluster.all_running().iter().find_map(|running| {
         let engine = running.group.reader();
-        let (pending, _) =
-            View::new(&*engine).purges_of(maillage_consensus::ids::SiteId(running.site), None, 1).ok()?;
+        let (pending, _) = View::new(&*engine).purges_of(SiteId(running.site), None, 1).ok()?;
         let first = pending.first()?;
         Some(format!("{:?} has not confirmed the purge of exam {}", running.owner, first.exam))
     })
+}
+
+/// Copies that were made before the purge, of backups too, open nowhere: no state has their keys.
+fn opens_no_more(cluster: &Cluster, running: &Running, kept: &Kept) {
+    let engine = running.group.reader();
+    let view = View::new(&*engine);
+    for id in &kept.keys {
+        match view.study_key(*id) {
+            Ok(Some(key)) if matches!(key.what, KeptKey::Destroyed { .. }) => {
+                cluster.world.sometimes("a key was destroyed")
+            }
+            Ok(Some(_)) => {
+                let detail = format!("{:?} has the key of study {}, which was purged", running.owner, kept.study);
+                cluster.world.violation("I6", detail);
+            }
+            _ => {}
+        }
+    }
 }
 
 async fn is_not_stored(cluster: &Cluster, running: &Running, kept: &Kept) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use maillage_consensus::View;
 use maillage_consensus::command::Command;
-use maillage_consensus::ids::{ExamId, Line, Name, SiteId};
+use maillage_consensus::ids::{ExamId, KeyId, Line, Name, SiteId};
 use maillage_consensus::outcome::{Outcome, Refusal};
 use maillage_store::Hash;
 
@@ -112,6 +112,7 @@ impl Archive {
                 kept.instances.push(instance.entry.sop_instance.clone());
                 kept.objects.push(instance.entry.manifest);
                 let manifest = running.store.instance_manifest(instance.entry.manifest).await.ok()??;
+                kept.keys.extend(manifest.key.map(|key| KeyId(key.0)));
                 for chunk in &manifest.chunks {
                     kept.objects.push(chunk.hash);
                     let stored = running.store.get(chunk.hash).await.ok()??;
