@@ -16,18 +16,21 @@ const HAD: Duration = Duration::from_secs(180);
 /// Between two tries.
 const AGAIN: Duration = Duration::from_secs(2);
 
-/// No radiology exam may lie unclaimed for longer while readers are on duty day and night: the worst wait of a
-/// day with failures is well below an hour. Nuclear physicians go home at night.
+/// No radiology exam may lie unclaimed for longer while readers are on duty day and night, or, if that is longer,
+/// beyond its urgency's target: where a morning is busier than its readers, what is least urgent comes last.
+/// Nuclear physicians go home at night.
 const UNCLAIMED_MAX_MS: u64 = 2 * HOUR_MS;
 
 /// The exam that lay unclaimed for too long, if any did: all is read in the end even when most have stopped.
 pub(super) fn neglected(day: &Day, run: &Run) -> Option<String> {
     let of = day.exams.iter().zip(&run.records).filter(|(exam, _)| exam.discipline == Discipline::Radiology);
-    let (waited_ms, exam, record) =
-        of.filter_map(|(exam, record)| Some((record.wait_ms()?, exam, record))).max_by_key(|(ms, ..)| *ms)?;
+    let late = of.filter_map(|(exam, record)| {
+        let waited_ms = record.wait_ms()?;
+        (waited_ms > UNCLAIMED_MAX_MS.max(exam.priority.target_ms())).then_some((waited_ms, exam, record))
+    });
+    let (waited_ms, exam, record) = late.max_by_key(|(ms, ..)| *ms)?;
     let minutes = waited_ms / 60_000;
-    (waited_ms > UNCLAIMED_MAX_MS)
-        .then(|| format!("exam {} was ready for {minutes} min unclaimed: {exam:?}, {record:?}", exam.accession))
+    Some(format!("exam {} was ready for {minutes} min unclaimed: {exam:?}, {record:?}", exam.accession))
 }
 
 /// The checks of the end; what fails is a violation.
