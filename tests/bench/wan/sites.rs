@@ -28,8 +28,6 @@ const MESH_PORT: u16 = 7400;
 const WEIGHTS: (u16, u16) = (60_000, 1);
 /// Between two looks whether a slice is there.
 const LOOK: Duration = Duration::from_millis(5);
-/// A setting that only newer nodes have: images are to come with the claim, not before.
-const PREFETCH: &str = "prefetch_bytes_max";
 
 /// Some holders and a reader, one mesh. Dropped, the processes go first.
 pub(super) struct Sites {
@@ -47,25 +45,21 @@ impl Sites {
         let wan = Arc::new(Wan::new(holders + 1, line, 1)?);
         let root = lab.dir("wan")?;
         let mut sites = Self { servers: Vec::new(), wan, holders, root, binary: lab.binary.clone() };
-        let mut template = Command::new(&sites.binary);
-        template.args(["config", "template"]);
-        let template = run(template).await?;
-        let has_prefetch = String::from_utf8_lossy(&template.stdout).contains(PREFETCH);
         for number in 0..=holders {
-            sites.configure(number, congestion, has_prefetch)?;
+            sites.configure(number, congestion)?;
             sites.join(number).await?;
         }
         sites.settled().await?;
         Ok(sites)
     }
 
-    fn configure(&self, number: usize, congestion: &str, has_prefetch: bool) -> anyhow::Result<()> {
+    fn configure(&self, number: usize, congestion: &str) -> anyhow::Result<()> {
         let weight = if number == self.holders { WEIGHTS.1 } else { WEIGHTS.0 };
-        let prefetch = if has_prefetch { format!("{PREFETCH} = 0\n") } else { String::new() };
+        // Images are to come with the claim, not before.
         let text = format!(
             "[node]\nname = \"site-{number}\"\nweight = {weight}\ndata_dir = {:?}\n\
              [mesh]\nlisten = \"{}:{MESH_PORT}\"\ncongestion = \"{congestion}\"\n\
-             [http]\nlisten = \"{}:{}\"\n[storage]\ncopies = {}\n{prefetch}\
+             [http]\nlisten = \"{}:{}\"\n[storage]\ncopies = {}\nprefetch_mib_max = 0\n\
              [dicom]\nlisten = \"{}:{}\"\nany_caller = true\ncheck_called = false\nquiet_seconds = 1\n",
             self.root.path().join(format!("site-{number}")),
             address(number),
