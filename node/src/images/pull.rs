@@ -118,7 +118,7 @@ impl Images {
         let listed: Vec<&InstanceManifest> =
             manifest.instances.iter().filter_map(|entry| instances.get(&entry.manifest)).map(|one| &**one).collect();
         let mut seen = BTreeSet::new();
-        let mut all = in_reading_order(&listed);
+        let mut all = in_reading_order(&self.0.store, &listed);
         all.retain(|chunk| seen.insert(chunk.hash));
         let hashes: Vec<Hash> = all.iter().map(|chunk| chunk.hash).collect();
         let absent: BTreeSet<Hash> = self.0.store.missing(&hashes).await?.into_iter().collect();
@@ -218,9 +218,10 @@ pub(super) fn who_may_have(held: &HeldPart) -> Vec<SiteId> {
 }
 
 /// The heads of all instances, of which a viewer makes its layout; then their pixels.
-fn in_reading_order(instances: &[&InstanceManifest]) -> Vec<ChunkEntry> {
+fn in_reading_order(store: &Store, instances: &[&InstanceManifest]) -> Vec<ChunkEntry> {
     let slice = |instance: &&InstanceManifest| {
-        let known = decode_attributes(&instance.attributes);
+        // Without the key the UIDs give an order, too.
+        let known = store.attributes(instance).ok().and_then(|opened| decode_attributes(&opened));
         let numbers = known.map_or((None, None), |known| (known.series_number, known.instance_number));
         (instance.series_uid.clone(), instance.sop_instance.clone(), numbers)
     };
@@ -418,9 +419,11 @@ mod tests {
         assert!(store.has_all(&hashes).await.expect("index"));
     }
 
-    #[test]
-    fn heads_come_before_all_pixels() {
+    #[tokio::test]
+    async fn heads_come_before_all_pixels() {
         use maillage_store::{InstanceIdentity, ManifestFlags, cut};
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = open(&directory).await;
         let instance = |number: u8| {
             let cut = cut(Bytes::from(vec![number; 3_000_000]), 2_000);
             let uid = |tail: u8| format!("1.2.{tail}");
@@ -434,7 +437,7 @@ mod tests {
             InstanceManifest::of(&cut, identity, Vec::new(), ManifestFlags::default())
         };
         let instances = [1, 2, 3].map(instance);
-        let order = in_reading_order(&instances.each_ref());
+        let order = in_reading_order(&store, &instances.each_ref());
         let heads: Vec<u32> = order.iter().take(3).map(|chunk| chunk.len).collect();
         assert_eq!(heads, [2_000; 3]);
         let pixels: Vec<Hash> = order.iter().skip(3).map(|chunk| chunk.hash).collect();
