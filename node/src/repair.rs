@@ -42,10 +42,10 @@ pub(crate) struct Repaired {
     pub(crate) bytes: u64,
     /// Damaged chunks that nothing referred to, gone.
     pub(crate) discarded: u64,
-    /// Objects that no site had that could be asked, at most 1,000 with the study …
+    /// Objects that no site had that could be asked, at most 1,000 with the study.
     pub(crate) nowhere: Vec<(Option<String>, Hash)>,
-    /// … and how many there are.
-    pub(crate) nowhere_count: u64,
+    /// All of these, each once: two studies may have it, and a study be looked at twice.
+    told: BTreeSet<Hash>,
     /// Studies of which nothing can be said, and why.
     pub(crate) failed: Vec<(String, String)>,
     /// Whether the mesh was told everything that changed.
@@ -59,12 +59,16 @@ impl Repaired {
 
     /// Whether nothing is left to repair.
     pub(crate) fn is_complete(&self) -> bool {
-        self.nowhere_count == 0 && self.failed.is_empty()
+        self.told.is_empty() && self.failed.is_empty()
+    }
+
+    /// How many objects no site had that could be asked.
+    pub(crate) fn nowhere_count(&self) -> usize {
+        self.told.len()
     }
 
     fn nowhere(&mut self, study: Option<&str>, hash: Hash) {
-        self.nowhere_count += 1;
-        if self.nowhere.len() < NAMED_MAX {
+        if self.told.insert(hash) && self.nowhere.len() < NAMED_MAX {
             self.nowhere.push((study.map(str::to_owned), hash));
         }
     }
@@ -138,8 +142,7 @@ async fn damaged_into(node: &Node, done: &mut Repaired) -> anyhow::Result<()> {
             study(node, &held, &found, true, done).await?;
         }
     }
-    let told: BTreeSet<Hash> = done.nowhere.iter().map(|(_, hash)| *hash).collect();
-    for hash in bad(node).await?.into_iter().filter(|hash| !told.contains(hash)) {
+    for hash in bad(node).await? {
         done.nowhere(None, hash);
     }
     Ok(())

@@ -106,7 +106,7 @@ fn repaired_json(done: &Repaired) -> Value {
         "bytes": done.bytes,
         "discarded": done.discarded,
         "nowhere": nowhere.collect::<Vec<_>>(),
-        "nowhere_count": done.nowhere_count,
+        "nowhere_count": done.nowhere_count(),
         "failed": failed.collect::<Vec<_>>(),
         "recorded": done.recorded,
     })
