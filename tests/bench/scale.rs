@@ -27,6 +27,7 @@ use crate::report::{Figure, Row, Section};
 
 mod copies;
 mod identity;
+mod life;
 mod lives;
 mod machine;
 mod old;
@@ -298,12 +299,12 @@ fn snapshot(
 /// Every exam must have its rows in every table that grows with exams.
 fn check_tables(tables: &Tables, exams: u64, last: u64) -> anyhow::Result<()> {
     let rows = |tag: u8| tables.get(usize::from(tag)).map_or(0, |table| table.rows);
-    for tag in copies::ONE_EACH {
+    for tag in life::ONE_EACH {
         // Those that wait have no report yet.
         ensure!((exams..=exams + WAITING).contains(&rows(tag)), "table {tag:#04x} has {} rows", rows(tag));
     }
     // The founding command has the second log index, and is the first in a mesh of format 2.
-    ensure!(last - rows(copies::AUDIT) <= 2, "the trail has {} entries of {last}", rows(copies::AUDIT));
+    ensure!(last - rows(life::AUDIT) <= 2, "the trail has {} entries of {last}", rows(life::AUDIT));
     Ok(())
 }
 
