@@ -158,7 +158,6 @@ impl Planes {
 }
 
 #[inline(always)]
-
 fn load(bytes: &[u8], layout: &Layout, out: &mut [i16]) {
     let mask = layout.mask;
     let pairs = bytes.as_chunks::<2>().0;
@@ -182,7 +181,6 @@ fn load(bytes: &[u8], layout: &Layout, out: &mut [i16]) {
 }
 
 #[inline(always)]
-
 fn store(numbers: &[i16], layout: &Layout, bytes: &mut Vec<u8>) -> bool {
     let at = bytes.len();
     bytes.resize(at + numbers.len() * layout.width.bytes(), 0);

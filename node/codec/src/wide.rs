@@ -72,7 +72,7 @@ mod tests {
         let mut noise = vec![0; len];
         random(&mut noise);
         let amplitude = |n: usize| u16::from(noise[n]) & [0, 7, 63, 255][n / 4096 % 4];
-        let sample = |n: usize| (n % 511) as u16 + 40 * amplitude(n);
+        let sample = |n: usize| u16::try_from(n % 511).expect("small") + 40 * amplitude(n);
         (0..len / 2).flat_map(|n| sample(n).to_le_bytes()).collect()
     }
 
