@@ -84,6 +84,8 @@ pub(crate) struct Cluster {
     begun: Mutex<Vec<Begun>>,
     /// Set when no more work is to begin.
     ending: AtomicBool,
+    /// Set once all copies are made after the last fault.
+    healed: AtomicBool,
     /// Slots where the new version is installed, in a run that begins with the old one.
     upgraded: Mutex<BTreeSet<u32>>,
 }
@@ -145,6 +147,7 @@ impl Cluster {
             lost_one: AtomicBool::new(false),
             begun: Mutex::default(),
             ending: AtomicBool::new(false),
+            healed: AtomicBool::new(false),
             upgraded: Mutex::default(),
         })
     }
@@ -264,6 +267,11 @@ impl Cluster {
         *lock(&self.generations).entry(slot).or_default() += 1;
     }
 
+    /// How many machines were lost for good.
+    pub(crate) fn lost(&self) -> usize {
+        lock(&self.lost).len()
+    }
+
     /// Whether the site of this number was lost for good.
     pub(crate) fn is_lost(&self, site: u64) -> bool {
         lock(&self.lost).contains(&site)
@@ -307,6 +315,15 @@ impl Cluster {
 
     pub(crate) fn end_work(&self) {
         self.ending.store(true, Relaxed);
+    }
+
+    /// Whether the faults are over and all copies are made.
+    pub(crate) fn is_healed(&self) -> bool {
+        self.healed.load(Relaxed)
+    }
+
+    pub(crate) fn set_healed(&self) {
+        self.healed.store(true, Relaxed);
     }
 
     /// Starts the node of `slot`, if it is down and has been told of a mesh.

@@ -10,7 +10,7 @@ use maillage_consensus::View;
 
 use crate::cluster::{Cluster, FOUNDER};
 use crate::disk::Ending;
-use crate::invariants::{claims, copies, events, liveness, outbox, patients, purges, retrieval, tokens};
+use crate::invariants::{claims, commitments, copies, events, liveness, outbox, patients, purges, retrieval, tokens};
 use crate::plan::{Fault, Faults, Plan, Settings};
 use crate::rng::Rng;
 use crate::trace::Trace;
@@ -150,6 +150,7 @@ async fn play(cluster: Arc<Cluster>) -> Duration {
     }
     world.event(0, format_args!("the faults are over"));
     nemesis::upgrade::is_done(&cluster).await;
+    nemesis::placement::settle(&cluster).await;
     if world.is_violated() {
         return Duration::ZERO;
     }
@@ -181,6 +182,8 @@ async fn finish(cluster: &Arc<Cluster>, clients: workload::Clients) -> Duration 
         client.abort();
     }
     copies::all_are_made(cluster).await;
+    cluster.set_healed();
+    commitments::all_are_answered(cluster, clients.committing).await;
     retrieval::everything_is_there(cluster).await;
     liveness::replicas_converge(cluster, cluster.count()).await;
     purges::all_are_gone(cluster).await;
