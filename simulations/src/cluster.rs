@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use axum::Router;
 use maillage::site::{Settings, Site};
+use maillage_consensus::View;
 use maillage_consensus::command::FORMAT;
 use maillage_consensus::raft::{Group, Role};
 use maillage_store::Store;
@@ -270,6 +271,12 @@ impl Cluster {
     /// How many machines were lost for good.
     pub(crate) fn lost(&self) -> usize {
         lock(&self.lost).len()
+    }
+
+    /// The version of the layout that holds, as some node knows it.
+    pub(crate) fn layout(&self) -> u64 {
+        let version = |running: Running| View::new(&*running.group.reader()).placement().ok();
+        self.all_running().into_iter().find_map(version).map_or(0, |placement| placement.applied.version)
     }
 
     /// Whether the site of this number was lost for good.

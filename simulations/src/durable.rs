@@ -1,6 +1,8 @@
 //! What is on the disks themselves, whatever any node says of it: the bytes of an image or of a part, and the sites
 //! that would still have them after a power cut at this instant.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use bytes::Bytes;
 use maillage_store::{Hash, InstanceManifest, Store};
 
@@ -40,10 +42,13 @@ async fn of_manifest(store: &Store, manifest: Hash) -> Option<Vec<Bytes>> {
     Some(marks)
 }
 
-/// Whether the disks of `enough` slots have all of `marks` durably; those of `first` are looked at first, since to look
-/// for what is not there is dear.
-pub(crate) fn is_on(cluster: &Cluster, marks: &[Bytes], first: &[u32], enough: usize) -> bool {
-    let others = cluster.slots().filter(|slot| !first.contains(slot));
-    let all = first.iter().copied().chain(others);
-    all.filter(|slot| cluster.disks.keeps(*slot, marks)).take(enough).count() >= enough
+/// Whether all of `marks` are durably on disks of `enough` zones.
+pub(crate) fn is_in_zones(cluster: &Cluster, marks: &[Bytes], zones: &BTreeMap<u32, String>, enough: usize) -> bool {
+    let mut found = BTreeSet::new();
+    for (slot, zone) in zones {
+        if found.len() < enough && !found.contains(zone) && cluster.disks.keeps(*slot, marks) {
+            found.insert(zone);
+        }
+    }
+    found.len() >= enough
 }

@@ -14,6 +14,7 @@ pub(crate) mod instances;
 pub(crate) mod liveness;
 pub(crate) mod outbox;
 pub(crate) mod patients;
+pub(crate) mod prefetch;
 pub(crate) mod promises;
 pub(crate) mod purges;
 pub(crate) mod replicas;

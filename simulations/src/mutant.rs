@@ -89,6 +89,8 @@ pub enum Mutant {
     GivesUpEarly,
     /// A drained site wipes its copies at once, in place of asking the mesh for each.
     GivesUpUnasked,
+    /// What is prefetched has far more room than its site gives it.
+    PrefetchUnbounded,
 }
 
 impl Mutant {
@@ -131,6 +133,7 @@ impl Mutant {
             Self::CommitsOneCopy => (&["I5"], 5),
             Self::GivesUpEarly => (&["I5"], 5),
             Self::GivesUpUnasked => (&["I5"], 5),
+            Self::PrefetchUnbounded => (&["prefetch"], 10),
         }
     }
 
@@ -332,12 +335,7 @@ fn aside(
 type Invented = (SiteId, UidText, Address);
 
 /// Notes copies as made.
-fn invent(
-    transaction: &mut Transaction<'_>,
-    index: u64,
-    of: &Envelope,
-    copies: &[Invented],
-) -> Result<(), ApplyError> {
+fn invent(transaction: &mut Transaction<'_>, index: u64, of: &Envelope, copies: &[Invented]) -> Result<(), ApplyError> {
     for (number, (site, study, manifest)) in (0_u128..).zip(copies) {
         let id = CommandId(uuid::Uuid::from_u128(number << 64 | u128::from(index)));
         let command = Command::RecordHolding { study: study.clone(), manifest: *manifest, holds: true };

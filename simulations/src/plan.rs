@@ -390,6 +390,7 @@ impl Plan {
     pub(crate) fn configuration(&self, slot: u32, generation: u32, format: u8) -> String {
         let Self { timing, snapshot_every, keep_log, session_ttl, grace, storage, .. } = self;
         let Storage { prefetch_mib, commitment_timeout, surplus_grace } = storage;
+        let prefetch_mib = if self.mutant == Some(Mutant::PrefetchUnbounded) { 64 } else { *prefetch_mib };
         let (timeout, surplus) = (commitment_timeout.as_secs(), surplus_grace.as_secs());
         let (heartbeat, ttl, grace) = (timing.heartbeat.as_millis(), session_ttl.as_secs(), grace.as_secs());
         let (min, max) = (timing.election_min.as_millis(), timing.election_max.as_millis());

@@ -10,7 +10,9 @@ use maillage_consensus::View;
 
 use crate::cluster::{Cluster, FOUNDER};
 use crate::disk::Ending;
-use crate::invariants::{claims, commitments, copies, events, liveness, outbox, patients, purges, retrieval, tokens};
+use crate::invariants::{
+    claims, commitments, copies, events, liveness, outbox, patients, prefetch, purges, retrieval, tokens,
+};
 use crate::plan::{Fault, Faults, Plan, Settings};
 use crate::rng::Rng;
 use crate::trace::Trace;
@@ -218,6 +220,7 @@ pub(crate) async fn look_around(cluster: Arc<Cluster>) {
             cluster.watch.audit.check(&running);
             patients::check(&cluster, &running, false);
             cluster.watch.replicas.compare(&running);
+            prefetch::check(&cluster, &running).await;
         }
         let leader = cluster.leader();
         if leader.is_some() && leader != last_leader {

@@ -54,13 +54,7 @@ pub(crate) struct Coverage(BTreeMap<(String, Hash), BTreeSet<String>>);
 ///
 /// A site is in the zone that the layout of `plan` says, or its own: two sites that whoever administers the mesh knows to
 /// burn together are one zone, whatever each says of itself.
-pub(super) fn publications(
-    study: &Study,
-    sites: &[Site],
-    plan: &Plan,
-    now_ms: u64,
-    grace_ms: u64,
-) -> Vec<Publication> {
+pub(super) fn publications(study: &Study, sites: &[Site], plan: &Plan, now_ms: u64, grace_ms: u64) -> Vec<Publication> {
     let zone_of = |site: &Site| plan.ground(site.id).map_or(&site.description.zone, |ground| &ground.zone).to_string();
     let zones = |holders: &[SiteId]| -> BTreeSet<String> {
         let there = |site: &&Site| {

@@ -84,7 +84,8 @@ impl Before {
     /// The others that the mesh counts on, and how many of them it wants.
     fn others(&self) -> (Vec<SiteId>, usize) {
         let (origin, plan) = (self.held.origin, &self.plan);
-        let is_counted = |site: &SiteId| plan.ground(*site).is_some_and(|ground| ground.is_here) && plan.counts(origin, *site);
+        let is_counted =
+            |site: &SiteId| plan.ground(*site).is_some_and(|ground| ground.is_here) && plan.counts(origin, *site);
         let others = self.held.holders.iter().copied().filter(is_counted).collect();
         (others, plan.copies(origin).min(self.could().count()).max(1))
     }

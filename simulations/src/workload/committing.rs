@@ -1,15 +1,22 @@
-//! A site's archive asks whether it may delete what it sent: storage commitment by PS3.18 section 13, asked and asked
-//! again until it is answered, whatever happens to the node meanwhile.
+//! A site's archive asks whether it may delete what it sent: storage commitment by PS3.18 section 13, or by N-ACTION on
+//! an association that may end before the N-EVENT-REPORT comes. It asks again until it is answered, whatever happens to
+//! the node meanwhile.
 
 use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::{Method, StatusCode};
+use maillage_dicom::commitment::{CommitmentRequest, PUSH_MODEL, PUSH_MODEL_INSTANCE, encode_result};
+use maillage_dicom::dimse::operation::Operation;
+use maillage_dicom::dimse::scp::{Event, EventLine, Events, ServiceRequest};
+use maillage_dicom::dimse::status::Status;
+use maillage_dicom::{AeTitle, Uid};
 use serde_json::{Value, json};
 
 use super::dicom::Sample;
-use super::http::{self, Answered};
+use super::http;
 use crate::cluster::{Cluster, Running};
 use crate::rng::Rng;
 
@@ -25,6 +32,17 @@ const AT_END_MAX: usize = 20;
 const ELSEWHERE: f64 = 0.15;
 /// How often an instance is among them that nobody has sent.
 const UNKNOWN: f64 = 0.1;
+/// How often it speaks DIMSE.
+const BY_DIMSE: f64 = 0.4;
+/// For how long its association stays open; it ends with the event in this share of cases, before the answer to it.
+const LINE_MS: (u64, u64) = (200, 20_000);
+const HANGS_UP: f64 = 0.2;
+/// Event types of PS3.4 section J.3.3.1.2: all committed, or not all; and the action type of a request.
+const ALL_COMMITTED: u16 = 1;
+const FAILURES_EXIST: u16 = 2;
+const REQUEST: u16 = 1;
+/// Resource limitation (PS3.7 annex C): later, perhaps.
+const LATER: u16 = 0x0213;
 /// A sender that hears nothing for so long hangs up.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Between two tries.
@@ -47,6 +65,24 @@ struct Request {
     is_own: bool,
     /// Machines that were lost for good when it was first asked.
     lost: usize,
+    /// The layout that held then.
+    layout: u64,
+}
+
+impl Request {
+    fn new(cluster: &Cluster, references: Vec<(String, String)>, is_own: bool, rng: &mut Rng) -> Self {
+        Self { uid: uid(rng), references, is_own, lost: cluster.lost(), layout: cluster.layout() }
+    }
+
+    fn instances(&self) -> BTreeSet<&str> {
+        self.references.iter().map(|(_, instance)| instance.as_str()).collect()
+    }
+}
+
+/// A result: what is safe, and what is not and why, where the answer says it.
+struct Told {
+    committed: Vec<String>,
+    failed: Vec<(String, u64)>,
 }
 
 /// Asks until the work ends, and then for the last time, for what must be safe by then.
@@ -57,7 +93,11 @@ pub(super) async fn run(cluster: Arc<Cluster>, slot: u32, mut rng: Rng) {
             break;
         }
         if let Some(request) = request(&cluster, slot, &mut rng) {
-            ask(&cluster, slot, request, &mut rng).await;
+            if rng.chance(BY_DIMSE) {
+                ask_by_dimse(&cluster, slot, request, &mut rng).await;
+            } else {
+                ask(&cluster, slot, request, &mut rng).await;
+            }
         }
     }
     while !cluster.is_healed() {
@@ -67,11 +107,11 @@ pub(super) async fn run(cluster: Arc<Cluster>, slot: u32, mut rng: Rng) {
     rng.shuffle(&mut all);
     all.truncate(AT_END_MAX);
     if !all.is_empty() && cluster.plan.sites > 1 && cluster.rotten().is_none() {
-        let uid = uid(&mut rng);
-        let request = Request { uid, references: all.clone(), is_own: true, lost: cluster.lost() };
+        let request = Request::new(&cluster, all.clone(), true, &mut rng);
         let failed = ask(&cluster, slot, request, &mut rng).await;
         if failed > 0 {
-            let detail = format!("all copies are made, and {failed} of {} instances of slot {slot} are not safe", all.len());
+            let detail =
+                format!("all copies are made, and {failed} of {} instances of slot {slot} are not safe", all.len());
             cluster.world.violation("I9", detail);
         }
     }
@@ -108,7 +148,7 @@ fn request(cluster: &Cluster, slot: u32, rng: &mut Rng) -> Option<Request> {
     if rng.chance(UNKNOWN) {
         all.push((all[0].0.clone(), uid(rng)));
     }
-    Some(Request { uid: uid(rng), references: all, is_own: is_own || sender == slot, lost: cluster.lost() })
+    Some(Request::new(cluster, all, is_own || sender == slot, rng))
 }
 
 /// Asks the node of `slot` until it has an answer; how many instances are not safe by it.
@@ -127,7 +167,12 @@ async fn ask(cluster: &Arc<Cluster>, slot: u32, request: Request, rng: &mut Rng)
             let is_get = asks.method() == Method::GET;
             if let Some(answered) = http::ask(cluster, &running, PATIENCE, asks).await {
                 match answered.status {
-                    StatusCode::OK => return settle(cluster, &running, &request, &answered).await,
+                    StatusCode::OK => {
+                        let said = answered.json();
+                        let committed = items(&said, COMMITTED).into_iter().map(|(instance, _)| instance).collect();
+                        let told = Told { committed, failed: items(&said, FAILED) };
+                        return settle(cluster, &running, &request, told).await;
+                    }
                     StatusCode::ACCEPTED => taken = Some(running.site),
                     StatusCode::NOT_FOUND if is_get => {
                         let detail = format!("{:?} forgot the storage commitment {}", running.owner, request.uid);
@@ -168,10 +213,101 @@ fn items(said: &Value, sequence: &str) -> Vec<(String, u64)> {
     items.iter().map(item).collect()
 }
 
+/// The same by N-ACTION, until an N-EVENT-REPORT comes.
+async fn ask_by_dimse(cluster: &Arc<Cluster>, slot: u32, request: Request, rng: &mut Rng) {
+    loop {
+        let (line, mut events) = EventLine::direct();
+        if let (Some(running), Some(action)) = (cluster.running(slot), n_action(slot, &request, line)) {
+            let node = running.node.clone();
+            let asked = cluster
+                .world
+                .spawn_on(running.owner, async move { tokio::time::timeout(PATIENCE, node.n_action(action)).await });
+            match asked.await.ok().and_then(Result::ok) {
+                Some(status) if status == Status::SUCCESS => {
+                    let open = rng.millis(LINE_MS.0, LINE_MS.1);
+                    if let Some(event) = heard(&mut events, open).await {
+                        return settle_event(cluster, &running, &request, event, rng.chance(HANGS_UP)).await;
+                    }
+                    cluster.world.sometimes("an association ended before a commitment was told on it");
+                }
+                Some(status) if status.code() == LATER => {
+                    cluster.world.sometimes("a storage commitment was refused for now");
+                }
+                Some(status) => {
+                    let detail = format!("an N-ACTION for storage commitment is refused: {status}");
+                    return cluster.world.violation("startup", detail);
+                }
+                None => {}
+            }
+        }
+        drop(events);
+        let wait = rng.millis(AGAIN_MS.0, AGAIN_MS.1);
+        tokio::time::sleep(wait).await;
+    }
+}
+
+async fn heard(events: &mut Events, open: Duration) -> Option<Event> {
+    tokio::time::timeout(open, events.next()).await.ok().flatten()
+}
+
+fn n_action(slot: u32, request: &Request, events: EventLine) -> Option<ServiceRequest> {
+    let class = Uid::parse(PUSH_MODEL).ok()?;
+    let references: Option<Vec<(Uid, Uid)>> = request
+        .references
+        .iter()
+        .map(|(class, instance)| Some((Uid::parse(class).ok()?, Uid::parse(instance).ok()?)))
+        .collect();
+    let (transaction, references) = (Uid::parse(&request.uid).ok()?, references?);
+    let listed = references.iter().map(|(class, instance)| (class, instance));
+    // A request lists what it asks for as a result lists what is committed.
+    let dataset = encode_result(&Uid::EXPLICIT_LE, &transaction, listed, std::iter::empty());
+    Some(ServiceRequest {
+        operation: Operation::Action,
+        calling_ae: AeTitle::parse(&format!("PACS{slot}")).ok()?,
+        called_ae: AeTitle::parse("MAILLAGE").ok()?,
+        remote: SocketAddr::from((Ipv4Addr::LOCALHOST, 11112)),
+        negotiated: class.clone(),
+        sop_class: class,
+        sop_instance: Uid::parse(PUSH_MODEL_INSTANCE).ok(),
+        action_type: Some(REQUEST),
+        event_type: None,
+        attributes: Vec::new(),
+        transfer_syntax: Uid::EXPLICIT_LE,
+        dataset,
+        events,
+    })
+}
+
+async fn settle_event(cluster: &Arc<Cluster>, running: &Running, request: &Request, event: Event, hangs_up: bool) {
+    cluster.world.sometimes("a storage commitment was told by n-event-report");
+    let said = CommitmentRequest::decode(&event.dataset, &Uid::EXPLICIT_LE);
+    let event_type = event.event_type;
+    if !hangs_up {
+        event.answer(Status::SUCCESS);
+    }
+    let committed: Vec<String> = match said {
+        Ok(said) if said.transaction.as_str() == request.uid => {
+            said.references.into_iter().map(|(_, instance)| instance.as_str().to_owned()).collect()
+        }
+        other => {
+            let detail = format!("{:?} tells {other:?} of commitment {}", running.owner, request.uid);
+            return cluster.world.violation("I5", detail);
+        }
+    };
+    // It has their reasons, too, which only HTTP's results are read for.
+    let not = request.instances().into_iter().filter(|instance| !committed.iter().any(|one| one == instance));
+    let failed: Vec<(String, u64)> = not.map(|instance| (instance.to_owned(), 0)).collect();
+    let expected = if failed.is_empty() { ALL_COMMITTED } else { FAILURES_EXIST };
+    if event_type != expected {
+        let detail = format!("{:?} tells event {event_type} of commitment {}", running.owner, request.uid);
+        cluster.world.violation("I5", detail);
+    }
+    settle(cluster, running, request, Told { committed, failed }).await;
+}
+
 /// Judges a result; how many instances are not safe by it.
-async fn settle(cluster: &Arc<Cluster>, running: &Running, request: &Request, answered: &Answered) -> usize {
-    let said = answered.json();
-    let (committed, failed) = (items(&said, COMMITTED), items(&said, FAILED));
+async fn settle(cluster: &Arc<Cluster>, running: &Running, request: &Request, told: Told) -> usize {
+    let Told { committed, failed } = told;
     cluster.world.event(
         running.owner.slot,
         format_args!("commitment {}: {} safe, {} not", request.uid, committed.len(), failed.len()),
@@ -181,30 +317,29 @@ async fn settle(cluster: &Arc<Cluster>, running: &Running, request: &Request, an
     } else {
         "a storage commitment was given in part, or not"
     });
-    let asked: BTreeSet<&str> = request.references.iter().map(|(_, instance)| instance.as_str()).collect();
-    let told: BTreeSet<&str> = committed.iter().chain(&failed).map(|(instance, _)| instance.as_str()).collect();
-    if asked != told || committed.len() + failed.len() != asked.len() {
-        let detail = format!("{:?} answers {said} to a storage commitment of {asked:?}", running.owner);
+    let asked = request.instances();
+    let named: BTreeSet<&str> =
+        committed.iter().chain(failed.iter().map(|(instance, _)| instance)).map(String::as_str).collect();
+    if asked != named || committed.len() + failed.len() != asked.len() {
+        let detail = format!("{:?} tells of {named:?} in answer to a commitment of {asked:?}", running.owner);
         cluster.world.violation("I5", detail);
     }
     let is_whole = cluster.rotten() != Some(running.owner.slot) && cluster.lost() == request.lost;
-    let own: Vec<&str> = if request.is_own && is_whole { asked.into_iter().collect() } else { Vec::new() };
     let known = cluster.watch.instances.acknowledged_at(running.owner.slot);
-    for (instance, why) in &failed {
-        let is_its = own.contains(&instance.as_str()) && known.iter().any(|known| known.sop_instance == *instance);
-        if is_its && *why == NO_SUCH_INSTANCE {
-            cluster.world.violation("I3", format!("{:?} says that it never had {instance}", running.owner));
+    for (instance, why) in failed.iter().filter(|(_, why)| *why == NO_SUCH_INSTANCE) {
+        let is_its = request.is_own && known.iter().any(|known| known.sop_instance == *instance);
+        if is_its && is_whole {
+            let detail = format!("{:?} says that it never had {instance} ({why:#06x})", running.owner);
+            cluster.world.violation("I3", detail);
         }
     }
-    let safe: Vec<String> = committed.into_iter().map(|(instance, _)| instance).collect();
-    cluster.watch.commitments.told(cluster, running, request.lost, &safe).await;
+    let of = (request.lost, request.layout);
+    cluster.watch.commitments.told(cluster, running, of, &committed).await;
     failed.len()
 }
 
 #[cfg(test)]
 mod tests {
-    use maillage_dicom::Uid;
-
     use super::*;
 
     #[test]
