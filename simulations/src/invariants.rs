@@ -55,7 +55,7 @@ impl Watch {
             steps: steps::Steps::new(Arc::clone(&world), seed),
             purges: purges::Purges::new(Arc::clone(&world)),
             commitments: commitments::Commitments::new(Arc::clone(&world)),
-            giving: giving::Giving::new(Arc::clone(&world)),
+            giving: giving::Giving::new(Arc::clone(&world), seed),
             course: course::Course::new(world, seed),
         }
     }

@@ -87,7 +87,7 @@ pub enum Mutant {
     CommitsOneCopy,
     /// The mesh takes every other site for a holder of what a drained one has.
     GivesUpEarly,
-    /// A drained site wipes its copies at once, in place of asking the mesh for each.
+    /// A site wipes its copies when another one is drained, without asking the mesh.
     GivesUpUnasked,
     /// What is prefetched has far more room than its site gives it.
     PrefetchUnbounded,

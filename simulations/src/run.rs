@@ -222,6 +222,7 @@ pub(crate) async fn look_around(cluster: Arc<Cluster>) {
             cluster.watch.replicas.compare(&running);
             prefetch::check(&cluster, &running).await;
         }
+        cluster.watch.giving.sample(&cluster).await;
         let leader = cluster.leader();
         if leader.is_some() && leader != last_leader {
             if last_leader.is_some() {

@@ -1,5 +1,6 @@
 //! I5 for copies that go: the mesh lets a site give up its copy of a part only while as many other sites as are wanted
-//! have it, by what it knows and by what is on their disks; and no site is rid of a copy that the mesh counts on.
+//! have it, by what it knows and by what is on their disks; and no site is rid of a copy that the mesh counts on: its
+//! disk is looked at, now and then, for one of all copies.
 //!
 //! Seen where replicas apply the command, the first of them: what holds is the state before it.
 
@@ -7,6 +8,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use maillage_consensus::command::{Command, Envelope};
 use maillage_consensus::ids::{Address, SiteId};
@@ -19,12 +21,29 @@ use maillage_store::Hash;
 
 use crate::cluster::Cluster;
 use crate::durable;
+use crate::rng::Rng;
 use crate::world::{HARNESS, World, lock};
 
 /// Pairs read at once from the state under way.
 const PAGE: usize = 64;
 /// Zones that images are in at least, where there are so many.
 const ZONES: usize = 2;
+
+/// Whether the leader counts on a site's copy that is not on its disk, which neither rots nor is lost.
+async fn is_missing(cluster: &Cluster, held: &HeldPart, site: SiteId) -> bool {
+    let Some(leader) = cluster.leader().and_then(|slot| cluster.running(slot)) else { return false };
+    let parts = View::new(&*leader.group.reader()).study(held.part.study.as_str()).ok().flatten();
+    let same = |known: &&HeldPart| known.part.manifest == held.part.manifest && known.holders.contains(&site);
+    let is_listed = parts.is_some_and(|study| study.parts.iter().any(|known| same(&known)));
+    let slot = cluster.slot_of()(site.0).filter(|slot| cluster.rotten() != Some(*slot));
+    let Some(slot) = slot.filter(|_| is_listed) else { return false };
+    for running in cluster.all_running() {
+        if let Some(marks) = durable::of_part(&running.store, Hash(held.part.manifest)).await {
+            return !cluster.disks.keeps(slot, &marks);
+        }
+    }
+    false
+}
 
 /// The state as the commands before this one left it.
 pub(crate) struct Overlay<'a, 'b>(pub(crate) &'a Transaction<'b>);
@@ -104,16 +123,46 @@ impl Before {
     }
 }
 
+/// After this long a node that was behind knows of what was given up.
+const KNOWN: Duration = Duration::from_secs(8);
+
 /// See the module.
 pub(crate) struct Giving {
     world: Arc<World>,
+    /// Draws whose copies are looked for.
+    rng: Mutex<Rng>,
     /// Places in the log that were looked at.
     seen: Mutex<BTreeSet<u64>>,
 }
 
 impl Giving {
-    pub(crate) fn new(world: Arc<World>) -> Self {
-        Self { world, seen: Mutex::default() }
+    pub(crate) fn new(world: Arc<World>, seed: u64) -> Self {
+        Self { world, rng: Mutex::new(Rng::stream(seed, "copies")), seen: Mutex::default() }
+    }
+
+    /// Looks for one copy that the mesh counts on, any, on the disk of its holder.
+    pub(crate) async fn sample(&self, cluster: &Arc<Cluster>) {
+        let Some((held, site)) = self.drawn(cluster) else { return };
+        if is_missing(cluster, &held, site).await {
+            let (watch, cluster) = (Arc::clone(&cluster.watch), Arc::clone(cluster));
+            drop(self.world.spawn_on(HARNESS, async move {
+                tokio::time::sleep(KNOWN).await;
+                if is_missing(&cluster, &held, site).await {
+                    let detail = format!("site {site} has no longer its copy of study {} that counts", held.part.study);
+                    watch.giving.world.violation("I5", detail);
+                }
+            }));
+        }
+    }
+
+    /// A part and one of its holders.
+    fn drawn(&self, cluster: &Cluster) -> Option<(HeldPart, SiteId)> {
+        let leader = cluster.running(cluster.leader()?)?;
+        let studies = View::new(&*leader.group.reader()).studies(None, usize::MAX).ok()?;
+        let mut rng = lock(&self.rng);
+        let held = rng.pick(&studies)?.parts.first()?.clone();
+        let site = *rng.pick(&held.holders)?;
+        Some((held, site))
     }
 
     /// A replica applied a command before which this was so.

@@ -135,7 +135,7 @@ impl Administrator {
             Some(StatusCode::OK) => {
                 self.cluster.world.sometimes("a site was drained");
                 if self.cluster.plan.mutant == Some(Mutant::GivesUpUnasked) {
-                    wipe_at_once(&self.cluster, site.id).await;
+                    wipe_without_asking(&self.cluster, site.id).await;
                 }
             }
             Some(StatusCode::CONFLICT) => self.cluster.world.sometimes("a drain was refused"),
@@ -258,9 +258,11 @@ impl Administrator {
     }
 }
 
-/// What a mutant's site does in place of asking the mesh for each copy.
-async fn wipe_at_once(cluster: &Cluster, site: SiteId) {
-    let Some(running) = cluster.all_running().into_iter().find(|running| running.site == site.0) else { return };
+/// What a mutant's site does when another is drained: it is rid of its own copies, and asks nobody.
+async fn wipe_without_asking(cluster: &Cluster, drained: SiteId) {
+    let up = cluster.all_running();
+    let Some(running) = up.iter().find(|running| running.site != drained.0) else { return };
+    let site = SiteId(running.site);
     let parts: Vec<HeldPart> = {
         let engine = running.group.reader();
         let studies = View::new(&*engine).studies(None, usize::MAX).unwrap_or_default();

@@ -8,6 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::{Method, StatusCode};
+use maillage_consensus::View;
+use maillage_consensus::ids::SiteId;
+use maillage_consensus::placement::Ground;
 use maillage_dicom::commitment::{CommitmentRequest, PUSH_MODEL, PUSH_MODEL_INSTANCE, encode_result};
 use maillage_dicom::dimse::operation::Operation;
 use maillage_dicom::dimse::scp::{Event, EventLine, Events, ServiceRequest};
@@ -106,7 +109,7 @@ pub(super) async fn run(cluster: Arc<Cluster>, slot: u32, mut rng: Rng) {
     let mut all = references(&cluster, slot);
     rng.shuffle(&mut all);
     all.truncate(AT_END_MAX);
-    if !all.is_empty() && cluster.plan.sites > 1 && cluster.rotten().is_none() {
+    if !all.is_empty() && can_be_safe(&cluster, slot) && cluster.rotten().is_none() {
         let request = Request::new(&cluster, all.clone(), true, &mut rng);
         let failed = ask(&cluster, slot, request, &mut rng).await;
         if failed > 0 {
@@ -119,6 +122,17 @@ pub(super) async fn run(cluster: Arc<Cluster>, slot: u32, mut rng: Rng) {
 
 fn uid(rng: &mut Rng) -> String {
     format!("2.25.{}", u128::from(rng.next()) << 32 | u128::from(rng.next() >> 32))
+}
+
+/// Whether what `slot` receives could lie in two zones, by the layout that holds now.
+fn can_be_safe(cluster: &Cluster, slot: u32) -> bool {
+    let Some(origin) = cluster.site(slot).map(SiteId) else { return false };
+    let plan = cluster.all_running().first().and_then(|running| View::new(&*running.group.reader()).plan().ok());
+    plan.is_some_and(|plan| {
+        let could = |ground: &&Ground| ground.weight > 0 && plan.counts(origin, ground.site);
+        let there = plan.grounds().iter().filter(could).filter(|ground| !cluster.is_lost(ground.site.0));
+        there.map(|ground| &ground.zone).collect::<BTreeSet<_>>().len() > 1
+    })
 }
 
 /// What was acknowledged at `slot`, as a request names it.
