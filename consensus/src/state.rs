@@ -145,6 +145,10 @@ impl<'s, 'a> State<'s, 'a> {
             counts.more.legal_holds -= u64::from(exam.course.legal_hold.is_some());
         }
         self.index(after)?;
+        let place = |exam: &Exam| (exam.state == ExamState::Waiting).then_some(exam.request.priority);
+        if let Some(left) = before.and_then(place).filter(|level| self.format >= 2 && place(after) != Some(*level)) {
+            self.raise_level_floor(left)?;
+        }
         *counts.of(after.state) += 1;
         counts.unsolicited += u64::from(after.unsolicited.is_some());
         counts.more.critical_open += u64::from(after.course.critical_open > 0);
@@ -245,12 +249,12 @@ impl<'s, 'a> State<'s, 'a> {
         Ok(())
     }
 
-    /// Notes that no place of a level before `first` is taken; none: that the level is empty.
-    pub(crate) fn raise_level_floor(&mut self, priority: Priority, first: Option<&[u8]>) -> Result<(), ApplyError> {
+    /// Notes where a level of urgency begins now that a place of it was left, however that came.
+    fn raise_level_floor(&mut self, priority: Priority) -> Result<(), ApplyError> {
         let key = keys::waiting_floor(priority);
-        let end = [keys::WAITING[0], priority as u8 + 1];
-        let first = first.unwrap_or(&end);
-        if self.transaction.get(&key)?.is_none_or(|floor| floor.as_slice() < first) {
+        let first = self.places(&keys::waiting_level(priority), None, 1)?.pop();
+        let first = first.unwrap_or_else(|| vec![keys::WAITING[0], priority as u8 + 1]);
+        if self.transaction.get(&key)?.is_none_or(|floor| floor < first) {
             self.transaction.put(key, first);
         }
         Ok(())

@@ -10,7 +10,7 @@ use std::io;
 use std::ops::Bound;
 
 use maillage_host::Batch;
-use maillage_host::engine::{Pair, Reader};
+use maillage_host::engine::{Pair, Reader, scan_within};
 
 /// An overlay of uncommitted writes over an engine.
 pub struct Transaction<'a> {
@@ -93,10 +93,7 @@ impl<'a> Transaction<'a> {
         if limit == 0 {
             return Ok(pairs);
         }
-        self.base.scan(from, Bound::Unbounded, &mut |key, value| {
-            if !key.starts_with(prefix) {
-                return false;
-            }
+        scan_within(self.base, prefix, from, &mut |key, value| {
             while let Some((written, value)) = pending.next_if(|(written, _)| written.as_slice() < key) {
                 if let Some(value) = value {
                     pairs.push((written.clone(), value.clone()));
@@ -174,6 +171,42 @@ mod tests {
     use maillage_host::engine::MemoryHome;
 
     use super::*;
+
+    /// Fails where it is asked for more than the keys that begin with `a`: a real engine would walk over every
+    /// removed key from there to the first that is left.
+    struct OnlyA(std::sync::Arc<dyn maillage_host::Engine>);
+
+    impl Reader for OnlyA {
+        fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+            self.0.get(key)
+        }
+
+        fn scan(
+            &self,
+            from: Bound<&[u8]>,
+            to: Bound<&[u8]>,
+            each: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+        ) -> io::Result<()> {
+            assert_eq!(to, Bound::Excluded(&b"b"[..]), "asked for what is behind the prefix");
+            self.0.scan(from, to, each)
+        }
+    }
+
+    #[test]
+    fn a_prefix_is_looked_for_no_further_than_its_end() {
+        let engine = MemoryHome::default().open().expect("open");
+        let mut batch = Batch::default();
+        batch.put("a1", "base");
+        batch.put("b1", "base");
+        engine.commit(batch).expect("commit");
+        let bounded = OnlyA(engine);
+        let mut transaction = Transaction::new(&bounded);
+        transaction.put("a2", "new");
+        let keys = |pairs: Vec<Pair>| pairs.into_iter().map(|(key, _)| key).collect::<Vec<_>>();
+        assert_eq!(keys(transaction.scan_prefix(b"a", 9).expect("scan")), [b"a1", b"a2"]);
+        assert_eq!(keys(transaction.scan_prefix_after(b"a", b"a1", 9).expect("scan")), [b"a2"]);
+        assert_eq!(keys(transaction.scan_prefix_from(b"a", b"b", 9).expect("scan")), [[0_u8; 2]; 0]);
+    }
 
     #[test]
     fn an_overlay_reads_as_the_engine_would_after_the_commit() {

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::ops::Bound;
 
-use maillage_host::engine::{Reader, scan_prefix};
+use maillage_host::engine::{Reader, scan_prefix, scan_within};
 
 use crate::audit::{Attestation, Link};
 use crate::command::{Subscription, UnixMillisField};
@@ -118,8 +118,8 @@ impl<'a> View<'a> {
     ) -> Result<(Vec<Tombstone>, Option<Vec<u8>>), ApplyError> {
         let prefix = keys::purges_of(site);
         let (mut found, mut last) = (Vec::new(), None);
-        self.0.scan(after.map_or(Bound::Included(&prefix[..]), Bound::Excluded), Bound::Unbounded, &mut |key, _| {
-            let goes_on = key.starts_with(&prefix) && found.len() < limit;
+        scan_within(self.0, &prefix, after.map_or(Bound::Unbounded, Bound::Excluded), &mut |key, _| {
+            let goes_on = found.len() < limit;
             if goes_on {
                 found.extend(keys::tombstone_of(key));
                 last = Some(key.to_vec());
@@ -561,12 +561,9 @@ impl Places for View<'_> {
             None => Bound::Included(floor.as_deref().unwrap_or(prefix)),
         };
         let mut places = Vec::new();
-        self.0.scan(from, Bound::Unbounded, &mut |key, _| {
-            let inside = key.starts_with(prefix);
-            if inside {
-                places.push(key.to_vec());
-            }
-            inside && places.len() < limit
+        scan_within(self.0, prefix, from, &mut |key, _| {
+            places.push(key.to_vec());
+            places.len() < limit
         })?;
         Ok(places)
     }

@@ -28,9 +28,10 @@ mod record;
 mod report;
 mod round;
 
+pub(crate) use asked::verdicts;
 use book::Book;
 pub(crate) use dimse::Desk;
-pub(crate) use judge::Coverage;
+pub(crate) use judge::{Coverage, Verdict};
 pub(crate) use record::{Reference, Requester, Settled, Transaction, reason};
 pub(crate) use report::{Teller, run as report};
 pub(crate) use round::run;

@@ -43,6 +43,8 @@ mod web;
 mod wire;
 
 pub(crate) use door::Gates;
+#[cfg(test)]
+pub(crate) use schedule::Counts;
 pub(crate) use serve::{Doors, run};
 
 use centres::Known;

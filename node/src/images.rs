@@ -32,6 +32,7 @@ use crate::prefetch::{Ledger, LedgerError};
 use crate::presence::Presence;
 use crate::roster::Roster;
 
+mod everywhere;
 mod leave;
 mod listing;
 mod mend;
@@ -39,6 +40,7 @@ mod order;
 mod published;
 mod pull;
 
+pub(crate) use everywhere::Elsewhere;
 pub(crate) use leave::Leave;
 
 use listing::{Listing, agrees};

@@ -20,6 +20,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 pub(crate) mod gateway;
+#[cfg(test)]
+mod rules;
 
 pub(crate) use gateway::Gateway;
 

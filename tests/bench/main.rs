@@ -7,7 +7,7 @@
 //!      -- codec  (pixels of real files and of the phantom: ours, zstd, JPEG-LS, HTJ2K)
 //!      -- wan    (a claimed study over an emulated line: node, bare TCP, storescp; by name only: it needs root)
 //!      -- memory (peak of a node that takes or gives 1, 10 and 100 studies at once; by name only)
-//!      -- scale  (the state at its size: by name only, it takes an hour at 24 million exams)
+//!      -- scale  (the state at its size: by name only, it takes minutes for each million exams)
 //! ```
 //! A figure means nothing without its peer in the same minute on the same disk, so every figure is
 //! measured in rounds in which its peers take their turns. Everything that is measured is checked too:

@@ -48,14 +48,23 @@ impl std::ops::DerefMut for Gateway {
 
 /// A gateway's settings: what makes no sense for one is refused.
 fn settings() -> Settings {
-    Settings { quiet_seconds: 5, lines: vec![("[gateway]", "keep_s = 3600".to_owned())], ..Settings::default() }
+    settings_keeping(3600)
+}
+
+/// … of one that keeps for so many seconds what is safe.
+fn settings_keeping(keep_s: u64) -> Settings {
+    Settings { quiet_seconds: 5, lines: vec![("[gateway]", format!("keep_s = {keep_s}"))], ..Settings::default() }
 }
 
 /// A gateway of the mesh, running.
 async fn gateway(mesh: &Mesh) -> Gateway {
+    gateway_of(mesh, &settings()).await
+}
+
+async fn gateway_of(mesh: &Mesh, settings: &Settings) -> Gateway {
     let made = ["token", "create", "--gateway", "--hospital", HOSPITAL];
     let token = mesh.sites[0].run_json(&made).await["token"].as_str().expect("a token").to_owned();
-    let mut gateway = Gateway(mesh.prepare("chu", &settings()));
+    let mut gateway = Gateway(mesh.prepare("chu", settings));
     gateway.run(&["join", &token, "--gateway"]).await.ended(0);
     gateway.start();
     gateway.ready().await;
@@ -238,10 +247,11 @@ async fn ask_to_commit(gateway: &Site, study: &Slices) {
     assert_eq!(answers.last().expect("one").0.status, Some(0), "taken");
 }
 
-async fn commitments(gateway: &Site, outcome: &str) -> bool {
-    let metrics = gateway.http().get("/metrics").await;
-    let line = format!("maillage_commitments_total{{outcome=\"{outcome}\"}} 1");
-    String::from_utf8_lossy(&metrics.body).lines().any(|own| own == line)
+/// How many commitments ended so.
+async fn commitments(gateway: &Site, outcome: &str) -> u64 {
+    let metrics = gateway.http().get("/metrics").await.text();
+    let series = format!("maillage_commitments_total{{outcome=\"{outcome}\"}} ");
+    metrics.lines().find_map(|line| line.strip_prefix(&series)?.parse().ok()).unwrap_or(0)
 }
 
 #[tokio::test]
@@ -254,10 +264,49 @@ async fn a_modality_is_told_that_its_images_are_safe_when_two_zones_have_them_an
     ask_to_commit(&gateway, &study).await;
     arrives(&study, mesh.sites[0].http()).await;
     sleep(Duration::from_secs(4)).await;
-    assert!(!commitments(&gateway, "committed").await && !commitments(&gateway, "failed").await, "one zone has them");
+    let told = commitments(&gateway, "committed").await + commitments(&gateway, "failed").await;
+    assert_eq!(told, 0, "one zone has them");
     assert_eq!(spool(gateway.http()).await["safe"], json!(0));
     mesh.sites[1].start();
-    until("the commitment is given", async || commitments(&gateway, "committed").await.then_some(())).await;
+    until("the commitment is given", async || (commitments(&gateway, "committed").await == 1).then_some(())).await;
+}
+
+#[tokio::test]
+async fn what_has_left_the_spool_is_committed_by_what_the_mesh_has_and_what_nobody_has_is_not() {
+    let mut mesh = mesh(2).await;
+    let gateway = gateway_of(&mesh, &settings_keeping(1)).await;
+    let study = Slices::new("A1", "P1", 5);
+    study.send(gateway.dicom()).await;
+    until_within(Duration::from_secs(60), "the mesh has it, and the spool no more", async || {
+        let spool = spool(gateway.http()).await;
+        let states = ["waiting", "in_flight", "pushed", "safe", "rejected"];
+        let left: u64 = states.iter().filter_map(|state| spool[state].as_u64()).sum();
+        (left == 0).then_some(())
+    })
+    .await;
+    arrives(&study, mesh.sites[0].http()).await;
+    ask_to_commit(&gateway, &study).await;
+    until("the mesh's word is given", async || (commitments(&gateway, "committed").await == 1).then_some(())).await;
+    // Not of an image that no centre has.
+    ask_to_commit(&gateway, &Slices::new("A2", "P2", 2)).await;
+    until("it is refused", async || (commitments(&gateway, "failed").await == 1).then_some(())).await;
+
+    // While a centre is away that may have it, nobody knows that nobody has it.
+    mesh.sites[1].kill();
+    ask_to_commit(&gateway, &Slices::new("A3", "P3", 2)).await;
+    until("the centre is missed", async || {
+        let status = gateway.http().json("/api/v1/status").await;
+        let silent = |centre: &Value| centre["state"] == json!("silent");
+        status["centres"].as_array()?.iter().any(silent).then_some(())
+    })
+    .await;
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!((commitments(&gateway, "committed").await, commitments(&gateway, "failed").await), (1, 1));
+    mesh.sites[1].start();
+    until_within(Duration::from_secs(60), "everybody says that it is nowhere", async || {
+        (commitments(&gateway, "failed").await == 2).then_some(())
+    })
+    .await;
 }
 
 /// An exam of a hospital, read and reported at Paris: its number.

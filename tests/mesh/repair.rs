@@ -62,6 +62,37 @@ async fn a_rotten_byte_is_never_served_and_is_mended_from_another_site() {
 }
 
 #[tokio::test]
+async fn a_copy_beyond_those_that_are_wanted_is_mended_though_nobody_would_make_it_again() {
+    let mesh = Mesh::start(binary(), 3, |_| Settings { copies: 2, ..Settings::default() }).await;
+    let study = Slices::new("A1", "P1", 10);
+    study.send(mesh.sites[0].dicom()).await;
+    let path = format!("/api/v1/studies/{}", study.study);
+    let holders = async || {
+        let shown = mesh.sites[0].http().get(&path).await;
+        let shown: Value = (shown.status == 200).then(|| shown.json())?;
+        let holders = shown["part_list"][0]["holders"].as_array()?.iter();
+        Some(holders.filter_map(|holder| holder["site_name"].as_str().map(str::to_owned)).collect::<Vec<_>>())
+    };
+    let two = until("two sites hold the study", async || holders().await.filter(|names| names.len() == 2)).await;
+    let third = mesh.sites.iter().find(|site| !two.contains(&site.name().to_owned())).expect("the third");
+    // A reader there had it brought. The copies that are wanted are elsewhere: what looks after those leaves it be.
+    third.run(&["study", "fetch", &study.study]).await.ended(0);
+    until("the third holds it, too", async || holders().await.filter(|names| names.len() == 3)).await;
+    rot(third, study.first().0);
+    study.is_whole_at(third.http()).await;
+    until("the copy is whole again", async || {
+        (third.run(&["study", "verify", &study.study]).await.code == 0).then_some(())
+    })
+    .await;
+    until("the mesh counts on it again", async || holders().await.filter(|names| names.len() == 3)).await;
+    let metrics = third.http().get("/metrics").await.expect(200).text();
+    let brought = "maillage_chunk_bytes_received_total{class=\"repair\"} ";
+    let brought = metrics.lines().find_map(|line| line.strip_prefix(brought)?.parse::<u64>().ok());
+    assert!(brought > Some(0), "{metrics}");
+    assert!(!metrics.contains("maillage_chunk_bytes_received_total{class=\"copy\"}"), "no copy was made: {metrics}");
+}
+
+#[tokio::test]
 async fn verify_finds_rot_and_ends_with_7() {
     let mesh = mesh(3).await;
     let study = three_copies(&mesh).await;
@@ -76,6 +107,49 @@ async fn verify_finds_rot_and_ends_with_7() {
     site.run(&["repair", "--study", &study.study]).await.ended(0);
     site.run(&["study", "verify", &study.study]).await.ended(0);
     study.is_whole_at(site.http()).await;
+}
+
+#[tokio::test]
+async fn verify_everywhere_says_of_each_site_what_it_has() {
+    let mut mesh = mesh(3).await;
+    let study = three_copies(&mesh).await;
+    let state = |report: &Value, name: &str| {
+        let sites = report["elsewhere"].as_array().expect("sites").iter();
+        let mut of_it = sites.filter(|site| site["site_name"].as_str() == Some(name));
+        of_it.next().unwrap_or_else(|| panic!("{name} in {report}"))["state"].as_str().expect("a state").to_owned()
+    };
+    let verify = ["-o", "json", "study", "verify", &study.study, "--everywhere"];
+    let [other, third] = [1, 2].map(|n| mesh.sites[n].name().to_owned());
+    let report = mesh.sites[0].run(&verify).await.ended(0).json();
+    assert_eq!((&report["complete"], &report["here"]), (&json!(true), &json!(true)), "{report}");
+    assert_eq!([&other, &third].map(|name| state(&report, name)), ["complete", "complete"]);
+    assert!(report["elsewhere"][0]["objects"].as_u64() >= Some(11), "manifests and chunks: {report}");
+    let shown = mesh.sites[0].run(&["study", "verify", &study.study, "--everywhere"]).await.ended(0).stdout;
+    assert!(shown.contains(&other) && shown.contains("complete: every byte"), "{shown}");
+
+    for site in &mesh.sites[..2] {
+        site.run(&["scrub", "pause"]).await.ended(0);
+    }
+    // Rot that nobody has read there. It is mended as soon as it is found: not where nothing can be had from others.
+    mesh.sites[2].kill();
+    mesh.sites[1].terminate().await;
+    rot(&mesh.sites[1], study.first().0);
+    rot(&mesh.sites[0], study.first().0);
+    mesh.sites[1].start();
+    mesh.sites[1].ready().await;
+    let report = until("it is found", async || {
+        let ran = mesh.sites[0].run(&verify).await;
+        let report = serde_json::from_str::<Value>(&ran.stdout).ok().filter(|_| ran.code == 7)?;
+        (state(&report, &other) != "unreachable").then_some(report)
+    })
+    .await;
+    assert_eq!((report["complete"].clone(), state(&report, &third)), (json!(false), "unreachable".to_owned()));
+    assert!(["damaged", "incomplete"].contains(&state(&report, &other).as_str()), "{report}");
+    assert_eq!(report["corrupt"].as_array().map(Vec::len), Some(1), "and here: {report}");
+    let found = &report["elsewhere"].as_array().expect("sites")[0];
+    let named = |key: &str| found[key].as_array().map_or(0, Vec::len);
+    assert_eq!(named("missing") + named("damaged"), 1, "one chunk of all: {report}");
+    mesh.sites[0].run(&["study", "verify", "1.2.3", "--everywhere"]).await.ended(1);
 }
 
 #[tokio::test]

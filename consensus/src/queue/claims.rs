@@ -3,7 +3,7 @@
 use super::{Applied, exams};
 use crate::command::Envelope;
 use crate::event::Happened;
-use crate::exam::{Claim, Exam, ExamState, Priority, Procedure, WorkitemState};
+use crate::exam::{Claim, Exam, ExamState, Procedure, WorkitemState};
 use crate::ids::{ExamId, FencingToken, Line, Name, SiteId, UidText};
 use crate::keys;
 use crate::life::Step;
@@ -11,7 +11,7 @@ use crate::machine::ApplyError;
 use crate::mesh::HeldPart;
 use crate::order::{self, Policy, Reader};
 use crate::outcome::{Grant, Holder, Outcome, Refusal};
-use crate::room::{self, Places as _};
+use crate::room;
 use crate::state::State;
 
 /// Exams looked at by one `claim next`. The room holds tens of exams, not thousands; the bound keeps a
@@ -28,11 +28,8 @@ pub(super) fn next(state: &mut State<'_, '_>, envelope: &Envelope, reader: &Read
     let centre = Centre::of(state, envelope.site)?;
     let mut given_back = None;
     let mut room = room::Room::new(state.now);
-    for seen in 0..NEXT_SCAN_MAX {
+    for _ in 0..NEXT_SCAN_MAX {
         let Some(place) = room.next(state)? else { break };
-        if seen == 0 {
-            raise_floors(state)?;
-        }
         let Some(exam) = state.exam(place.exam)? else { continue };
         if !reader.reads(&exam) || !centre.should_read(state, reader, &exam)? {
             continue;
@@ -48,14 +45,6 @@ pub(super) fn next(state: &mut State<'_, '_>, envelope: &Envelope, reader: &Read
         Some(exam) => grant(state, envelope, &exam, &Grounds::default()),
         None => Ok(Outcome::NothingWaiting.into()),
     }
-}
-
-fn raise_floors(state: &mut State<'_, '_>) -> Result<(), ApplyError> {
-    for priority in Priority::ALL {
-        let first = state.places(&keys::waiting_level(priority), None, 1)?;
-        state.raise_level_floor(priority, first.first().map(Vec::as_slice))?;
-    }
-    Ok(())
 }
 
 /// A centre that asks for an exam, and what it must know to be given the right one.

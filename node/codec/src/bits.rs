@@ -20,17 +20,22 @@ impl BitWriter {
         Self { bytes: vec![0; len_max + SLACK], at: 0, pending: 0, count: 0 }
     }
 
-    /// Appends the lowest `count` bits of `bits`, at most 16; those above must be zero.
+    /// Appends the lowest `count` bits of `bits`, at most 16; those above must be zero. Not more than 56 bits
+    /// between two calls of [`BitWriter::flush`].
     #[inline(always)]
     pub(crate) fn put(&mut self, bits: u16, count: u32) {
         self.pending |= u64::from(bits) << self.count;
         self.count += count;
+    }
+
+    /// Writes the whole bytes of what was put.
+    #[inline(always)]
+    pub(crate) fn flush(&mut self) {
         if let Some(out) = self.bytes.get_mut(self.at..self.at + SLACK) {
             out.copy_from_slice(&self.pending.to_le_bytes());
         }
-        let whole = self.count / 8;
-        self.at += whole as usize;
-        self.pending >>= 8 * whole;
+        self.at += (self.count / 8) as usize;
+        self.pending >>= self.count & !7;
         self.count %= 8;
     }
 
@@ -94,6 +99,7 @@ mod tests {
         let mut writer = BitWriter::new(2000);
         for (bits, count) in &written {
             writer.put(*bits, *count);
+            writer.flush();
         }
         let bytes = writer.finish();
         let read = |bytes: &[u8], leave: usize| {

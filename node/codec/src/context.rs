@@ -19,6 +19,7 @@ pub(crate) fn quiet(columns: usize) -> Vec<i16> {
 }
 
 /// The magnitudes of a row's residuals, into a row made by [`quiet`].
+#[inline(always)]
 pub(crate) fn magnitudes(residuals: &[i16], out: &mut [i16]) {
     for (out, residual) in out.iter_mut().skip(1).zip(residuals) {
         *out = residual.unsigned_abs().min(MAGNITUDE_MAX).cast_signed();
@@ -26,6 +27,7 @@ pub(crate) fn magnitudes(residuals: &[i16], out: &mut [i16]) {
 }
 
 /// The contexts of the row below these magnitudes.
+#[inline(always)]
 pub(crate) fn contexts(magnitudes: &[i16], out: &mut [u16]) {
     let (Some(middle), Some(right)) = (magnitudes.get(1..), magnitudes.get(2..)) else { return };
     for (((out, &left), &middle), &right) in out.iter_mut().zip(magnitudes).zip(middle).zip(right) {

@@ -20,6 +20,7 @@ mod rans;
 mod rows;
 mod samples;
 mod token;
+mod wide;
 
 pub use format::DecodeError;
 pub use samples::{SampleWidth, Shape};
@@ -70,7 +71,7 @@ fn encode_rows(raw: &[u8], prefix: usize, shape: Shape) -> Option<Vec<u8>> {
     }
     let (body, tail) = body.split_at(whole);
     let layout = samples::Layout::choose(shape, body);
-    let coded = rows::encode(body, &layout);
+    let coded = wide::encode(body, &layout);
     let header = Rows {
         layout,
         prefix: raw.get(..prefix)?,
@@ -108,7 +109,7 @@ pub fn decode(coded: &[u8], raw_len: usize) -> Result<Vec<u8>, DecodeError> {
         Coded::Rows(rows, words) => {
             let mut raw = Vec::with_capacity(raw_len);
             raw.extend_from_slice(rows.prefix);
-            rows::decode(&rows, words, &mut raw)?;
+            wide::decode(&rows, words, &mut raw)?;
             raw.extend_from_slice(rows.tail);
             if raw.len() == raw_len { Ok(raw) } else { Err(DecodeError::Length) }
         }

@@ -5,6 +5,7 @@
 //! Written over slices without early exits, for the compiler to vectorise.
 
 /// Residuals of a row below `above`.
+#[inline(always)]
 pub(crate) fn residuals(row: &[i16], above: &[i16], out: &mut [i16]) {
     let (Some((&first, _)), Some((&first_above, _))) = (row.split_first(), above.split_first()) else { return };
     let (Some((out_first, out)), Some(here)) = (out.split_first_mut(), row.get(1..)) else { return };
@@ -20,6 +21,7 @@ pub(crate) fn residuals(row: &[i16], above: &[i16], out: &mut [i16]) {
 }
 
 /// Residuals of a first row: what is added to the left neighbour.
+#[inline(always)]
 pub(crate) fn first_residuals(row: &[i16], out: &mut [i16]) {
     let mut left = 0_i16;
     for (out, &here) in out.iter_mut().zip(row) {
@@ -29,6 +31,7 @@ pub(crate) fn first_residuals(row: &[i16], out: &mut [i16]) {
 }
 
 /// Undoes [`residuals`].
+#[inline(always)]
 pub(crate) fn restore(residuals: &[i16], above: &[i16], row: &mut [i16]) {
     let (Some((row_first, row)), Some((&first, residuals))) = (row.split_first_mut(), residuals.split_first()) else {
         return;
@@ -44,6 +47,7 @@ pub(crate) fn restore(residuals: &[i16], above: &[i16], row: &mut [i16]) {
 
 /// Undoes [`residuals`] for two rows, the lower one sample behind the upper. Each sample waits for the one
 /// before it, so that two rows at once take little longer than one. All five are as long as one another.
+#[inline(always)]
 pub(crate) fn restore_pair(residuals: [&[i16]; 2], above: &[i16], upper: &mut [i16], lower: &mut [i16]) {
     let n = above.len();
     let ([first, second], upper, lower) = (residuals.map(|row| &row[..n]), &mut upper[..n], &mut lower[..n]);
@@ -76,6 +80,7 @@ fn step(left: i16, up: i16, corner: i16, residual: i16) -> i16 {
 }
 
 /// Undoes [`first_residuals`].
+#[inline(always)]
 pub(crate) fn first_restore(residuals: &[i16], row: &mut [i16]) {
     let mut left = 0_i16;
     for (out, &residual) in row.iter_mut().zip(residuals) {

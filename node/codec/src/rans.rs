@@ -79,6 +79,7 @@ impl Step {
 
 /// Encodes rows of `columns` symbols; a symbol is the context times [`TOKENS`] plus the token. Returns the
 /// words in the order in which the decoder takes them, the states first.
+#[inline(always)]
 pub(crate) fn encode(symbols: &[u16], columns: usize, frequencies: &Frequencies) -> Vec<u16> {
     let steps = steps(frequencies);
     // Every symbol gives at most one word.
@@ -170,6 +171,7 @@ impl Decoder {
     }
 
     /// The tokens of a row in these contexts.
+    #[inline(always)]
     pub(crate) fn row(&mut self, contexts: &[u16], tokens: &mut [u8]) {
         let Self { slots, words, at, states } = self;
         let (fours, rest) = contexts.as_chunks::<STATES>();

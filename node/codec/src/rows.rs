@@ -33,10 +33,13 @@ impl Above {
 }
 
 /// Codes `body`, which is whole rows.
+#[inline(always)]
 pub(crate) fn encode(body: &[u8], layout: &Layout) -> CodedRows {
     let columns = layout.columns;
-    let mut symbols = Vec::with_capacity(body.len() / layout.width.bytes());
-    let mut bits = BitWriter::new(2 * (body.len() / layout.width.bytes()));
+    let samples = body.len() / layout.width.bytes();
+    let mut symbols = vec![0; samples];
+    let mut rest = &mut symbols[..];
+    let mut bits = BitWriter::new(2 * samples);
     let mut planes = Planes::new(layout);
     let mut above = Above::of(layout);
     let mut residuals = vec![0; columns];
@@ -51,7 +54,9 @@ pub(crate) fn encode(body: &[u8], layout: &Layout) -> CodedRows {
             }
             context::contexts(&above.magnitudes, &mut contexts);
             context::magnitudes(&residuals, &mut above.magnitudes);
-            put_symbols(&residuals, &contexts, &mut symbols, &mut bits);
+            let (row, behind) = rest.split_at_mut(columns);
+            put_symbols(&residuals, &contexts, row, &mut bits);
+            rest = behind;
             std::mem::swap(numbers, &mut above.numbers);
         }
     }
@@ -60,22 +65,29 @@ pub(crate) fn encode(body: &[u8], layout: &Layout) -> CodedRows {
     CodedRows { frequencies, bits: bits.finish(), words }
 }
 
-fn put_symbols(residuals: &[i16], contexts: &[u16], symbols: &mut Vec<u16>, bits: &mut BitWriter) {
-    let symbol = |context: u16, token: u16| (context << TOKENS.trailing_zeros()) | token;
-    for (residuals, contexts) in residuals.chunks(SEGMENT).zip(contexts.chunks(SEGMENT)) {
-        let all = residuals.iter().fold(0, |all, residual| all | token::fold(*residual));
-        if all < DIRECT {
-            symbols.extend(
-                residuals.iter().zip(contexts).map(|(residual, context)| symbol(*context, token::fold(*residual))),
-            );
-            continue;
+#[inline(always)]
+fn put_symbols(residuals: &[i16], contexts: &[u16], symbols: &mut [u16], bits: &mut BitWriter) {
+    let segments = residuals.chunks(SEGMENT).zip(contexts.chunks(SEGMENT)).zip(symbols.chunks_mut(SEGMENT));
+    for ((residuals, contexts), symbols) in segments {
+        let mut all = 0;
+        for (out, residual) in symbols.iter_mut().zip(residuals) {
+            *out = token::fold(*residual);
+            all |= *out;
         }
-        symbols.extend(residuals.iter().zip(contexts).map(|(residual, context)| {
-            let folded = token::fold(*residual);
-            let (token, left_out) = token::of(folded);
-            bits.put(folded & ((1 << left_out) - 1), left_out);
-            symbol(*context, token)
-        }));
+        if all >= DIRECT {
+            for symbols in symbols.chunks_mut(TOKENS_AT_ONCE) {
+                for out in symbols {
+                    let folded = *out;
+                    let (token, left_out) = token::of(folded);
+                    bits.put(folded & ((1 << left_out) - 1), left_out);
+                    *out = token;
+                }
+                bits.flush();
+            }
+        }
+        for (out, context) in symbols.iter_mut().zip(contexts) {
+            *out |= *context << TOKENS.trailing_zeros();
+        }
     }
 }
 
@@ -84,6 +96,7 @@ fn put_symbols(residuals: &[i16], contexts: &[u16], symbols: &mut Vec<u16>, bits
 const SEGMENT: usize = 32;
 
 /// Counts in two tables in turn: a run of one symbol would wait for each increment to be stored.
+#[inline(always)]
 fn count(symbols: &[u16]) -> Box<rans::Counts> {
     let mut even = Box::new([0_u32; CONTEXTS * TOKENS]);
     let mut odd = even.clone();
@@ -102,6 +115,7 @@ fn count(symbols: &[u16]) -> Box<rans::Counts> {
 }
 
 /// Appends the bytes of all rows to `raw`.
+#[inline(always)]
 pub(crate) fn decode(rows: &Rows<'_>, words: &[u8], raw: &mut Vec<u8>) -> Result<(), DecodeError> {
     let layout = &rows.layout;
     let mut decoder = Decoder::new(&rows.frequencies, words)?;
@@ -150,6 +164,7 @@ struct Row {
 
 impl Row {
     /// The residuals of the row below `magnitudes`, which become its own.
+    #[inline(always)]
     fn take(&mut self, decoder: &mut Decoder, bits: &mut BitReader, magnitudes: &mut [i16], residuals: &mut [i16]) {
         context::contexts(magnitudes, &mut self.contexts);
         decoder.row(&self.contexts, &mut self.tokens);
@@ -160,15 +175,19 @@ impl Row {
     }
 }
 
+#[inline(always)]
 fn take_residuals(tokens: &[u8], bits: &mut BitReader, residuals: &mut [i16]) {
-    let all = tokens.iter().fold(0, |all, token| all | token);
+    let mut all = 0;
+    for token in tokens {
+        all |= token;
+    }
     if u16::from(all) < DIRECT {
         for (residual, token) in residuals.iter_mut().zip(tokens) {
             *residual = token::unfold(u16::from(*token));
         }
         return;
     }
-    for (residuals, tokens) in residuals.chunks_mut(TOKENS_A_REFILL).zip(tokens.chunks(TOKENS_A_REFILL)) {
+    for (residuals, tokens) in residuals.chunks_mut(TOKENS_AT_ONCE).zip(tokens.chunks(TOKENS_AT_ONCE)) {
         bits.refill();
         for (residual, token) in residuals.iter_mut().zip(tokens) {
             let meaning = MEANINGS[usize::from(*token) & (TOKENS - 1)];
@@ -177,6 +196,6 @@ fn take_residuals(tokens: &[u8], bits: &mut BitReader, residuals: &mut [i16]) {
     }
 }
 
-/// 56 bits made ready are enough for so many tokens.
-const TOKENS_A_REFILL: usize = 4;
-const _: () = assert!(TOKENS_A_REFILL * (LEFT_OUT_MAX as usize) <= 56);
+/// The bits that so many tokens leave out are written, and made ready, together: at most 56.
+const TOKENS_AT_ONCE: usize = 4;
+const _: () = assert!(TOKENS_AT_ONCE * (LEFT_OUT_MAX as usize) <= 56);

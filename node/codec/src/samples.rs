@@ -116,6 +116,7 @@ impl Planes {
     }
 
     /// Takes a row of bytes.
+    #[inline(always)]
     pub(crate) fn load(&mut self, bytes: &[u8], layout: &Layout) {
         if let [only] = &mut self.rows[..] {
             return load(bytes, layout, only);
@@ -136,6 +137,7 @@ impl Planes {
 
     /// Gives a row of bytes, which spoils the numbers when components were subtracted: `false` when a
     /// number is none of a sample's.
+    #[inline(always)]
     pub(crate) fn store(&mut self, layout: &Layout, bytes: &mut Vec<u8>) -> bool {
         if let [only] = &self.rows[..] {
             return store(only, layout, bytes);
@@ -155,6 +157,7 @@ impl Planes {
     }
 }
 
+#[inline(always)]
 fn load(bytes: &[u8], layout: &Layout, out: &mut [i16]) {
     let mask = layout.mask;
     let pairs = bytes.as_chunks::<2>().0;
@@ -177,6 +180,7 @@ fn load(bytes: &[u8], layout: &Layout, out: &mut [i16]) {
     }
 }
 
+#[inline(always)]
 fn store(numbers: &[i16], layout: &Layout, bytes: &mut Vec<u8>) -> bool {
     let at = bytes.len();
     bytes.resize(at + numbers.len() * layout.width.bytes(), 0);

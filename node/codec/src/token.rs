@@ -17,17 +17,20 @@ pub(crate) const DIRECT: u16 = 16;
 pub(crate) const LEFT_OUT_MAX: u32 = 12;
 
 /// Folds the sign into the lowest bit.
+#[inline(always)]
 pub(crate) fn fold(residual: i16) -> u16 {
     ((residual << 1) ^ (residual >> 15)).cast_unsigned()
 }
 
 /// Undoes [`fold`].
+#[inline(always)]
 pub(crate) fn unfold(folded: u16) -> i16 {
     ((folded >> 1) ^ (folded & 1).wrapping_neg()).cast_signed()
 }
 
 /// The token of a folded residual, and how many low bits it leaves out. Without a branch: whether a
 /// residual is above 16 is as good as random in a noisy image.
+#[inline(always)]
 pub(crate) fn of(folded: u16) -> (u16, u32) {
     let left_out = LEFT_OUT_MAX.saturating_sub(folded.leading_zeros());
     let token = ((8 * left_out) & 0x7F) as u16 + (folded >> left_out);

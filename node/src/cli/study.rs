@@ -49,6 +49,9 @@ pub(super) enum StudyCommand {
     Verify {
         /// The Study Instance UID
         uid: String,
+        /// Also what each other holder has of it, which comes over the network
+        #[arg(long)]
+        everywhere: bool,
     },
 }
 
@@ -66,7 +69,7 @@ pub(super) async fn run(context: &Context, command: StudyCommand) -> anyhow::Res
         }
         StudyCommand::Import(args) => return import::run(context, &client, args).await,
         StudyCommand::Fetch { uid, out } => fetch(context, &client, &uid, out).await?,
-        StudyCommand::Verify { uid } => return verify(context, &client, &uid).await,
+        StudyCommand::Verify { uid, everywhere } => return verify(context, &client, &uid, everywhere).await,
     }
     Ok(ExitCode::Ok)
 }
@@ -169,17 +172,26 @@ pub(super) fn incomplete(line: &Value) -> ClientError {
     )
 }
 
-/// Not all here is degraded, wrong bytes are corruption.
-async fn verify(context: &Context, client: &Client, uid: &str) -> anyhow::Result<ExitCode> {
-    let report = client.post_long(&format!("{PATH}/{}/verify", segment(uid))).await?;
+/// Not all there is degraded, wrong bytes are corruption.
+async fn verify(context: &Context, client: &Client, uid: &str, everywhere: bool) -> anyhow::Result<ExitCode> {
+    let path = format!("{PATH}/{}/verify", segment(uid));
+    let report = client.post_long(&with_query(&path, &[("everywhere", everywhere.then(|| true.to_string()))])).await?;
+    let sites = items(&report, "elsewhere");
     context.print(&report, |report| {
         let get = |name: &str| field(report, &[name]);
         let size = bytes(number(report, &["bytes"]));
-        let mut text = format!("{} instances in {} chunks, {size}, were read\n", get("instances"), get("chunks"));
+        let mut text = if report["here"] == json!(false) {
+            "nothing of it lies here\n".to_owned()
+        } else {
+            format!("{} instances in {} chunks, {size}, were read\n", get("instances"), get("chunks"))
+        };
         for fault in ["missing", "corrupt", "contradictory"] {
             for hash in items(&report[fault], "") {
                 text.push_str(&format!("{fault:<13} {}\n", field(hash, &[])));
             }
+        }
+        if everywhere {
+            text.push_str(&elsewhere(report));
         }
         text + if report["complete"] == json!(true) {
             "complete: every byte is as received\n"
@@ -192,7 +204,26 @@ async fn verify(context: &Context, client: &Client, uid: &str) -> anyhow::Result
         let failure = Failure::new(ExitCode::Corrupt, "some of the study's bytes here are not what was received");
         return Err(failure.with_hint(format!("`maillage repair --study {uid}` gets them from another site")).into());
     }
+    let damaged = sites.iter().filter(|site| site["state"] == json!("damaged"));
+    let names: Vec<String> = damaged.map(|site| field(site, &["site_name"])).collect();
+    if !names.is_empty() {
+        let failure = Failure::new(ExitCode::Corrupt, format!("not what was received, at {}", names.join(", ")));
+        return Err(failure.with_hint(format!("`maillage repair --study {uid}` there")).into());
+    }
     Ok(if report["complete"] == json!(true) { ExitCode::Ok } else { ExitCode::Degraded })
+}
+
+/// What each other holder has.
+fn elsewhere(report: &Value) -> String {
+    let mut table = Table::new(&["SITE", "STATE", "OBJECTS", "SIZE", "MISSING", "DAMAGED", "WHY"]);
+    for site in items(report, "elsewhere") {
+        let column = |name: &str| field(site, &[name]);
+        let count = |name: &str| items(&site[name], "").len().to_string();
+        let size = bytes(number(site, &["bytes"]));
+        let (missing, damaged) = (count("missing"), count("damaged"));
+        table.row([column("site_name"), column("state"), column("objects"), size, missing, damaged, column("why")]);
+    }
+    table.render("no other site holds it")
 }
 
 /// A bar of bytes on standard error, if a person looks.

@@ -1,11 +1,35 @@
 //! What a member asks of the state that is not in this node's store: by the rules of `judge`.
 
+use std::collections::BTreeSet;
+
 use maillage_consensus::ids::SiteId;
 use maillage_consensus::mesh::Study;
 use maillage_store::Hash;
 
-use super::judge::{Coverage, ZONES_MIN, publications};
+use super::judge::{Coverage, Verdict, ZONES_MIN, publications, verdict};
+use super::record::Reference;
+use super::round::here;
 use crate::node::Node;
+
+/// What is said of references, by what this node's store has of them and the state says of it: in their order.
+///
+/// # Errors
+/// The state or the store cannot be read.
+pub(crate) async fn verdicts(node: &Node, references: &[Reference]) -> anyhow::Result<Vec<Verdict>> {
+    let mut found = Vec::with_capacity(references.len());
+    for reference in references {
+        found.push(here(node, reference).await?);
+    }
+    let mut coverage = Coverage::default();
+    let uids: BTreeSet<&str> = found.iter().flatten().map(|here| here.study.as_str()).collect();
+    for uid in uids {
+        if let Some(study) = node.read(|view| view.study(uid))? {
+            coverage.add_study(node, &study).await?;
+        }
+    }
+    let judged = references.iter().zip(&found);
+    Ok(judged.map(|(reference, here)| verdict(reference, here.as_ref(), &coverage)).collect())
+}
 
 impl Coverage {
     /// Counts all publications of a study. One whose manifest nobody who answers has does not count.

@@ -28,7 +28,7 @@ pub(super) struct Here {
 
 /// What is said of one reference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(crate) enum Verdict {
     /// Durable in two zones.
     Safe,
     /// Not yet.

@@ -158,7 +158,7 @@ impl Look {
 }
 
 /// What this node's store has of a reference.
-async fn here(node: &Node, reference: &Reference) -> Result<Option<Here>, StoreError> {
+pub(super) async fn here(node: &Node, reference: &Reference) -> Result<Option<Here>, StoreError> {
     let store = node.store();
     let sop_instance = reference.sop_instance.as_str();
     let Some(instance) = store.instance(sop_instance).await? else { return Ok(None) };

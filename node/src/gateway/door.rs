@@ -125,6 +125,7 @@ impl Door {
                 Reply::Done
             }
             Ask::Safe { items } => telling(writer, safety::judge(&self.node, &items)).await?,
+            Ask::Held { references } => telling(writer, safety::held(&self.node, &references)).await?,
             Ask::Feed { from } => feed::page(&self.node, gateway, from),
             Ask::Acknowledge { exam, report } => {
                 telling(writer, feed::acknowledge(&self.node, gateway, exam, report)).await?

@@ -1,21 +1,23 @@
 //! What the mesh says is safe: it may go from the spool, and its sender may be told.
 //!
 //! Safe is what a centre says from a state that a quorum confirmed: two zones have these very bytes. A sender is
-//! told so only after it was asked anew, for all that it named: it deletes what it has.
+//! told so only after it was asked anew, for all that it named: it deletes what it has. Of what has left the spool
+//! all centres are asked: the mesh knows it by its UID, as it knows what came by other ways.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use maillage_consensus::ids::UidText;
+use maillage_dicom::Uid;
 use maillage_store::StoreError;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::ask::{AskError, ask};
 use super::schedule::{Key, State};
-use super::wire::{Ask, ITEMS_MAX, Item, Reply, Safety};
+use super::wire::{Ask, Held, ITEMS_MAX, Item, Referenced, Reply, Safety};
 use super::{Complaints, Gateway};
-use crate::commitment::{Settled, Transaction, reason};
+use crate::commitment::{Reference, Settled, Transaction, reason};
 
 /// Between two rounds.
 const ROUND: Duration = Duration::from_millis(500);
@@ -27,6 +29,12 @@ const BATCHES: usize = 32;
 const DROPPED_MAX: usize = 512;
 /// Above this share of the spool, in hundredths, what is safe goes before its time.
 const NEARLY_FULL: u64 = 90;
+
+/// Between two questions to all centres of what one transaction names that is in the spool no more.
+const ASK_HELD: Duration = Duration::from_secs(10);
+
+/// When the centres were last asked what they have of a transaction's instances.
+type Asked = BTreeMap<Uid, Instant>;
 
 /// Why it is not known what is safe.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +53,7 @@ enum SafetyError {
 pub(super) async fn run(gateway: Gateway, shutdown: CancellationToken) {
     let (mut asking, mut dropping, mut settling) =
         (Complaints::default(), Complaints::default(), Complaints::default());
-    let mut round = 0_u32;
+    let (mut round, mut asked) = (0_u32, Asked::new());
     while shutdown.run_until_cancelled(sleep(ROUND)).await.is_some() {
         if round.is_multiple_of(LOOK_EVERY) {
             gateway.look_at_stats().await;
@@ -53,7 +61,7 @@ pub(super) async fn run(gateway: Gateway, shutdown: CancellationToken) {
         round = round.wrapping_add(1);
         let work = async {
             asking.hear("ask what is safe", gateway.ask_what_is_safe().await);
-            settling.hear("settle storage commitments", gateway.settle().await);
+            settling.hear("settle storage commitments", gateway.settle(&mut asked).await);
             dropping.hear("drop what is safe", gateway.drop_what_is_safe().await);
         };
         if shutdown.run_until_cancelled(work).await.is_none() {
@@ -150,11 +158,13 @@ impl Gateway {
     }
 
     /// Settles the storage commitments that can be, and those whose time is over.
-    async fn settle(&self) -> Result<(), SafetyError> {
-        for transaction in self.commitments().select(|one| one.settled.is_none()) {
+    async fn settle(&self, asked: &mut Asked) -> Result<(), SafetyError> {
+        let pending = self.commitments().select(|one| one.settled.is_none());
+        asked.retain(|uid, _| pending.iter().any(|one| one.uid == *uid));
+        for transaction in pending {
             let timeout_ms = self.config().storage.commitment_timeout_s.saturating_mul(1000);
             let over = self.clock().now().0.saturating_sub(transaction.asked_at.0) >= timeout_ms;
-            let Some(failed) = self.verdict(&transaction, over).await? else { continue };
+            let Some(failed) = self.verdict(&transaction, over, asked).await? else { continue };
             let (all, count) = (transaction.references.len(), failed.len());
             let settled = Settled { at: self.clock().now().into(), failed };
             self.commitments().change(&transaction.uid, |one| one.settled = Some(settled)).await?;
@@ -166,7 +176,12 @@ impl Gateway {
     }
 
     /// What is not committed of a transaction, and why; none while that is not known.
-    async fn verdict(&self, transaction: &Transaction, over: bool) -> Result<Option<Vec<(u32, u16)>>, SafetyError> {
+    async fn verdict(
+        &self,
+        transaction: &Transaction,
+        over: bool,
+        asked: &mut Asked,
+    ) -> Result<Option<Vec<(u32, u16)>>, SafetyError> {
         let is_open = |sop_instance: &str| {
             let schedule = self.schedule();
             schedule.named(sop_instance).is_some_and(|(.., state)| !matches!(state, State::Safe(_) | State::Rejected))
@@ -175,7 +190,7 @@ impl Gateway {
         if !over && transaction.references.iter().any(|reference| is_open(reference.sop_instance.as_str())) {
             return Ok(None);
         }
-        let (mut failed, mut to_ask) = (Vec::new(), Vec::new());
+        let (mut failed, mut to_ask, mut gone) = (Vec::new(), Vec::new(), Vec::new());
         for (place, reference) in (0..).zip(&transaction.references) {
             let sop_instance = reference.sop_instance.as_str();
             let found = {
@@ -183,7 +198,7 @@ impl Gateway {
                 schedule.named(sop_instance).map(|(key, spooled, state)| (key.clone(), spooled.manifest, state))
             };
             let Some((key, manifest, state)) = found else {
-                failed.push((place, reason::NO_SUCH_INSTANCE));
+                gone.push((place, reference));
                 continue;
             };
             let class = self.store().instance_manifest(manifest).await?.map(|manifest| manifest.sop_class);
@@ -214,7 +229,54 @@ impl Gateway {
                 Err(error) => return Err(error),
             }
         }
+        if !gone.is_empty() && !over && asked.get(&transaction.uid).is_some_and(|at| at.elapsed() < ASK_HELD) {
+            return Ok(None);
+        }
+        asked.insert(transaction.uid.clone(), Instant::now());
+        for chunk in gone.chunks(ITEMS_MAX) {
+            let references: Vec<Reference> = chunk.iter().map(|(_, reference)| (*reference).clone()).collect();
+            for ((place, _), found) in chunk.iter().zip(self.held(&references).await?) {
+                match found {
+                    Some(Held::Safe) => {}
+                    Some(Held::No) => failed.push((*place, reason::NO_SUCH_INSTANCE)),
+                    Some(Held::OtherClass) => failed.push((*place, reason::CLASS_CONFLICT)),
+                    Some(Held::Contested) => failed.push((*place, reason::PROCESSING)),
+                    Some(Held::Pending) | None if over => failed.push((*place, reason::PROCESSING)),
+                    Some(Held::Pending) | None => return Ok(None),
+                }
+            }
+        }
         failed.sort_unstable();
         Ok(Some(failed))
+    }
+
+    /// What the centres have of instances that are in the spool no more, or never were: what those that answer say
+    /// together. None of one that they do not have, as long as others may that do not answer.
+    async fn held(&self, references: &[Reference]) -> Result<Vec<Option<Held>>, SafetyError> {
+        let named = |one: &Reference| Referenced {
+            sop_class: UidText::fitted(one.sop_class.as_str()),
+            sop_instance: UidText::fitted(one.sop_instance.as_str()),
+        };
+        let asked: Vec<Referenced> = references.iter().map(named).collect();
+        let mut all = vec![Held::No; asked.len()];
+        let (answering, known) = {
+            let schedule = self.schedule();
+            (schedule.answering(), schedule.centre_count())
+        };
+        // None known yet: somebody has to be asked first.
+        let mut silent = known.max(1).saturating_sub(answering.len());
+        for centre in answering {
+            match ask(self.lines(), centre, &Ask::Held { references: asked.clone() }).await {
+                Ok(Reply::Held(says)) if says.len() == all.len() => {
+                    all.iter_mut().zip(says).for_each(|(known, says)| *known = (*known).max(says));
+                }
+                Ok(_) => return Err(AskError::Unexpected.into()),
+                Err(error) => {
+                    tracing::debug!(centre, %error, "it does not say what it has");
+                    silent += 1;
+                }
+            }
+        }
+        Ok(all.into_iter().map(|held| (held != Held::No || silent == 0).then_some(held)).collect())
     }
 }

@@ -118,6 +118,19 @@ pub(crate) struct Counts {
     pub(crate) oldest: Option<UnixMillis>,
 }
 
+impl Counts {
+    /// Instances by state, as metrics call them.
+    pub(crate) fn by_state(&self) -> [(&'static str, u64); 5] {
+        [
+            ("waiting", self.waiting),
+            ("in-flight", self.in_flight),
+            ("pushed", self.pushed),
+            ("safe", self.safe),
+            ("rejected", self.rejected),
+        ]
+    }
+}
+
 /// The schedule.
 #[derive(Debug, Default)]
 pub(crate) struct Schedule {

@@ -12,7 +12,6 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use super::schedule::Counts;
 use super::wire::Position;
 use super::{Gateway, ago};
 use crate::http::{self, Intake, UPLOADS_MAX, rfc3339};
@@ -108,7 +107,7 @@ async fn metrics(State(web): State<Web>) -> Response {
     let (counts, seen) = (gateway.schedule().counts(), *gateway.seen());
     let seconds = |duration: Option<Duration>, none: f64| duration.map_or(none, |duration| duration.as_secs_f64());
     gateway.metrics().gateway().set(&Scrape {
-        instances: states(&counts).into(),
+        instances: counts.by_state().into(),
         bytes: (counts.bytes, gateway.config().gateway.spool_bytes_max),
         oldest_s: seconds(gateway.oldest(), 0.0),
         centres: gateway.schedule().answering().len(),
@@ -118,16 +117,6 @@ async fn metrics(State(web): State<Web>) -> Response {
     });
     let body = gateway.metrics().text();
     ([(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE))], body).into_response()
-}
-
-fn states(counts: &Counts) -> [(&'static str, u64); 5] {
-    [
-        ("waiting", counts.waiting),
-        ("in-flight", counts.in_flight),
-        ("pushed", counts.pushed),
-        ("safe", counts.safe),
-        ("rejected", counts.rejected),
-    ]
 }
 
 /// What a person should know, the worst first.
@@ -190,7 +179,7 @@ fn status(gateway: &Gateway) -> Value {
         "centre": current.and_then(|site| centres.get(&site)).map(|known| &known.name),
         "centres": rows,
         "spool": {
-            "instances": states(&counts).iter().map(|(_, count)| count).sum::<u64>(),
+            "instances": counts.by_state().iter().map(|(_, count)| count).sum::<u64>(),
             "waiting": counts.waiting,
             "in_flight": counts.in_flight,
             "pushed": counts.pushed,

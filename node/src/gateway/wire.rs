@@ -61,6 +61,11 @@ pub(crate) enum Ask {
         /// Its number.
         report: u32,
     },
+    /// What of these does the centre have, and is it safe? Of instances that are in the spool no more.
+    Held {
+        /// At most [`ITEMS_MAX`].
+        references: Vec<Referenced>,
+    },
 }
 
 /// How a gateway does, for people who look at a centre.
@@ -112,6 +117,15 @@ pub(crate) struct Item {
     pub(crate) dataset: [u8; 32],
     /// When the gateway received it.
     pub(crate) received_at: u64,
+}
+
+/// An instance as a sender names it that asks for storage commitment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Referenced {
+    /// SOP Class UID.
+    pub(crate) sop_class: UidText,
+    /// SOP Instance UID.
+    pub(crate) sop_instance: UidText,
 }
 
 /// A place in a gateway's feed.
@@ -181,6 +195,8 @@ pub(crate) enum Reply {
     Page(Page),
     /// Done.
     Done,
+    /// In the order of the references.
+    Held(Vec<Held>),
 }
 
 /// What an instance was to the centre that stored it.
@@ -203,6 +219,22 @@ pub(crate) enum Safety {
     Pending,
     /// Purged since: nothing of it may be kept.
     Purged,
+}
+
+/// What a centre has of an instance, as confirmed by a quorum. The greatest of what several say counts: one that
+/// has seen two data sets under a UID knows more than one that has seen one, and who has none knows nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) enum Held {
+    /// Nothing.
+    No,
+    /// It has it, and cannot tell that it is durable in two zones.
+    Pending,
+    /// Durable in two zones.
+    Safe,
+    /// It is of another SOP class.
+    OtherClass,
+    /// Other bytes came under its UID: nobody can tell which are meant.
+    Contested,
 }
 
 /// The mesh as a gateway has to know it.
@@ -316,6 +348,7 @@ pub(super) mod tests {
             Ask::Feed { from: Some(Position::Event { index: 9, place: 1 }) },
             Ask::Feed { from: Some(Position::Exam { exam: 3, report: 2, index: 9, place: 1 }) },
             Ask::Acknowledge { exam: 5, report: 2 },
+            Ask::Held { references: vec![Referenced { sop_class: uid("1.4"), sop_instance: uid("1.3") }] },
         ]
     }
 
@@ -366,6 +399,7 @@ pub(super) mod tests {
                 more: true,
             }),
             Reply::Done,
+            Reply::Held(vec![Held::No, Held::Pending, Held::Safe, Held::OtherClass, Held::Contested]),
         ]
     }
 
@@ -402,6 +436,8 @@ pub(super) mod tests {
         let long = "1".repeat(64);
         let item = Item { study: uid(&long), sop_instance: uid(&long), dataset: [255; 32], received_at: u64::MAX };
         assert!(encode(&Ask::Safe { items: vec![item; ITEMS_MAX] }).expect("encodes").len() <= ASK_MAX);
+        let named = Referenced { sop_class: uid(&long), sop_instance: uid(&long) };
+        assert!(encode(&Ask::Held { references: vec![named; ITEMS_MAX] }).expect("encodes").len() <= ASK_MAX);
         let mut one = delivery(u64::MAX, u32::MAX);
         one.report.text = Prose::new("x".repeat(262_144)).expect("the longest");
         let one = encode(&one).expect("encodes").len();

@@ -167,9 +167,7 @@ pub(super) async fn metrics(State(app): State<App>) -> Response {
         scrub_age: scrub.age(app.node.clock().now()),
         ..Scrape::default()
     };
-    let outbox = app.node.outbox().book().counts();
-    scrape.outbox =
-        vec![("waiting", outbox.waiting), ("unacknowledged", outbox.unacknowledged), ("settled", outbox.settled)];
+    scrape.outbox = app.node.outbox().book().counts().by_state().into();
     if let Ok(status) = app.node.read(|view| MeshStatus::gather(&app.node, view, storage)) {
         let mut counts = status.counts;
         scrape.exams = ExamState::ALL.map(|state| (state.as_str(), *counts.of(state))).into();

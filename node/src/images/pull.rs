@@ -327,6 +327,7 @@ mod tests {
 
     use bytes::Bytes;
     use futures::future::BoxFuture;
+    use maillage_dicom::phantom::CtPhantom;
     use maillage_host::engine::MemoryHome;
     use maillage_host::{Clock, Disk};
     use maillage_store::StoreConfig;
@@ -334,6 +335,10 @@ mod tests {
     use maillage_transport::fetch::{AskError, ClassNow, Fetcher, Holders, Wanted};
 
     use super::*;
+    use crate::config::Settings;
+    use crate::ingest::{Announced, Ingest, Source};
+    use crate::metrics::Metrics;
+    use crate::senders::Senders;
 
     /// A holder that is cut off after so many answers.
     struct Cut {
@@ -443,5 +448,56 @@ mod tests {
         let pixels: Vec<Hash> = order.iter().skip(3).map(|chunk| chunk.hash).collect();
         let of = |place: usize| instances[place].chunks.iter().skip(1).map(|chunk| chunk.hash);
         assert_eq!(pixels, of(1).chain(of(0)).chain(of(2)).collect::<Vec<_>>());
+    }
+
+    /// A store that has these instances as it received them, sealed.
+    async fn received(directory: &tempfile::TempDir, phantom: &CtPhantom) -> (Store, Vec<Arc<InstanceManifest>>) {
+        let store = open(directory).await;
+        let settings = "[node]\nname = \"a\"\nzone = \"a\"\ndata_dir = \"/nowhere\"\n[dicom]\nany_caller = true\n";
+        let senders = Senders::new(&Settings::from_toml(settings).expect("settings").into_config());
+        let (gather, _arrivals) = tokio::sync::mpsc::unbounded_channel();
+        let (nobody, seals) = (Box::new(|_: &str| None), Box::new(|| true));
+        let ingest = Ingest::new(store.clone(), Clock::system(), Metrics::new(), senders, gather, nobody, seals);
+        let mut manifests = Vec::new();
+        for n in 0..phantom.slices {
+            let (sop_instance, dataset) = phantom.slice(n);
+            let announced = Announced {
+                sop_class: CtPhantom::SOP_CLASS,
+                sop_instance: sop_instance.clone(),
+                transfer_syntax: CtPhantom::TRANSFER_SYNTAX,
+                foreign_preamble: false,
+            };
+            ingest.receive(Source::Local, announced, dataset).await.expect("received");
+            let instance = store.instance(sop_instance.as_str()).await.expect("a look").expect("it is there");
+            let manifest = store.instance_manifest(instance.entry.manifest).await.expect("a look").expect("there");
+            assert!(manifest.key.is_some(), "sealed");
+            manifests.push(Arc::new(manifest));
+        }
+        (store, manifests)
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn sealed_slices_come_by_their_instance_numbers_and_without_the_key_by_their_uids() {
+        let [directory, elsewhere] = [(); 2].map(|()| tempfile::tempdir().expect("a directory"));
+        let phantom = CtPhantom { slices: 7, rows: 64, columns: 64, ..CtPhantom::default() };
+        let (store, numbered) = received(&directory, &phantom).await;
+        // As manifests list them.
+        let mut listed: Vec<&InstanceManifest> = numbered.iter().map(|manifest| &**manifest).collect();
+        listed.sort_by(|a, b| a.sop_instance.cmp(&b.sop_instance));
+        let number = |chunk: &ChunkEntry| {
+            let has = |manifest: &Arc<InstanceManifest>| manifest.chunks.iter().any(|own| own.hash == chunk.hash);
+            numbered.iter().position(has).expect("a slice's") + 1
+        };
+        let order = |store: &Store| {
+            let order: Vec<usize> = in_reading_order(store, &listed).iter().map(number).collect();
+            let (heads, pixels) = order.split_at(7);
+            assert_eq!(heads, pixels, "heads and pixels, one chunk each");
+            heads.to_vec()
+        };
+        assert_eq!(order(&store), [4, 3, 5, 2, 6, 1, 7]);
+        // Where the key is not, what a slice is called says little, and nothing is lost.
+        let keyless = order(&open(&elsewhere).await);
+        assert_ne!(keyless, [4, 3, 5, 2, 6, 1, 7], "the UIDs are in another order");
+        assert_eq!(keyless.iter().copied().collect::<BTreeSet<_>>(), (1..=7).collect());
     }
 }

@@ -89,6 +89,13 @@ pub(crate) struct Counts {
     pub(crate) settled: usize,
 }
 
+impl Counts {
+    /// Entries by state, as metrics call them.
+    pub(crate) fn by_state(&self) -> [(&'static str, usize); 3] {
+        [("waiting", self.waiting), ("unacknowledged", self.unacknowledged), ("settled", self.settled)]
+    }
+}
+
 impl Book {
     /// The book that these records make.
     ///

@@ -9,7 +9,7 @@ use std::io;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use maillage_host::engine::scan_prefix;
+use maillage_host::engine::{scan_prefix, scan_within};
 use maillage_host::{Batch, Engine, EngineHome};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -140,9 +140,9 @@ impl Index {
     ) -> io::Result<Vec<T>> {
         let mut rows = Vec::new();
         let mut failed = None;
-        let from = after.map_or(Bound::Included(prefix), Bound::Excluded);
-        self.engine.scan(from, Bound::Unbounded, &mut |key, value| {
-            if !key.starts_with(prefix) || rows.len() >= limit {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        scan_within(&*self.engine, prefix, from, &mut |_, value| {
+            if rows.len() >= limit {
                 return false;
             }
             match decode(value) {

@@ -122,6 +122,7 @@ impl Holders for Endpoint {
 #[derive(Clone)]
 pub struct Fetcher {
     own: PeerId,
+    way: Arc<dyn Holders>,
     desk: mpsc::UnboundedSender<Message>,
     next: Arc<AtomicU64>,
     /// Holders that sent wrong bytes: others are asked first.
@@ -142,8 +143,9 @@ impl Fetcher {
         // Unbounded, but each message stands for a fetch or for an object in somebody's hand, which are bounded.
         let (desk, messages) = mpsc::unbounded_channel();
         let penalties = Arc::default();
-        drop(maillage_host::spawn(Desk::new(way, faults, Arc::clone(&penalties), desk.downgrade(), messages).run()));
-        Self { own, desk, next: Arc::default(), penalties }
+        let plan = Desk::new(Arc::clone(&way), faults, Arc::clone(&penalties), desk.downgrade(), messages);
+        drop(maillage_host::spawn(plan.run()));
+        Self { own, way, desk, next: Arc::default(), penalties }
     }
 
     /// Fetches every object of `wanted` from whichever of `holders` has it, in about this order. Each hash comes
@@ -160,6 +162,15 @@ impl Fetcher {
     pub async fn get(&self, wanted: Wanted, holders: Vec<PeerId>) -> Result<Arrived, FetchError> {
         let mut arriving = self.begin(vec![wanted], holders, Class::Reader, true);
         arriving.recv().await.unwrap_or(Err(FetchError::Nowhere(wanted.hash)))
+    }
+
+    /// Asks this one holder for one object, outside the plan: nobody else is asked, and what is on its way for others
+    /// is no answer. How much is asked for at once is the caller's to bound.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn get_from(&self, peer: PeerId, wanted: Wanted, class: Class) -> Result<Bytes, AskError> {
+        self.way.ask(peer, wanted, watch::channel(class).1).await
     }
 
     fn begin(&self, wanted: Vec<Wanted>, holders: Vec<PeerId>, class: Class, is_awaited: bool) -> Arriving {

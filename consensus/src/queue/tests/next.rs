@@ -32,6 +32,41 @@ fn a_nuclear_physician_gets_pet_and_scintigraphy_and_a_radiologist_does_not() {
     assert_eq!(next(&mut bench, PARIS, nuclear()), None);
 }
 
+/// Where each level of the room begins to be looked at: the exam of its first place, or none.
+fn floor(bench: &Bench, priority: Priority) -> Option<ExamId> {
+    let floor = bench.engine.get(&keys::waiting_floor(priority)).expect("get")?;
+    let first = maillage_host::engine::scan_prefix(&*bench.engine, &keys::waiting_level(priority), 1).expect("scan");
+    assert!(first.first().is_none_or(|(first, _)| floor <= *first), "an exam that waits is before the floor");
+    bench.engine.get(&floor).expect("get")?;
+    keys::trailing_number(&floor).map(ExamId)
+}
+
+#[test]
+fn a_level_is_looked_at_from_its_first_place_on_however_exams_leave_it() {
+    let mut bench = Bench::founded();
+    let exams: Vec<ExamId> = (0..6).map(|n| bench.add(ready(&format!("A{n}"), Urgent))).collect();
+    let scheduled = bench.add(ready("B", Scheduled));
+    let take = |bench: &mut Bench, exam| {
+        let transaction_uid = UidText::default();
+        let taken = bench.run(PARIS, Command::Take { exam, transaction_uid });
+        assert!(matches!(taken, Outcome::Claimed(_)), "{taken:?}");
+    };
+    take(&mut bench, exams[0]);
+    assert_eq!(floor(&bench, Urgent), Some(exams[1]), "picked");
+    take(&mut bench, exams[2]);
+    assert_eq!(floor(&bench, Urgent), Some(exams[1]), "picked from behind the first");
+    bench.run(PARIS, Command::Cancel { exam: exams[1], reason: Line::fitted("not needed") });
+    assert_eq!(floor(&bench, Urgent), Some(exams[3]), "cancelled");
+    bench.run(PARIS, Command::Prioritise { exam: exams[3], priority: Vital });
+    assert_eq!(floor(&bench, Urgent), Some(exams[4]), "urgent no more");
+    assert_eq!(next(&mut bench, PARIS, Reader::default()), Some(exams[3]));
+    assert_eq!(next(&mut bench, PARIS, Reader::default()), Some(exams[4]));
+    assert_eq!(floor(&bench, Urgent), Some(exams[5]), "given");
+    take(&mut bench, exams[5]);
+    assert_eq!(floor(&bench, Urgent), None, "the level is empty");
+    assert_eq!(next(&mut bench, PARIS, Reader::default()), Some(scheduled));
+}
+
 #[test]
 fn an_order_may_name_its_specialty_whatever_its_modality() {
     let mut bench = Bench::founded();

@@ -18,8 +18,6 @@ use crate::raft::types::SnapshotMeta;
 /// filling thread waits for the disk, piece by piece. (Under a simulator nothing may wait inside
 /// blocking work, and its states are small.)
 const IN_MEMORY: u64 = 64 << 20;
-/// Bytes committed to the new engine at a time.
-const FILL_BYTES: usize = 1 << 20;
 
 impl State {
     pub(super) async fn install(&mut self, meta: &SnapshotMeta, snapshot: &SnapshotFile) -> io::Result<()> {
@@ -95,22 +93,17 @@ impl Pieces {
 }
 
 fn fill(engine: &dyn Engine, mesh_id: [u8; 32], pieces: &mut Pieces, applied: &Applied) -> io::Result<()> {
-    let mut parser = Parser::new(mesh_id);
-    let (mut batch, mut bytes) = (Batch::default(), 0);
-    while let Some(piece) = pieces.next()? {
-        parser.push(&piece, |key, value| {
-            bytes += key.len() + value.len();
-            batch.put(key, value);
-            if bytes < FILL_BYTES {
-                return Ok(());
-            }
-            bytes = 0;
-            engine.commit(std::mem::take(&mut batch))
-        })?;
-    }
-    if Applied::from_head(&parser.finish()?) != *applied {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the snapshot's head changed"));
-    }
+    engine.ingest(&mut |take| {
+        let mut parser = Parser::new(mesh_id);
+        while let Some(piece) = pieces.next()? {
+            parser.push(&piece, &mut *take)?;
+        }
+        if Applied::from_head(&parser.finish()?) != *applied {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the snapshot's head changed"));
+        }
+        Ok(())
+    })?;
+    let mut batch = Batch::default();
     applied.write(&mut batch, true);
     engine.commit(batch)
 }

@@ -13,9 +13,10 @@ use std::ops::Bound;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Snapshot};
+use fjall::config::{CompressionPolicy, PartitioningPolicy};
+use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Snapshot};
 
-use super::{Batch, Engine, EngineHome, Reader};
+use super::{Batch, Engine, EngineHome, Reader, Take, ascends};
 
 /// A directory that holds the generations of one engine.
 #[derive(Debug)]
@@ -60,9 +61,22 @@ impl FjallHome {
             .worker_threads(1)
             .open()
             .map_err(io::Error::other)?;
-        let keyspace = database.keyspace("data", KeyspaceCreateOptions::default).map_err(io::Error::other)?;
+        let keyspace = database.keyspace("data", options).map_err(io::Error::other)?;
         Ok(FjallEngine { database, keyspace })
     }
+}
+
+/// How tables are written; an engine keeps what it was made with.
+///
+/// Levels below the first hold nearly everything, and so do tables that were ingested: they are compressed, and
+/// their indexes and filters are in parts, of which a read needs one. A filter as a whole is a MiB for 64 MiB of
+/// table: reads of old records would push everything else out of the cache.
+fn options() -> KeyspaceCreateOptions {
+    let partitioned = || PartitioningPolicy::new([false, true]);
+    KeyspaceCreateOptions::default()
+        .data_block_compression_policy(CompressionPolicy::new([CompressionType::None, CompressionType::Lz4]))
+        .index_block_partitioning_policy(partitioned())
+        .filter_block_partitioning_policy(partitioned())
 }
 
 impl EngineHome for FjallHome {
@@ -127,6 +141,16 @@ impl Engine for FjallEngine {
             }
         }
         write.commit().map_err(io::Error::other)
+    }
+
+    fn ingest(&self, fill: &mut dyn FnMut(&mut Take<'_>) -> io::Result<()>) -> io::Result<()> {
+        let mut ingestion = self.keyspace.start_ingestion().map_err(io::Error::other)?;
+        let mut last = None;
+        fill(&mut |key, value| {
+            ascends(&mut last, key)?;
+            ingestion.write(key, value).map_err(io::Error::other)
+        })?;
+        ingestion.finish().map_err(io::Error::other)
     }
 
     fn persist(&self) -> io::Result<()> {

@@ -80,6 +80,11 @@ impl Schedule {
         up
     }
 
+    /// How many centres the mesh has, as far as is known here.
+    pub(crate) fn centre_count(&self) -> usize {
+        self.centres.len()
+    }
+
     /// The centre in use.
     pub(crate) fn current(&self) -> Option<u64> {
         self.current.filter(|site| self.is_up(*site))

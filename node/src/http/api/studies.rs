@@ -25,7 +25,7 @@ use crate::http::problem::Problem;
 use crate::http::reading::{FreshQuery, Read};
 use crate::http::rfc3339::rfc3339;
 use crate::http::summary::Summaries;
-use crate::images::FetchedStudy;
+use crate::images::{Elsewhere, FetchedStudy, ImagesError};
 
 /// Studies in one answer, unless fewer are asked for.
 const LIST_DEFAULT: usize = 100;
@@ -174,13 +174,31 @@ async fn record_holdings(app: &App, fetched: &FetchedStudy) -> bool {
     recorded
 }
 
-/// `POST /studies/{uid}/verify`: reads every chunk of the study that is here and compares its hash.
-pub(super) async fn verify(State(app): State<App>, UrlPath(uid): UrlPath<String>) -> Result<Json<Value>, Problem> {
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct VerifyQuery {
+    #[serde(default)]
+    everywhere: bool,
+}
+
+/// `POST /studies/{uid}/verify?everywhere=`: reads every chunk of the study that is here and compares its hash;
+/// everywhere, also what each other holder has, which comes over the network.
+pub(super) async fn verify(
+    State(app): State<App>,
+    UrlPath(uid): UrlPath<String>,
+    UrlQuery(query): UrlQuery<VerifyQuery>,
+) -> Result<Json<Value>, Problem> {
     let uid = parse_uid("study", &uid)?;
     let _place = try_place(&app.limits.retrievals, "retrievals")?;
-    let report = app.node.images().verify(uid.as_str()).await?.ok_or_else(unknown)?;
-    let named = |hashes: &[Hash]| hashes.iter().map(ToString::to_string).collect::<Vec<_>>();
-    Ok(Json(json!({
+    let images = app.node.images();
+    let here = match images.verify(uid.as_str()).await {
+        // One that lies elsewhere only is looked at there.
+        Err(ImagesError::Incomplete { .. }) if query.everywhere => None,
+        here => Some(here?.ok_or_else(unknown)?),
+    };
+    let is_here = here.is_some();
+    let report = here.unwrap_or_default();
+    let mut shown = json!({
         "study": uid.as_str(),
         "complete": report.is_complete(),
         "instances": report.instances,
@@ -189,5 +207,45 @@ pub(super) async fn verify(State(app): State<App>, UrlPath(uid): UrlPath<String>
         "missing": named(&report.missing),
         "corrupt": named(&report.corrupt),
         "contradictory": named(&report.contradictory),
-    })))
+    });
+    if query.everywhere {
+        let elsewhere = images.verify_elsewhere(uid.as_str()).await?.ok_or_else(unknown)?;
+        let own = app.node.site();
+        let (noted, sites) = app.node.read(|view| {
+            let held =
+                view.study(uid.as_str())?.is_some_and(|study| study.parts.iter().any(|p| p.holders.contains(&own)));
+            let summaries = Summaries::new(view, own)?;
+            Ok((held, elsewhere.iter().map(|site| elsewhere_json(site, &summaries)).collect::<Vec<_>>()))
+        })?;
+        let whole_here = if is_here { report.is_complete() } else { !noted };
+        shown["complete"] = json!(whole_here && elsewhere.iter().all(Elsewhere::is_complete));
+        shown["here"] = json!(is_here);
+        shown["elsewhere"] = json!(sites);
+    }
+    Ok(Json(shown))
+}
+
+fn named(hashes: &[Hash]) -> Vec<String> {
+    hashes.iter().map(ToString::to_string).collect()
+}
+
+/// `state` is `complete`, `damaged` (some of it cannot be read there, or was other bytes), `incomplete`, or
+/// `unreachable`: it could not be asked to the end, for `why`.
+fn elsewhere_json(found: &Elsewhere, summaries: &Summaries<'_>) -> Value {
+    let state = match found {
+        found if found.is_complete() => "complete",
+        found if !found.damaged.is_empty() => "damaged",
+        found if found.unreachable.is_some() => "unreachable",
+        _ => "incomplete",
+    };
+    json!({
+        "site": found.site,
+        "site_name": summaries.name(found.site),
+        "state": state,
+        "objects": found.objects,
+        "bytes": found.bytes,
+        "missing": named(&found.missing),
+        "damaged": named(&found.damaged),
+        "why": found.unreachable,
+    })
 }

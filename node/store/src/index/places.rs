@@ -6,6 +6,8 @@ use std::collections::BTreeSet;
 use std::io;
 use std::ops::Bound;
 
+use maillage_host::engine::scan_within;
+
 use super::{ChunkRow, EdgesRow, HeldRow, Index, InstanceRow, decode, key};
 use crate::hash::Hash;
 use crate::pack::PackId;
@@ -76,10 +78,7 @@ impl Index {
     /// Looks at every row whose key begins with `prefix`.
     fn each<T: serde::de::DeserializeOwned>(&self, prefix: &[u8], mut look: impl FnMut(&[u8], T)) -> io::Result<()> {
         let mut failed = None;
-        self.engine.scan(Bound::Included(prefix), Bound::Unbounded, &mut |key, value| {
-            if !key.starts_with(prefix) {
-                return false;
-            }
+        scan_within(&*self.engine, prefix, Bound::Unbounded, &mut |key, value| {
             match decode(value) {
                 Ok(row) => look(key, row),
                 Err(error) => failed = Some(error),
