@@ -152,11 +152,20 @@ impl Commitments {
         self.0.changes.subscribe()
     }
 
-    /// Remembers the association on which a transaction is asked for.
+    /// Remembers the association on which a transaction is asked for. Whoever asks again for what is settled long
+    /// since is told at once.
     fn keep_line(&self, uid: &Uid, line: EventLine, transfer_syntax: Uid) {
         let mut lines = self.0.lines.lock().unwrap_or_else(PoisonError::into_inner);
         lines.retain(|_, (line, _)| !line.is_closed());
         lines.insert(uid.clone(), (line, transfer_syntax));
+        drop(lines);
+        self.changed();
+    }
+
+    /// Whether a transaction was asked for on an association that is still open, and not yet tried.
+    fn has_line(&self, uid: &Uid) -> bool {
+        let lines = self.0.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.get(uid).is_some_and(|(line, _)| !line.is_closed())
     }
 
     /// The association on which a transaction was asked for, once, if it is still open.

@@ -18,11 +18,11 @@ use maillage_consensus::machine::Machine;
 use maillage_consensus::mesh::SiteRole;
 use maillage_consensus::raft::{Committed, Duplex, Group, GroupConfig, Links, ProposeError, StartError, Timing};
 use maillage_consensus::{StateClock, View};
-use maillage_dicom::dimse::scp::{StoreHandler as _, StoreRequest};
-use maillage_dicom::dimse::status::StoreStatus;
+use maillage_dicom::dimse::scp::{ServiceRequest, StoreHandler as _, StoreRequest};
+use maillage_dicom::dimse::status::{Status, StoreStatus};
 use maillage_host::engine::EngineHome;
 use maillage_host::{Clock, Disk};
-use maillage_store::{OpenError, Store, StoreConfig};
+use maillage_store::{Hash, OpenError, Store, StoreConfig};
 use maillage_transport::chunk::{self, ChunkSource, Limits};
 use maillage_transport::fetch::{ChunkFault, Fetcher, Holders};
 use maillage_transport::{Alpn, Endpoint, Identity, Membership, PeerId};
@@ -397,6 +397,16 @@ impl Site {
     /// Takes in what a C-STORE brought, as the DICOM port does.
     pub async fn c_store(&self, request: StoreRequest, data_set: Bytes) -> StoreStatus {
         self.0.dicom.store(request, data_set).await
+    }
+
+    /// Takes a request for storage commitment, as the DICOM port does.
+    pub async fn n_action(&self, request: ServiceRequest) -> Status {
+        commitment::Desk::new(self.0.node.commitments().clone()).take(request).await.err().unwrap_or(Status::SUCCESS)
+    }
+
+    /// What is prefetched here, by its study manifests.
+    pub async fn prefetched(&self) -> Vec<Hash> {
+        self.0.node.images().prefetched().all().await.into_keys().collect()
     }
 
     /// Proposes a command in this node's name, with its place in the log.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use axum::Router;
 use maillage::site::{Settings, Site};
+use maillage_consensus::View;
 use maillage_consensus::command::FORMAT;
 use maillage_consensus::raft::{Group, Role};
 use maillage_store::Store;
@@ -84,6 +85,8 @@ pub(crate) struct Cluster {
     begun: Mutex<Vec<Begun>>,
     /// Set when no more work is to begin.
     ending: AtomicBool,
+    /// Set once all copies are made after the last fault.
+    healed: AtomicBool,
     /// Slots where the new version is installed, in a run that begins with the old one.
     upgraded: Mutex<BTreeSet<u32>>,
 }
@@ -145,6 +148,7 @@ impl Cluster {
             lost_one: AtomicBool::new(false),
             begun: Mutex::default(),
             ending: AtomicBool::new(false),
+            healed: AtomicBool::new(false),
             upgraded: Mutex::default(),
         })
     }
@@ -264,6 +268,17 @@ impl Cluster {
         *lock(&self.generations).entry(slot).or_default() += 1;
     }
 
+    /// How many machines were lost for good.
+    pub(crate) fn lost(&self) -> usize {
+        lock(&self.lost).len()
+    }
+
+    /// The version of the layout that holds, as some node knows it.
+    pub(crate) fn layout(&self) -> u64 {
+        let version = |running: Running| View::new(&*running.group.reader()).placement().ok();
+        self.all_running().into_iter().find_map(version).map_or(0, |placement| placement.applied.version)
+    }
+
     /// Whether the site of this number was lost for good.
     pub(crate) fn is_lost(&self, site: u64) -> bool {
         lock(&self.lost).contains(&site)
@@ -307,6 +322,15 @@ impl Cluster {
 
     pub(crate) fn end_work(&self) {
         self.ending.store(true, Relaxed);
+    }
+
+    /// Whether the faults are over and all copies are made.
+    pub(crate) fn is_healed(&self) -> bool {
+        self.healed.load(Relaxed)
+    }
+
+    pub(crate) fn set_healed(&self) {
+        self.healed.store(true, Relaxed);
     }
 
     /// Starts the node of `slot`, if it is down and has been told of a mesh.

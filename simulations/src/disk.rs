@@ -107,6 +107,11 @@ impl Disks {
         self.with(slot, |drive| drive.volume.find("packs/", marks))
     }
 
+    /// Whether the images of `slot` have each of `marks`, durably.
+    pub(crate) fn keeps(&self, slot: u32, marks: &[Bytes]) -> bool {
+        self.with(slot, |drive| drive.volume.keeps("packs/", marks))
+    }
+
     /// What is left when the node's life ends.
     pub(crate) fn end(&self, slot: u32, ending: Ending) {
         let told = self.with(slot, |drive| drive.volume.end(ending, &mut drive.rng));

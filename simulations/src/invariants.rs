@@ -4,14 +4,17 @@ use std::sync::Arc;
 
 pub(crate) mod audit;
 pub(crate) mod claims;
+pub(crate) mod commitments;
 pub(crate) mod copies;
 pub(crate) mod course;
 pub(crate) mod events;
 pub(crate) mod finality;
+pub(crate) mod giving;
 pub(crate) mod instances;
 pub(crate) mod liveness;
 pub(crate) mod outbox;
 pub(crate) mod patients;
+pub(crate) mod prefetch;
 pub(crate) mod promises;
 pub(crate) mod purges;
 pub(crate) mod replicas;
@@ -34,6 +37,8 @@ pub(crate) struct Watch {
     pub(crate) outbox: outbox::Outbox,
     pub(crate) steps: steps::Steps,
     pub(crate) purges: purges::Purges,
+    pub(crate) commitments: commitments::Commitments,
+    pub(crate) giving: giving::Giving,
 }
 
 impl Watch {
@@ -49,6 +54,8 @@ impl Watch {
             outbox: outbox::Outbox::new(Arc::clone(&world), seed),
             steps: steps::Steps::new(Arc::clone(&world), seed),
             purges: purges::Purges::new(Arc::clone(&world)),
+            commitments: commitments::Commitments::new(Arc::clone(&world)),
+            giving: giving::Giving::new(Arc::clone(&world), seed),
             course: course::Course::new(world, seed),
         }
     }

@@ -7,6 +7,7 @@
 mod cluster;
 pub mod day;
 mod disk;
+mod durable;
 mod history;
 mod invariants;
 mod liars;

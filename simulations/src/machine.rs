@@ -1,6 +1,6 @@
 //! The state machine as nodes run it here: the production queue, watched, and in mutants wrapped.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use maillage_consensus::command::{Command, Envelope};
 use maillage_consensus::machine::{ApplyError, Machine, Proposer, StampError};
@@ -11,6 +11,7 @@ use maillage_host::engine::Reader;
 
 use crate::cluster::Cluster;
 use crate::history::History;
+use crate::invariants::giving::Before;
 use crate::invariants::{Watch, audit};
 use crate::mutant::{Mutant, Mutated};
 use crate::witness;
@@ -24,7 +25,8 @@ pub(crate) fn of(cluster: &Arc<Cluster>, slot: u32) -> Arc<dyn Machine> {
     };
     let (world, history) = (Arc::clone(&cluster.world), Arc::clone(&cluster.history));
     let (watch, understands) = (Arc::clone(&cluster.watch), cluster.understands(slot));
-    Arc::new(Watched { inner, world, history, watch, mutant: cluster.plan.mutant, understands })
+    let mutant = cluster.plan.mutant;
+    Arc::new(Watched { inner, world, history, watch, mutant, understands, cluster: Arc::downgrade(cluster) })
 }
 
 /// Tells the history what no client asks for: a leader that ends a silent site's session, an outbox that
@@ -38,6 +40,7 @@ struct Watched {
     mutant: Option<Mutant>,
     /// The newest format that the node's version understands.
     understands: u8,
+    cluster: Weak<Cluster>,
 }
 
 fn expiry(command: &[u8]) -> Option<(u64, u64)> {
@@ -94,9 +97,16 @@ impl Machine for Watched {
 
     fn apply(&self, transaction: &mut Transaction<'_>, index: u64, command: &[u8]) -> Result<Vec<u8>, ApplyError> {
         let is_repeat = audit::is_repeat(transaction, command);
+        let envelope = Envelope::decode(command).ok();
+        let before = envelope.as_ref().filter(|_| !is_repeat).and_then(|envelope| Before::of(transaction, envelope));
         let outcome = self.inner.apply(transaction, index, command)?;
-        if let Ok(envelope) = Envelope::decode(command) {
-            self.see(&envelope, index, &outcome, is_repeat);
+        if let Some(envelope) = &envelope {
+            self.see(envelope, index, &outcome, is_repeat);
+            if let (Some(before), Some(cluster), Ok(outcome)) =
+                (before, self.cluster.upgrade(), Outcome::decode(&outcome))
+            {
+                self.watch.giving.applied(&cluster, index, envelope, before, &outcome);
+            }
         }
         if !is_repeat && audit::has_begun(transaction) && !audit::has_entry(transaction, index) {
             self.world.violation("audit", format!("the command at {index} ran and is not in the trail"));

@@ -10,15 +10,17 @@ use std::sync::Mutex;
 use clap::ValueEnum;
 use maillage_consensus::command::{Command, Envelope};
 use maillage_consensus::exam::{Patient, Priority, WorkitemState};
-use maillage_consensus::ids::{CommandId, ExamId, FencingToken, Line, Name, SiteId, UidText};
+use maillage_consensus::ids::{Address, CommandId, ExamId, FencingToken, Line, Name, SiteId, UidText};
 use maillage_consensus::machine::{ApplyError, Machine, Proposer, StampError};
+use maillage_consensus::mesh::HeldPart;
 use maillage_consensus::order::Consent;
 use maillage_consensus::transaction::Transaction;
-use maillage_consensus::{Outcome, Queue, Refusal};
+use maillage_consensus::{Outcome, Queue, Refusal, View};
 use maillage_host::UnixMillis;
 use maillage_host::engine::Reader;
 
 use crate::invariants::audit;
+use crate::invariants::giving::Overlay;
 use crate::plan::{Fault, Faults};
 use crate::world::lock;
 
@@ -81,6 +83,14 @@ pub enum Mutant {
     TransactionUnchecked,
     /// One site's disk keeps what a purge overwrites.
     PurgeForgotten,
+    /// The mesh counts a copy as made as soon as a study is published, so that one copy is enough for a commitment.
+    CommitsOneCopy,
+    /// The mesh takes every other site for a holder of what a drained one has.
+    GivesUpEarly,
+    /// A site wipes its copies when another one is drained, without asking the mesh.
+    GivesUpUnasked,
+    /// What is prefetched has far more room than its site gives it.
+    PrefetchUnbounded,
 }
 
 impl Mutant {
@@ -103,7 +113,7 @@ impl Mutant {
             Self::ReadsStale => (&["I1", "I4"], 20),
             Self::SessionsNeverEnd => (&["I9"], 5),
             Self::WrongBytesBelieved => (&["I3", "I9", "I8", "I6"], 20),
-            Self::HoldingsInvented => (&["I9", "I3"], 5),
+            Self::HoldingsInvented => (&["I5", "I9", "I3"], 5),
             Self::OtherPatient => (&["I8"], 5),
             Self::ClockStandsStill => (&["I9", "startup"], 60),
             Self::DoubleGrant => (&["I1", "I2", "I7", "events"], 5),
@@ -120,6 +130,10 @@ impl Mutant {
             Self::GlassOverwrites => (&["I3", "outbox"], 5),
             Self::TransactionUnchecked => (&["steps", "I1"], 5),
             Self::PurgeForgotten => (&["I6"], 5),
+            Self::CommitsOneCopy => (&["I5"], 5),
+            Self::GivesUpEarly => (&["I5"], 5),
+            Self::GivesUpUnasked => (&["I5"], 5),
+            Self::PrefetchUnbounded => (&["prefetch"], 10),
         }
     }
 
@@ -133,6 +147,7 @@ impl Mutant {
             Self::OutboxForgotten | Self::OutboxSendsTwice | Self::GlassOverwrites => {
                 Faults::These(vec![Fault::CutOff, Fault::Kill, Fault::IsolateLeader])
             }
+            Self::GivesUpEarly | Self::GivesUpUnasked => Faults::These(vec![Fault::Relayout, Fault::Kill]),
             _ => Faults::Swarm,
         }
     }
@@ -194,6 +209,8 @@ impl Mutated {
                 | Mutant::OutboxSendsTwice
                 | Mutant::GlassOverwrites
                 | Mutant::TransactionUnchecked
+                | Mutant::CommitsOneCopy
+                | Mutant::GivesUpEarly
         )
     }
 
@@ -314,6 +331,31 @@ fn aside(
     Ok(())
 }
 
+/// Copies that are not there: which site is to have which part of which study.
+type Invented = (SiteId, UidText, Address);
+
+/// Notes copies as made.
+fn invent(transaction: &mut Transaction<'_>, index: u64, of: &Envelope, copies: &[Invented]) -> Result<(), ApplyError> {
+    for (number, (site, study, manifest)) in (0_u128..).zip(copies) {
+        let id = CommandId(uuid::Uuid::from_u128(number << 64 | u128::from(index)));
+        let command = Command::RecordHolding { study: study.clone(), manifest: *manifest, holds: true };
+        let holds = Envelope { id, at: of.at, site: *site, user: Name::default(), command };
+        aside(transaction, index, &holds, &event_keys(index))?;
+    }
+    Ok(())
+}
+
+/// Every part that `site` holds, at every other site.
+fn holders_but(transaction: &Transaction<'_>, site: SiteId) -> Result<Vec<Invented>, ApplyError> {
+    let state = Overlay(transaction);
+    let view = View::new(&state);
+    let (sites, studies) = (view.sites()?, view.studies(None, usize::MAX)?);
+    let parts = studies.iter().flat_map(|study| &study.parts).filter(|held| held.holders.contains(&site));
+    let at = |held: &HeldPart, other: SiteId| (other, held.part.study.clone(), held.part.manifest);
+    let others = |held| sites.iter().map(|one| one.id).filter(|other| *other != site).map(move |other| at(held, other));
+    Ok(parts.flat_map(others).collect())
+}
+
 impl Mutated {
     /// Undoes some of what a command has just done.
     fn spoil(
@@ -401,12 +443,20 @@ impl Machine for Mutated {
         let before = Before::of(transaction, &envelope.command)?;
         let outcome = Queue.apply(transaction, index, &envelope.encode())?;
         self.spoil(transaction, index, &envelope, &outcome, before)?;
-        if let (Mutant::HoldingsInvented, Command::RecordStudy(part)) = (self.mutant, &envelope.command) {
-            let id = CommandId(uuid::Uuid::from_u128(u128::from(index)));
-            let command = Command::RecordHolding { study: part.study.clone(), manifest: part.manifest, holds: true };
-            // The founder: it exists in every mesh.
-            let holds = Envelope { id, at: envelope.at, site: SiteId(1), user: Name::default(), command };
-            aside(transaction, index, &holds, &event_keys(index))?;
+        match (self.mutant, &envelope.command, Outcome::decode(&outcome)) {
+            (Mutant::HoldingsInvented, Command::RecordStudy(part), _) => {
+                // The founder: it exists in every mesh.
+                invent(transaction, index, &envelope, &[(SiteId(1), part.study.clone(), part.manifest)])?;
+            }
+            (Mutant::CommitsOneCopy, Command::RecordStudy(part), _) => {
+                let other = SiteId(if envelope.site == SiteId(1) { 2 } else { 1 });
+                invent(transaction, index, &envelope, &[(other, part.study.clone(), part.manifest)])?;
+            }
+            (Mutant::GivesUpEarly, Command::Drain { site, .. }, Ok(Outcome::Done)) => {
+                let all = holders_but(transaction, *site)?;
+                invent(transaction, index, &envelope, &all)?;
+            }
+            _ => {}
         }
         if self.mutant == Mutant::ApplyDiffers && index.is_multiple_of(16) {
             transaction.put([0xff], self.slot.to_be_bytes());

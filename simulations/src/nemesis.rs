@@ -14,6 +14,7 @@ use crate::plan::{Fault, Plan, Transport};
 use crate::rng::Rng;
 use crate::{site, workload};
 
+pub(crate) mod placement;
 pub(crate) mod upgrade;
 
 /// Probability that a write is a node's last act, while writes may be.
@@ -36,6 +37,9 @@ pub(crate) async fn run(cluster: Arc<Cluster>, until: Duration) {
     if cluster.plan.is_upgraded() {
         let own = Rng::stream(cluster.plan.seed, "upgrade of nodes");
         under_way.push(maillage_host::spawn(upgrade::run(Arc::clone(&cluster), own)));
+    }
+    if cluster.plan.is_relaid() {
+        under_way.push(maillage_host::spawn(placement::run(Arc::clone(&cluster), until)));
     }
     let mut number = 0_u64;
     loop {
@@ -79,7 +83,7 @@ fn begin_throughout(cluster: &Arc<Cluster>, rng: &mut Rng) {
     for fault in plan.faults.iter().copied().filter(|fault| fault.is_throughout()) {
         // Drawn in any case: one left out changes no other.
         let share = if fault == Fault::CrashWriting { rng.fraction() } else { 0.0 };
-        if plan.without.contains(&fault) || fault == Fault::Upgrade {
+        if plan.without.contains(&fault) || matches!(fault, Fault::Upgrade | Fault::Relayout) {
             continue;
         }
         match fault {
@@ -154,7 +158,7 @@ impl Harm {
                 self.crash(slots, Ending::PowerCut).await;
             }
             // Set for the whole run, by the probability of each write and vote.
-            Fault::CrashWriting | Fault::CrashVoting | Fault::LossyLinks | Fault::Upgrade => {}
+            Fault::CrashWriting | Fault::CrashVoting | Fault::LossyLinks | Fault::Upgrade | Fault::Relayout => {}
             Fault::CutOff => self.cut_off().await,
             Fault::Pause => {
                 self.cluster.world.pause(self.slot);
@@ -240,7 +244,11 @@ impl Harm {
             return;
         }
         self.cluster.hold_down(slot);
-        let safe = copies::held_elsewhere(&self.cluster, &running).await;
+        let mut safe = copies::held_elsewhere(&self.cluster, &running).await;
+        if self.cluster.rotten().is_none() {
+            // Their senders have deleted them. Of an image whose other copy rots there is none any more.
+            safe.extend(self.cluster.watch.commitments.committed());
+        }
         let lost = self.cluster.watch.instances.lost(slot, &safe);
         self.cluster.world.event(slot, format_args!("the machine is lost, with {} instances", lost.len()));
         self.cluster.forget(slot);

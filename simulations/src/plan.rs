@@ -69,6 +69,8 @@ pub enum Fault {
     /// The mesh begins with the version before this one and is upgraded node by node. Throughout the run: it
     /// excludes the loss of a machine, whose node would be waited for.
     Upgrade,
+    /// Where copies may lie is changed all the time: sites are drained, layouts staged and applied. Throughout.
+    Relayout,
     /// Links lose, repeat and reorder datagrams, throughout. Only datagrams can be: nothing with streams.
     LossyLinks,
 }
@@ -76,7 +78,7 @@ pub enum Fault {
 impl Fault {
     /// Whether it lasts for the whole run, in place of happening now and then.
     pub(crate) fn is_throughout(self) -> bool {
-        matches!(self, Self::CrashWriting | Self::CrashVoting | Self::LossyLinks | Self::Upgrade)
+        matches!(self, Self::CrashWriting | Self::CrashVoting | Self::LossyLinks | Self::Upgrade | Self::Relayout)
     }
 
     /// The name on the command line.
@@ -85,8 +87,8 @@ impl Fault {
     }
 }
 
-/// The faults of a swarm: every kind that must not matter. [`Fault::LossyLinks`], [`Fault::CutOff`] and
-/// [`Fault::Upgrade`] may be added to it.
+/// The faults of a swarm: every kind that must not matter. [`Fault::LossyLinks`], [`Fault::CutOff`],
+/// [`Fault::Upgrade`] and [`Fault::Relayout`] may be added to it.
 pub(crate) const SWARM: [Fault; 25] = [
     Fault::Crash,
     Fault::CrashMany,
@@ -131,6 +133,11 @@ const LOSSY: f64 = 0.6;
 const CUT_OFF: f64 = 0.6;
 /// The share of swarms in which the mesh is upgraded.
 const UPGRADED: f64 = 0.15;
+/// The share of swarms in which it is changed where copies may lie.
+const RELAID: f64 = 0.4;
+/// The share of runs whose nodes prefetch, and of those the share with hardly any room for it.
+const PREFETCHES: f64 = 0.6;
+const LITTLE_ROOM: f64 = 0.6;
 
 /// Which faults a run has.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -265,6 +272,38 @@ pub(crate) struct Plan {
     pub(crate) reading: Duration,
     /// Whether one site stays away after the faults end.
     pub(crate) one_stays_away: bool,
+    pub(crate) storage: Storage,
+}
+
+/// What sysadmins say of the images.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Storage {
+    /// Room for what is prefetched.
+    pub(crate) prefetch_mib: u64,
+    /// Within which a storage commitment is answered.
+    pub(crate) commitment_timeout: Duration,
+    /// How long copies stay that a layout wants no more.
+    pub(crate) surplus_grace: Duration,
+}
+
+impl Storage {
+    /// As sites have it that nobody reads at and nothing is changed of.
+    pub(crate) const CALM: Self = Self {
+        prefetch_mib: 0,
+        commitment_timeout: Duration::from_secs(24 * 3600),
+        surplus_grace: Duration::from_secs(24 * 3600),
+    };
+
+    /// From streams of its own: the rest of the plan is the same with or without.
+    fn draw(seed: u64) -> Self {
+        let mut rng = Rng::stream(seed, "storage");
+        let room = if rng.chance(LITTLE_ROOM) { 1 } else { 64 };
+        Self {
+            prefetch_mib: if rng.chance(PREFETCHES) { room } else { 0 },
+            commitment_timeout: Duration::from_secs(rng.between(15, 90)),
+            surplus_grace: Duration::from_secs(rng.between(5, 60)),
+        }
+    }
 }
 
 impl Plan {
@@ -285,6 +324,9 @@ impl Plan {
                 }
                 if Rng::stream(settings.seed, "upgrade").chance(UPGRADED) {
                     faults.push(Fault::Upgrade);
+                }
+                if Rng::stream(settings.seed, "relayout").chance(RELAID) {
+                    faults.push(Fault::Relayout);
                 }
                 faults
             }
@@ -317,6 +359,7 @@ impl Plan {
             instance_every: Duration::from_millis(rng.between(1_000, 5_000)),
             reading: Duration::from_millis(rng.between(500, 6_000)),
             one_stays_away: !faults.is_empty() && settings.sites >= 3 && rng.chance(0.5),
+            storage: Storage::draw(settings.seed),
             faults,
         }
     }
@@ -332,6 +375,11 @@ impl Plan {
         self.throughout().any(|fault| fault == Fault::Upgrade)
     }
 
+    /// Whether it is changed where copies may lie.
+    pub(crate) fn is_relaid(&self) -> bool {
+        self.throughout().any(|fault| fault == Fault::Relayout)
+    }
+
     /// Whether this fault is done, or left out.
     pub(crate) fn does(&self, number: u64, fault: Fault) -> bool {
         let asked = self.only_faults.as_ref().is_none_or(|only| only.contains(&number));
@@ -340,7 +388,10 @@ impl Plan {
 
     /// The configuration of the node in `slot`, as its sysadmin wrote it.
     pub(crate) fn configuration(&self, slot: u32, generation: u32, format: u8) -> String {
-        let Self { timing, snapshot_every, keep_log, session_ttl, grace, .. } = self;
+        let Self { timing, snapshot_every, keep_log, session_ttl, grace, storage, .. } = self;
+        let Storage { prefetch_mib, commitment_timeout, surplus_grace } = storage;
+        let prefetch_mib = if self.mutant == Some(Mutant::PrefetchUnbounded) { 64 } else { *prefetch_mib };
+        let (timeout, surplus) = (commitment_timeout.as_secs(), surplus_grace.as_secs());
         let (heartbeat, ttl, grace) = (timing.heartbeat.as_millis(), session_ttl.as_secs(), grace.as_secs());
         let (min, max) = (timing.election_min.as_millis(), timing.election_max.as_millis());
         let name = if generation == 0 { format!("site-{slot}") } else { format!("site-{slot}-{generation}") };
@@ -350,13 +401,9 @@ impl Plan {
              [raft]\nheartbeat_ms = {heartbeat}\nelection_min_ms = {min}\nelection_max_ms = {max}\n\
              snapshot_every = {snapshot_every}\nkeep_log = {keep_log}\nsession_ttl_s = {ttl}\nformat_max = {format}\n\
              [dicom]\nquiet_seconds = {QUIET_S}\n\
-             [storage]\nprefetch_mib_max = 0\ncopies = {COPIES}\nplacement_grace_s = {grace}\n"
+             [storage]\nprefetch_mib_max = {prefetch_mib}\ncopies = {COPIES}\nplacement_grace_s = {grace}\n\
+             commitment_timeout_s = {timeout}\nsurplus_grace_s = {surplus}\n"
         )
-    }
-
-    /// Copies of each study that there are to be, if there are as many sites.
-    pub(crate) fn copies(&self) -> usize {
-        usize::try_from(self.sites).unwrap_or(0).min(usize::from(COPIES))
     }
 
     /// Voters that the mesh grows to.

@@ -10,7 +10,9 @@ use maillage_consensus::View;
 
 use crate::cluster::{Cluster, FOUNDER};
 use crate::disk::Ending;
-use crate::invariants::{claims, copies, events, liveness, outbox, patients, purges, retrieval, tokens};
+use crate::invariants::{
+    claims, commitments, copies, events, liveness, outbox, patients, prefetch, purges, retrieval, tokens,
+};
 use crate::plan::{Fault, Faults, Plan, Settings};
 use crate::rng::Rng;
 use crate::trace::Trace;
@@ -150,6 +152,7 @@ async fn play(cluster: Arc<Cluster>) -> Duration {
     }
     world.event(0, format_args!("the faults are over"));
     nemesis::upgrade::is_done(&cluster).await;
+    nemesis::placement::settle(&cluster).await;
     if world.is_violated() {
         return Duration::ZERO;
     }
@@ -181,6 +184,8 @@ async fn finish(cluster: &Arc<Cluster>, clients: workload::Clients) -> Duration 
         client.abort();
     }
     copies::all_are_made(cluster).await;
+    cluster.set_healed();
+    commitments::all_are_answered(cluster, clients.committing).await;
     retrieval::everything_is_there(cluster).await;
     liveness::replicas_converge(cluster, cluster.count()).await;
     purges::all_are_gone(cluster).await;
@@ -215,7 +220,9 @@ pub(crate) async fn look_around(cluster: Arc<Cluster>) {
             cluster.watch.audit.check(&running);
             patients::check(&cluster, &running, false);
             cluster.watch.replicas.compare(&running);
+            prefetch::check(&cluster, &running).await;
         }
+        cluster.watch.giving.sample(&cluster).await;
         let leader = cluster.leader();
         if leader.is_some() && leader != last_leader {
             if last_leader.is_some() {

@@ -13,6 +13,7 @@ use maillage_consensus::raft::ProposeError;
 use tokio::task::JoinHandle;
 
 mod afterwards;
+mod committing;
 mod desk;
 pub(crate) mod dicom;
 mod glass;
@@ -45,11 +46,13 @@ pub(crate) struct Clients {
     pub(crate) readers: Vec<JoinHandle<()>>,
     /// Those whose site may be away for longer than that: they never end, either.
     pub(crate) apart: Vec<JoinHandle<()>>,
+    /// Who asks for storage commitment, by slot: they end once the mesh has healed and all is safe.
+    pub(crate) committing: Vec<(u32, JoinHandle<()>)>,
 }
 
 /// Starts the clients of every site.
 pub(crate) fn start(cluster: &Arc<Cluster>) -> Clients {
-    let mut clients = Clients { senders: Vec::new(), readers: Vec::new(), apart: Vec::new() };
+    let mut clients = Clients { senders: Vec::new(), readers: Vec::new(), apart: Vec::new(), committing: Vec::new() };
     for slot in cluster.slots() {
         let rng = |name: &str| Rng::stream(cluster.plan.seed, &format!("{name} {slot}"));
         let hospital = hospital::run(Arc::clone(cluster), slot, rng("hospital"));
@@ -60,6 +63,8 @@ pub(crate) fn start(cluster: &Arc<Cluster>) -> Clients {
         clients.apart.push(maillage_host::spawn(glass::run(Arc::clone(cluster), slot, rng("glass"))));
         clients.apart.push(maillage_host::spawn(steps::run(Arc::clone(cluster), slot, rng("steps"))));
         clients.apart.push(maillage_host::spawn(purging::run(Arc::clone(cluster), slot, rng("archive"))));
+        let committing = committing::run(Arc::clone(cluster), slot, rng("commitments"));
+        clients.committing.push((slot, maillage_host::spawn(committing)));
         for number in 1..=cluster.plan.readers_per_site {
             let reader = reader::Reader::new(Arc::clone(cluster), slot, number, rng(&format!("reader {number}")));
             clients.readers.push(maillage_host::spawn(reader.run()));

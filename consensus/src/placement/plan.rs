@@ -151,7 +151,8 @@ impl Plan {
         counted.len() < self.copies(held.origin) || self.zones_of(&counted) < self.zones_asked(held.origin)
     }
 
-    fn zones_of(&self, sites: &[SiteId]) -> usize {
+    /// Distinct zones of these sites.
+    pub(crate) fn zones_of(&self, sites: &[SiteId]) -> usize {
         let zones: BTreeSet<&Name> =
             self.grounds.iter().filter(|ground| sites.contains(&ground.site)).map(|ground| &ground.zone).collect();
         zones.len()

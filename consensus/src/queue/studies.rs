@@ -14,6 +14,9 @@ use crate::order::Order;
 use crate::outcome::{Outcome, Refusal};
 use crate::state::State;
 
+/// Zones, and where there is one only sites, in which images are safe.
+const SAFE: usize = 2;
+
 pub(super) fn record(state: &mut State<'_, '_>, origin: SiteId, part: &StudyPart) -> Applied {
     let before = state.study(part.study.as_str())?;
     let mut study = before.clone().unwrap_or_else(|| Study { uid: part.study.clone(), parts: Vec::new() });
@@ -52,7 +55,7 @@ pub(super) fn record(state: &mut State<'_, '_>, origin: SiteId, part: &StudyPart
             }
         },
     };
-    let previous = earlier.and_then(best_held);
+    let previous = earlier.map(|earlier| best_held(state, earlier)).transpose()?.flatten();
     let held = HeldPart { origin, exam: exam.id, part: part.clone(), holders: vec![origin], previous };
     match known.and_then(|at| study.parts.get_mut(at)) {
         Some(place) => *place = held,
@@ -144,7 +147,10 @@ pub(super) fn record_holding(
         return Ok(Outcome::Done.into());
     }
     let given_up = site != held.origin && state.exam(held.exam)?.is_some_and(|exam| exam.is_confined());
-    if held.previous.as_ref().is_some_and(|earlier| held.holders.len() >= earlier.holders.len().min(wanted)) {
+    if let Some(earlier) = &held.previous
+        && held.holders.len() >= earlier.holders.len().min(wanted)
+        && (state.format < 2 || !is_held_better(state, &earlier.holders, &held.holders)?)
+    {
         held.previous = None;
     }
     state.put_study(Some(&before), &study)?;
@@ -154,13 +160,28 @@ pub(super) fn record_holding(
     Ok(Outcome::Done.into())
 }
 
-/// The publication, of a part and the one before it, that more sites hold; none if nobody but the
-/// origin holds it.
-fn best_held(held: HeldPart) -> Option<EarlierPart> {
+/// The publication, of a part and the one before it, that is to be remembered beside one that only its origin holds
+/// yet; none if nobody but the origin holds either.
+fn best_held(state: &State<'_, '_>, held: HeldPart) -> Result<Option<EarlierPart>, ApplyError> {
     let this = EarlierPart { part: held.part, holders: held.holders };
     let best = match held.previous {
-        Some(earlier) if earlier.holders.len() > this.holders.len() => earlier,
+        Some(earlier) if is_held_better(state, &earlier.holders, &this.holders)? => earlier,
         _ => this,
     };
-    (best.holders.len() > 1).then_some(best)
+    Ok((best.holders.len() > 1).then_some(best))
+}
+
+/// Whether an earlier publication with these holders has to be remembered before a later one with those, which lists
+/// all of it and more.
+///
+/// What two zones hold is safe: its sender may have deleted it (storage commitment). Were an earlier publication that
+/// more sites hold remembered in its place, nobody would know who has what came between the two. Before format 2 the
+/// one with more holders was.
+fn is_held_better(state: &State<'_, '_>, earlier: &[SiteId], later: &[SiteId]) -> Result<bool, ApplyError> {
+    if state.format < 2 {
+        return Ok(earlier.len() > later.len());
+    }
+    let plan = state.plan()?;
+    let safety = |holders: &[SiteId]| (plan.zones_of(holders).min(SAFE), holders.len().min(SAFE));
+    Ok(safety(earlier) > safety(later))
 }

@@ -38,8 +38,8 @@ impl Coverage {
     /// The state cannot be read.
     pub(crate) async fn add_study(&mut self, node: &Node, study: &Study) -> anyhow::Result<()> {
         let grace_ms = node.config().storage.placement_grace_s.saturating_mul(1000);
-        let (sites, now) = node.read(|view| Ok((view.sites()?, node.state_time(view)?)))?;
-        for publication in publications(study, &sites, now.0, grace_ms) {
+        let (sites, plan, now) = node.read(|view| Ok((view.sites()?, view.plan()?, node.state_time(view)?)))?;
+        for publication in publications(study, &sites, &plan, now.0, grace_ms) {
             match node.images().published(publication.manifest, &holders(study, publication.manifest)).await {
                 Ok(manifest) => self.add(&publication.zones, &manifest),
                 Err(error) => tracing::debug!(%error, "a publication cannot be looked into"),

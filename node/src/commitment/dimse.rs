@@ -38,7 +38,8 @@ impl Desk {
         Arc::new(Self { commitments, classes: Uid::parse(PUSH_MODEL).into_iter().collect() })
     }
 
-    async fn take(&self, request: ServiceRequest) -> Result<(), Status> {
+    /// Takes a request; what it is refused with otherwise.
+    pub(crate) async fn take(&self, request: ServiceRequest) -> Result<(), Status> {
         if request.operation != Operation::Action {
             return Err(Status::from_code(code::UNRECOGNIZED, "only N-ACTION is taken"));
         }

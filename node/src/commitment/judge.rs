@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use maillage_consensus::ids::SiteId;
 use maillage_consensus::mesh::{Site, Study};
+use maillage_consensus::placement::Plan;
 use maillage_store::{Hash, StudyManifest};
 
 use super::record::{Reference, reason};
@@ -50,13 +51,17 @@ pub(super) struct Publication {
 pub(crate) struct Coverage(BTreeMap<(String, Hash), BTreeSet<String>>);
 
 /// The publications of a study that somebody who counts holds: each part as it is, and as it was before.
-pub(super) fn publications(study: &Study, sites: &[Site], now_ms: u64, grace_ms: u64) -> Vec<Publication> {
+///
+/// A site is in the zone that the layout of `plan` says, or its own: two sites that whoever administers the mesh knows to
+/// burn together are one zone, whatever each says of itself.
+pub(super) fn publications(study: &Study, sites: &[Site], plan: &Plan, now_ms: u64, grace_ms: u64) -> Vec<Publication> {
+    let zone_of = |site: &Site| plan.ground(site.id).map_or(&site.description.zone, |ground| &ground.zone).to_string();
     let zones = |holders: &[SiteId]| -> BTreeSet<String> {
         let there = |site: &&Site| {
             let away = site.away_since.is_some_and(|at| now_ms.saturating_sub(at.0) < grace_ms);
             holders.contains(&site.id) && (site.session_open || away)
         };
-        sites.iter().filter(there).map(|site| site.description.zone.as_str().to_owned()).collect()
+        sites.iter().filter(there).map(zone_of).collect()
     };
     let of_part = |held: &maillage_consensus::mesh::HeldPart| {
         let now = Publication { manifest: Hash(held.part.manifest), zones: zones(&held.holders) };
@@ -104,6 +109,9 @@ pub(super) fn verdict(reference: &Reference, here: Option<&Here>, coverage: &Cov
 #[cfg(test)]
 mod tests {
     use maillage_consensus::command::UnixMillisField;
+    use maillage_consensus::ids::Name;
+    use maillage_consensus::order::Place;
+    use maillage_consensus::placement::{Layout, Share};
     use maillage_dicom::Uid;
     use maillage_store::InstanceEntry;
 
@@ -185,7 +193,8 @@ mod tests {
         let mut sites: Vec<Site> = [(1, "a"), (2, "b"), (3, "c")].map(|(id, zone)| site(id, zone)).into();
         let holders = [1, 2].map(SiteId).to_vec();
         let study = crate::commitment::tests::study("1.2", [9; 32], holders);
-        let now = |sites: &[Site]| publications(&study, sites, 1_000_000, 1_000)[0].zones.clone();
+        let plan = plan_of(&sites, Layout::default());
+        let now = |sites: &[Site]| publications(&study, sites, &plan, 1_000_000, 1_000)[0].zones.clone();
         assert_eq!(now(&sites), zones(&["a", "b"]));
         sites[1].session_open = false;
         sites[1].away_since = Some(UnixMillisField(999_500));
@@ -193,6 +202,21 @@ mod tests {
         sites[1].away_since = Some(UnixMillisField(999_000));
         assert_eq!(now(&sites), zones(&["a"]), "away for all of it");
         sites.remove(0);
-        assert!(publications(&study, &sites, 1_000_000, 1_000).is_empty(), "a site that was removed holds nothing");
+        let left = publications(&study, &sites, &plan, 1_000_000, 1_000);
+        assert!(left.is_empty(), "a site that was removed holds nothing");
+    }
+
+    fn plan_of(sites: &[Site], layout: Layout) -> Plan {
+        Plan::new(layout, 2, sites.iter().map(|site| (site.clone(), Place::default())).collect(), &[])
+    }
+
+    #[test]
+    fn two_sites_in_one_zone_by_the_layout_are_one_zone_whatever_they_say_of_themselves() {
+        let sites: Vec<Site> = [(1, "a"), (2, "b")].map(|(id, zone)| site(id, zone)).into();
+        let study = crate::commitment::tests::study("1.2", [9; 32], [1, 2].map(SiteId).to_vec());
+        let zone = Name::new("a").expect("a name");
+        let share = Share { site: SiteId(2), weight: None, zone, region: Name::default() };
+        let plan = plan_of(&sites, Layout { version: 1, sites: vec![share], ..Layout::default() });
+        assert_eq!(publications(&study, &sites, &plan, 0, 1_000)[0].zones, zones(&["a"]));
     }
 }

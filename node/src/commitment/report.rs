@@ -76,7 +76,12 @@ pub(crate) async fn run(teller: Teller, shutdown: CancellationToken) {
         let untold = teller.commitments.select(|one| one.settled.is_some() && !one.is_told());
         tries.retain(|uid, _| untold.iter().any(|one| one.uid == *uid));
         let now = Instant::now();
-        let due = untold.iter().filter(|one| tries.get(&one.uid).is_none_or(|before| before.next <= now));
+        let is_due = |one: &&Transaction| {
+            let waits = tries.get(&one.uid).is_some_and(|before| before.next > now);
+            // A requester that asks again has a new association: it need not wait for the next try.
+            !waits || teller.commitments.has_line(&one.uid)
+        };
+        let due = untold.iter().filter(is_due);
         let due: Vec<_> = due.cloned().map(|one| tell(&teller, one)).collect();
         let mut telling = stream::iter(due).buffer_unordered(AT_ONCE);
         while let Some(Some((uid, told))) = shutdown.run_until_cancelled(telling.next()).await {

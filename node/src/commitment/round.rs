@@ -129,11 +129,11 @@ impl Look {
         let studies: BTreeSet<&str> = self.here.iter().flatten().map(|here| here.study.as_str()).collect();
         let grace_ms = node.config().storage.placement_grace_s.saturating_mul(1000);
         let from = node.read(|view| {
-            let (sites, now) = (view.sites()?, node.state_time(view)?);
+            let (sites, plan, now) = (view.sites()?, view.plan()?, node.state_time(view)?);
             let mut from = BTreeMap::new();
             for uid in studies {
                 if let Some(study) = view.study(uid)? {
-                    from.insert(uid.to_owned(), publications(&study, &sites, now.0, grace_ms));
+                    from.insert(uid.to_owned(), publications(&study, &sites, &plan, now.0, grace_ms));
                 }
             }
             Ok(from)

@@ -4,8 +4,13 @@ use maillage_consensus::command::{StudyPart, UnixMillisField};
 use maillage_consensus::exam::{Patient, Priority, Request, Text8};
 use maillage_consensus::ids::{ExamId, Line, SiteId, UidText};
 use maillage_consensus::mesh::{HeldPart, Study};
+use maillage_dicom::AeTitle;
+use maillage_dicom::dimse::status::Status;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::metrics::Metrics;
 
 /// A study of one part.
 pub(crate) fn study(uid: &str, manifest: [u8; 32], holders: Vec<SiteId>) -> Study {
@@ -96,4 +101,31 @@ async fn a_damaged_transaction_is_set_aside_and_the_others_stay() {
     let known = [uid("1.8"), uid("1.9")].iter().filter(|uid| again.get(uid).is_some()).count();
     assert_eq!(known, 1);
     assert!(disk.list("commitment").await.expect("a list").iter().any(|name| name.ends_with(".damaged")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_asks_again_for_what_is_settled_long_since_is_told_at_once() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let all = Commitments::open(Disk::real(folder.path()), clock()).await.expect("opens");
+    let title = |text: &str| AeTitle::parse(text).expect("a title");
+    let by = Requester::Dimse { calling: title("PACS"), called: title("MAILLAGE") };
+    all.request(uid("1.9"), by, references(&["1.1"])).await.expect("taken");
+    let settled = Settled { at: UnixMillisField(1_000), failed: Vec::new() };
+    all.change(&uid("1.9"), |one| one.settled = Some(settled)).await.expect("changed");
+    // Nobody is known under that title: it is tried again ever more rarely.
+    let teller = Teller { commitments: all.clone(), clock: clock(), metrics: Metrics::new(), peers: Vec::new() };
+    let (shutdown, start) = (CancellationToken::new(), Instant::now());
+    let asks_again = async {
+        tokio::time::sleep(Duration::from_secs(1_500)).await;
+        let (line, mut events) = EventLine::direct();
+        all.keep_line(&uid("1.9"), line, Uid::EXPLICIT_LE);
+        let event = events.next().await.expect("an event");
+        assert!(start.elapsed() < Duration::from_secs(1_501), "{:?}", start.elapsed());
+        event.answer(Status::SUCCESS);
+        while all.get(&uid("1.9")).is_none_or(|one| !one.is_told()) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        shutdown.cancel();
+    };
+    tokio::join!(report(teller, shutdown.clone()), asks_again);
 }

@@ -27,7 +27,7 @@ use super::scenario::Scenario;
 use super::{HORIZON_MS, HOUR_MS};
 use crate::cluster::Cluster;
 use crate::invariants::events;
-use crate::plan::{Fault, Faults, Plan, SWARM, Transport};
+use crate::plan::{Fault, Faults, Plan, SWARM, Storage, Transport};
 use crate::rng::Rng;
 use crate::run::{RunError, begin, in_a_world, look_around, note_panics};
 use crate::world::Violation;
@@ -240,6 +240,7 @@ fn plan(settings: &DaySettings, day: &Day) -> Plan {
         instance_every: Duration::from_secs(3_600),
         reading: Duration::from_secs(60),
         one_stays_away: false,
+        storage: Storage::CALM,
     }
 }
 

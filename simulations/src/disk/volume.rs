@@ -134,6 +134,24 @@ impl Volume {
         })
     }
 
+    /// Whether files under `directory` hold each of `marks`, and would after a power cut at this instant.
+    pub(super) fn keeps(&self, directory: &str, marks: &[Bytes]) -> bool {
+        let mut left: Vec<&Bytes> = marks.iter().collect();
+        // The newest first: most of what is asked for came lately.
+        for (path, inode) in self.names.iter().rev().filter(|(path, _)| path.contains(directory)) {
+            if left.is_empty() {
+                return true;
+            }
+            let Some(content) = self.contents.get(inode).filter(|_| self.durable_names.get(path) == Some(inode)) else {
+                continue;
+            };
+            let durable = content.durable.read(0, usize::MAX);
+            let is_seen = |at: usize, mark: &Bytes| content.seen.read(at, mark.len()) == *mark;
+            left.retain(|mark| !memchr::memmem::find_iter(&durable, mark.as_ref()).any(|at| is_seen(at, mark)));
+        }
+        left.is_empty()
+    }
+
     pub(super) fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
         let inode = self.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
         self.names.insert(to.to_owned(), inode);
@@ -434,6 +452,23 @@ mod tests {
         volume.fail_sync(inode, 0, &mut rng);
         volume.end(Ending::Killed, &mut rng);
         assert_ne!(volume.read(inode, 0, 6), "cached", "the pages are gone");
+    }
+
+    #[test]
+    fn what_is_kept_for_good_is_synced_named_and_not_written_over() {
+        let mut volume = Volume::default();
+        volume.create_dir("packs");
+        let inode = volume.open("packs/1", true).expect("create");
+        write(&mut volume, inode, 0, b"first second");
+        let keeps = |volume: &Volume, mark: &'static [u8]| volume.keeps("packs/", &[Bytes::from_static(mark)]);
+        assert!(!keeps(&volume, b"second"), "not synced");
+        volume.sync(inode, u64::MAX);
+        assert!(!keeps(&volume, b"second"), "its name is not");
+        volume.sync_dir("packs", u64::MAX);
+        assert!(keeps(&volume, b"second") && keeps(&volume, b"first"));
+        assert!(!volume.keeps("packs/", &[Bytes::from_static(b"first"), Bytes::from_static(b"third")]), "not all");
+        write(&mut volume, inode, 0, b"zeros");
+        assert!(keeps(&volume, b"second") && !keeps(&volume, b"first"), "written over");
     }
 
     #[test]

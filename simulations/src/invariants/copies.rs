@@ -1,11 +1,13 @@
-//! I5 and I9 for images: once the faults are over, each study is on as many sites as wanted, and what a
-//! site says that it holds, it has.
+//! I5 and I9 for images: once the faults are over, each study is on as many sites as the layout wants, what a site
+//! says that it holds, it has, and a site that is drained, or must not have it, is rid of what others have.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use maillage_consensus::View;
-use maillage_consensus::mesh::Study;
+use maillage_consensus::ids::SiteId;
+use maillage_consensus::mesh::{HeldPart, Study};
+use maillage_consensus::placement::{Ground, Plan};
 use maillage_store::{Hash, StudyManifest};
 
 use crate::cluster::{Cluster, Running};
@@ -59,7 +61,7 @@ pub(crate) async fn held_elsewhere(cluster: &Cluster, running: &Running) -> BTre
 async fn lacking(cluster: &Cluster) -> Option<String> {
     let all = cluster.all_running();
     let Some(any) = all.first() else { return Some("no node is up".to_owned()) };
-    let wanted = cluster.plan.copies().min(all.len());
+    let plan = View::new(&*any.group.reader()).plan().ok()?;
     for study in studies(any) {
         for held in &study.parts {
             // Lost with the only machine that had it, and sent again: it is in another part.
@@ -67,11 +69,16 @@ async fn lacking(cluster: &Cluster) -> Option<String> {
                 continue;
             }
             let holders = all.iter().filter(|running| held.holders.iter().any(|site| site.0 == running.site));
-            let holders: Vec<&Running> = holders.collect();
-            if holders.len() < wanted {
-                return Some(format!("study {} is held by {} of {wanted} sites", study.uid, holders.len()));
+            let (counted, others): (Vec<&Running>, Vec<&Running>) =
+                holders.partition(|running| plan.counts(held.origin, SiteId(running.site)));
+            let wanted = wanted(cluster, &plan, held);
+            if counted.len() < wanted {
+                return Some(format!("study {} is held by {} of {wanted} sites", study.uid, counted.len()));
             }
-            let sound = holders.into_iter().filter(|holder| cluster.rotten() != Some(holder.owner.slot));
+            if let Some(other) = others.iter().find(|other| plan.spares(held, SiteId(other.site))) {
+                return Some(format!("slot {} has not given up study {}", other.owner.slot, study.uid));
+            }
+            let sound = counted.into_iter().filter(|holder| cluster.rotten() != Some(holder.owner.slot));
             for holder in sound {
                 let verified = holder.store.verify_study(Hash(held.part.manifest)).await;
                 if let Err(error) = verified.as_ref().map(|report| report.is_complete()) {
@@ -81,6 +88,31 @@ async fn lacking(cluster: &Cluster) -> Option<String> {
                     return Some(format!("slot {} lacks chunks of study {}", holder.owner.slot, study.uid));
                 }
             }
+            if let Some(left) = left_behind(&all, &plan, held).await {
+                return Some(left);
+            }
+        }
+    }
+    None
+}
+
+/// Copies that a part must have: as the layout wants, of the sites that there are.
+fn wanted(cluster: &Cluster, plan: &Plan, held: &HeldPart) -> usize {
+    let could = |ground: &&Ground| ground.weight > 0 && plan.counts(held.origin, ground.site);
+    let there = plan.grounds().iter().filter(could).filter(|ground| !cluster.is_lost(ground.site.0));
+    plan.copies(held.origin).min(there.count())
+}
+
+/// A site that was to be rid of a part, by the mesh's word, and has it still.
+async fn left_behind(all: &[Running], plan: &Plan, held: &HeldPart) -> Option<String> {
+    for running in all {
+        let site = SiteId(running.site);
+        if held.origin == site || held.holders.contains(&site) || plan.counts(held.origin, site) {
+            continue;
+        }
+        let manifest = Hash(held.part.manifest);
+        if running.store.held_among(vec![manifest]).await.is_ok_and(|held| !held.is_empty()) {
+            return Some(format!("slot {} has study {} still, which it gave up", running.owner.slot, held.part.study));
         }
     }
     None

@@ -70,7 +70,7 @@ impl Sample {
     }
 
     /// As its data set says, which begins with it (0008,0016).
-    fn sop_class(&self) -> Uid {
+    pub(super) fn sop_class(&self) -> Uid {
         let value = self.data_set.get(6..8).and_then(|len| {
             let len = usize::from(u16::from_le_bytes([*len.first()?, *len.get(1)?]));
             std::str::from_utf8(self.data_set.get(8..8 + len)?).ok()

@@ -16,6 +16,7 @@ use crate::cluster::Cluster;
 use crate::history::{Act, Claimed, Shown, Told};
 use crate::invariants::course::Kept;
 use crate::invariants::finality::Completed;
+use crate::invariants::prefetch;
 use crate::mutant::Mutant;
 use crate::rng::Rng;
 
@@ -187,6 +188,7 @@ impl Reader {
             reading = reading.min(READING_AT_END);
         }
         if let Some(held) = self.held {
+            prefetch::claimed(&self.cluster(), self.sender.slot, held.exam).await;
             self.open(held).await;
             self.look_at_images(held.exam).await;
         }

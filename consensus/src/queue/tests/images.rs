@@ -165,6 +165,28 @@ fn reconciling_moves_the_images_and_ends_the_unsolicited_exam() {
 }
 
 #[test]
+fn what_two_zones_hold_is_remembered_until_it_is_caught_up_with_also_when_an_earlier_publication_has_more_holders() {
+    let mut bench = Bench::founded();
+    let [lyon, nantes, brest] = ["lyon", "nantes", "brest"].map(|name| bench.join(name));
+    let parts = [1, 2, 3].map(|sequence| part("1.2", request("A1", "P1"), sequence));
+    let holding = |manifest| Command::RecordHolding { study: UidText::fitted("1.2"), manifest, holds: true };
+    let earlier = |bench: &Bench| {
+        let study = bench.view(|view| view.study("1.2")).expect("study");
+        study.parts[0].previous.as_ref().map(|earlier| (earlier.part.sequence, earlier.holders.clone()))
+    };
+    bench.run(PARIS, Command::RecordStudy(parts[0].clone()));
+    for site in [lyon, nantes, brest] {
+        bench.run(site, holding(parts[0].manifest));
+    }
+    bench.run(PARIS, Command::RecordStudy(parts[1].clone()));
+    assert_eq!(earlier(&bench), Some((1, vec![PARIS, lyon, nantes, brest])));
+    // Two zones have all of it now: whoever asks is told that it may be deleted.
+    bench.run(lyon, holding(parts[1].manifest));
+    bench.run(PARIS, Command::RecordStudy(parts[2].clone()));
+    assert_eq!(earlier(&bench), Some((2, vec![PARIS, lyon])), "what lyon has is known");
+}
+
+#[test]
 fn a_part_published_again_counts_only_its_origin_as_holder_until_the_others_catch_up() {
     let mut bench = Bench::founded();
     let lyon = bench.join("lyon");

@@ -34,7 +34,7 @@ use self::budget::Budget;
 
 pub use association::SERVICE_LEN_MAX;
 pub use config::{AddressRange, AddressRangeError, CalledPolicy, CallingPolicy, KnownPeer, ScpConfig};
-pub use event::EventLine;
+pub use event::{Event, EventLine, Events};
 pub use handler::{
     AssociationEnd, AssociationInfo, AssociationSummary, BoxFuture, NoEvents, ScpEvents, StoreHandler, StoreRequest,
 };

@@ -27,7 +27,43 @@ pub(super) struct ServiceEvent {
     pub(super) told: oneshot::Sender<Status>,
 }
 
+/// The requestor's end of an [`EventLine`] that no association carries: for who calls a handler directly.
+#[derive(Debug)]
+pub struct Events(mpsc::Receiver<ServiceEvent>);
+
+/// An event as its requestor has it; it is answered, or the association ends.
+#[derive(Debug)]
+pub struct Event {
+    /// Event Type ID.
+    pub event_type: u16,
+    /// In the transfer syntax of the request.
+    pub dataset: Bytes,
+    told: oneshot::Sender<Status>,
+}
+
+impl Events {
+    /// The next event; `None` when the provider has let go of the line.
+    pub async fn next(&mut self) -> Option<Event> {
+        let ServiceEvent { event_type, dataset, told, .. } = self.0.recv().await?;
+        Some(Event { event_type, dataset, told })
+    }
+}
+
+impl Event {
+    /// Answers it.
+    pub fn answer(self, status: Status) {
+        // A provider that does not wait any more tells it again.
+        let _ = self.told.send(status);
+    }
+}
+
 impl EventLine {
+    /// A line that no association carries; it is closed when its other end is dropped.
+    pub fn direct() -> (Self, Events) {
+        let (line, events) = Self::new();
+        (line, Events(events))
+    }
+
     pub(super) fn new() -> (Self, mpsc::Receiver<ServiceEvent>) {
         let (sender, events) = mpsc::channel(EVENTS_WAITING);
         (Self(sender), events)
