@@ -303,6 +303,8 @@ pub(crate) struct Storage {
     pub(crate) placement_grace_s: u64,
     /// Time that a copy beyond those wanted stays, seconds.
     pub(crate) surplus_grace_s: u64,
+    /// Between two steps of wiping what is left of destroyed keys, seconds.
+    pub(crate) wipe_s: u64,
     /// What this site takes in for copies, MB/s; 0 for no limit.
     pub(crate) copy_mb_s_max: u64,
     /// Time after which a storage commitment that is still pending has failed, seconds.
@@ -393,6 +395,7 @@ impl Default for Config {
                 copies: 3,
                 placement_grace_s: 600,
                 surplus_grace_s: 24 * 3600,
+                wipe_s: 60,
                 copy_mb_s_max: 0,
                 commitment_timeout_s: 24 * 3600,
                 // 50 TB in the month in which all should be read; a tenth of what one hard disk gives.

@@ -42,6 +42,7 @@ mod sessions;
 mod trail;
 mod ups;
 mod upsd;
+mod wiped;
 
 /// The program under test.
 fn binary() -> &'static Path {

@@ -99,7 +99,8 @@ impl Inner {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         let leads = metrics.state.is_leader() && metrics.vote.committed && metrics.vote.leader_id.node_id == metrics.id;
-        leads.then_some(metrics.vote.leader_id)
+        // A core that waits for a disk cannot say that it has ended.
+        (leads && self.halt.reason().is_none()).then_some(metrics.vote.leader_id)
     }
 
     /// Stops openraft. A disk that does not answer can hold it up, but not us.
@@ -323,6 +324,16 @@ impl Group {
     pub async fn trigger_snapshot(&self) -> Result<(), ReadError> {
         let asked = self.inner.raft.trigger().snapshot().await;
         asked.map_err(|error| ReadError::Halted(self.inner.halted_because(&error.to_string())))
+    }
+
+    /// Begins a new file of the log. Returns the last index that may be in older ones: purged up to there, nothing of
+    /// them is left.
+    ///
+    /// # Errors
+    /// [`ReadError::Halted`].
+    pub async fn begin_log_file(&self) -> Result<u64, ReadError> {
+        let begun = self.inner.log.roll().await;
+        begun.map_err(|error| ReadError::Halted(self.inner.halted_because(&error.to_string())))
     }
 
     /// Purges the log up to `index`, as far as a snapshot has it. A follower that lacks what goes is sent the

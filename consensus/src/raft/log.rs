@@ -123,6 +123,17 @@ impl Log {
         }
     }
 
+    /// Begins a new segment. Returns the last index that may be in the files before it: when the log is purged up to
+    /// there, they are gone.
+    ///
+    /// # Errors
+    /// The disk's, which end the writer.
+    pub(crate) async fn roll(&self) -> io::Result<u64> {
+        self.ask(Request::Roll).await?;
+        // Behind the answer, so at or beyond whatever was written before.
+        Ok(self.memory().last.map_or(0, |last| last.index))
+    }
+
     /// The last entry purged, whose predecessors only a snapshot holds.
     pub(crate) fn purged(&self) -> Option<LogId> {
         self.memory().purged

@@ -216,6 +216,9 @@ fn storage(config: &Config, problem: &mut dyn FnMut(&'static str, String)) {
     if storage.surplus_grace_s > NUMBER_MAX / 1000 {
         problem("storage.surplus_grace_s", format!("must be at most {}", NUMBER_MAX / 1000));
     }
+    if storage.wipe_s == 0 || storage.wipe_s > NUMBER_MAX / 1000 {
+        problem("storage.wipe_s", format!("must be 1 to {}", NUMBER_MAX / 1000));
+    }
     if storage.scrub_mb_s > SCRUB_MB_S_MAX {
         problem("storage.scrub_mb_s", format!("must be at most {SCRUB_MB_S_MAX}"));
     }

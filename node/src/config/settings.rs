@@ -193,6 +193,9 @@ pub(crate) static SETTINGS: &[Setting] = &[
     setting!(storage.surplus_grace_s, Bare, None,
         "Under a layout (`maillage placement`), time that a copy beyond those wanted stays: one that a reader\n\
          fetched, or that was made while its site was away."),
+    setting!(storage.wipe_s, Bare, None,
+        "After a purge, what this disk still has of the destroyed keys goes in four steps of so many seconds each;\n\
+         this begins each ten of them at most, and writes the whole queue once."),
     setting!(storage.copy_mb_s_max, Bare, None,
         "What this site takes in for copies, in megabytes a second, over a line that readers share: what somebody\n\
          waits for is never slowed. 0: no limit, which a local network needs none of."),

@@ -111,19 +111,22 @@ impl Inner {
             // Remembered, so that freshness does not fall back when the leadership is lost.
             self.contact.heard(Instant::now(), age);
         }
-        let leads = metrics.state == ServerState::Leader;
+        let fatal = self.halt.reason();
+        // Whatever openraft, which may be waiting for the disk, says of itself: this node is no part of it any more.
+        let state = if fatal.is_some() { ServerState::Shutdown } else { metrics.state };
+        let leads = state == ServerState::Leader;
         let behind = |matched: Option<u64>| Some(metrics.last_log_index?.saturating_sub(matched?));
         let others = metrics.replication.iter().flatten().filter(|(id, _)| **id != metrics.id);
         let lag = others.map(|(id, matched)| (*id, behind(matched.as_ref().map(|id| id.index)))).collect();
         let status = GroupStatus {
-            role: match metrics.state {
+            role: match state {
                 ServerState::Leader => Role::Leader,
                 ServerState::Candidate => Role::Candidate,
                 ServerState::Follower => Role::Follower,
                 ServerState::Learner | ServerState::Shutdown => Role::Learner,
             },
             term: metrics.current_term,
-            leader: metrics.current_leader,
+            leader: metrics.current_leader.filter(|leader| fatal.is_none() || *leader != metrics.id),
             last_log: metrics.last_log_index,
             committed: metrics.local_committed.map(|id| id.index),
             applied: metrics.last_applied.map(|id| id.index),
@@ -134,7 +137,7 @@ impl Inner {
             lag: if leads { lag } else { Default::default() },
             snapshot: metrics.snapshot.map(|id| id.index),
             purged: metrics.purged.map(|id| id.index),
-            fatal: self.halt.reason(),
+            fatal,
         };
         self.status.send_if_modified(|current| {
             let changed = *current != status;

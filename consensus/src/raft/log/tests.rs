@@ -123,6 +123,40 @@ async fn purging_removes_whole_segments_and_survives_reopening() {
 }
 
 /// A log of ten synced entries, its last segment's path, and where each record of an entry begins.
+#[tokio::test]
+async fn nothing_of_what_was_purged_is_on_disk_once_a_new_segment_was_begun() {
+    let (_directory, disk) = real_disk();
+    let mut log = open(&disk).await;
+    log.save_vote(&vote(3)).await.expect("vote");
+    append(&mut log, (0..10).map(|index| entry(1, index, 100)).collect()).await.expect("append");
+    let clear = log.roll().await.expect("roll");
+    assert_eq!(clear, 9);
+    append(&mut log, vec![entry(2, 10, 100)]).await.expect("append");
+    let purged = [entry(1, 9, 100), entry(1, 0, 100)].map(|entry| match entry.payload {
+        EntryPayload::Normal(Payload(bytes)) => bytes,
+        _ => Bytes::new(),
+    });
+    let on_disk = async || {
+        let mut found = 0;
+        for name in disk.list(directory()).await.expect("list") {
+            let bytes = disk.read(&format!("{}/{name}", directory())).await.expect("read");
+            found += purged.iter().filter(|secret| bytes.windows(100).any(|window| window == &secret[..])).count();
+        }
+        found
+    };
+    assert_eq!(on_disk().await, 2);
+    log.purge(id(1, 9)).await.expect("purge");
+    assert_eq!(on_disk().await, 0);
+    // Rolled without anything between, and reopened.
+    log.roll().await.expect("roll");
+    log.roll().await.expect("roll");
+    log.close().await;
+    let mut log = open(&disk).await;
+    assert_eq!(log.read_vote().await.expect("vote"), Some(vote(3)));
+    assert_eq!(all(&log).await, [entry(2, 10, 100)]);
+    append(&mut log, vec![entry(2, 11, 10)]).await.expect("append");
+}
+
 async fn ten_entries(disk: &Disk) -> (String, Vec<u64>) {
     let mut log = open(disk).await;
     for index in 0..10 {
@@ -315,6 +349,7 @@ async fn step(log: &mut Log, model: &mut Model, rng: &mut StdRng) -> io::Result<
             let committed = model.entries.values().next_back().map(|entry| entry.log_id);
             log.save_committed(committed).await?;
         }
+        4 => drop(log.roll().await?),
         _ => {
             let first = model.next_index();
             let count = rng.random_range(1..6);

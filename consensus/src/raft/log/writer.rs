@@ -36,6 +36,8 @@ pub(super) enum Request {
     Vote(Vote, Done),
     Truncate(Option<LogId>, Done),
     Purge(LogId, Done),
+    /// Begins the next segment, so that all that was written before can go as a whole.
+    Roll(Done),
     /// Not made durable by itself.
     Committed(LogId),
     /// Writes what is left and ends.
@@ -55,7 +57,11 @@ impl Request {
         match self {
             Self::Append(_, flushed) => flushed.io_completed(result),
             // The asker may be gone; nobody then needs the answer.
-            Self::Vote(_, done) | Self::Truncate(_, done) | Self::Purge(_, done) | Self::Close(done) => {
+            Self::Vote(_, done)
+            | Self::Truncate(_, done)
+            | Self::Purge(_, done)
+            | Self::Roll(done)
+            | Self::Close(done) => {
                 let _ = done.send(result);
             }
             Self::Committed(_) => {}
@@ -149,7 +155,7 @@ impl Writer {
         let bytes: usize = group.iter().map(Request::len).sum();
         let full =
             self.current.as_ref().is_some_and(|current| current.offset + bytes as u64 > self.limits.segment_bytes);
-        if full {
+        if full || group.iter().any(|request| matches!(request, Request::Roll(_))) {
             self.seal().await?;
         }
         if self.current.is_none() {
@@ -177,7 +183,7 @@ impl Writer {
                     records.purge(upto);
                     self.purged = Some(*upto);
                 }
-                Request::Committed(_) | Request::Close(_) => {}
+                Request::Roll(_) | Request::Committed(_) | Request::Close(_) => {}
             }
         }
         // Last, behind every entry that it may cover.
@@ -211,7 +217,7 @@ impl Writer {
                 Request::Truncate(after, _) => memory.truncate_places(*after),
                 Request::Purge(upto, _) => needed = Some(memory.purge_places(*upto)),
                 Request::Vote(vote, _) => memory.vote = Some(*vote),
-                Request::Committed(_) | Request::Close(_) => {}
+                Request::Roll(_) | Request::Committed(_) | Request::Close(_) => {}
             }
         }
         memory.evict(&self.limits);

@@ -18,6 +18,12 @@ use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistM
 
 use super::{Batch, Engine, EngineHome, Reader, Take, ascends};
 
+/// Beyond this length fjall 3.1 ends a journal at the next flush.
+const JOURNAL_BYTES: usize = 64_000_000;
+/// What a journal is filled up by, and how many of them lie in memory at a time.
+const BLOCK_BYTES: usize = 1 << 20;
+const BLOCKS_IN_MEMORY: usize = 8;
+
 /// A directory that holds the generations of one engine.
 #[derive(Debug)]
 pub struct FjallHome {
@@ -160,12 +166,48 @@ impl Engine for FjallEngine {
     fn compact(&self) -> io::Result<()> {
         // What lies in memory only would be written behind the compaction.
         self.keyspace.rotate_memtable_and_wait().map_err(io::Error::other)?;
-        self.keyspace.major_compact().map_err(io::Error::other)
+        self.keyspace.major_compact().map_err(io::Error::other)?;
+        self.end_journal()
     }
 
     fn view(&self) -> Box<dyn Reader> {
         Box::new(FjallView { snapshot: self.database.snapshot(), keyspace: self.keyspace.clone() })
     }
+}
+
+impl FjallEngine {
+    /// Has fjall end its journal, in which everything is that was written since the last one ended. It does so by
+    /// itself only when a flush finds it longer than 64 MB, and has no call for it: so it is filled up to there, in
+    /// a keyspace apart that keeps one block of it.
+    fn end_journal(&self) -> io::Result<()> {
+        let filler = self.database.keyspace("filler", KeyspaceCreateOptions::default).map_err(io::Error::other)?;
+        let block = incompressible();
+        for _ in 0..JOURNAL_BYTES.div_ceil(BLOCKS_IN_MEMORY * BLOCK_BYTES) {
+            for _ in 0..BLOCKS_IN_MEMORY {
+                filler.insert(b"block", &block).map_err(io::Error::other)?;
+            }
+            filler.rotate_memtable_and_wait().map_err(io::Error::other)?;
+        }
+        // The journal goes once all that it has is in tables …
+        self.keyspace.rotate_memtable_and_wait().map_err(io::Error::other)?;
+        filler.major_compact().map_err(io::Error::other)?;
+        // … and tables that a compaction has replaced go with the next rotation of whatever keyspace.
+        filler.insert(b"block", b"").map_err(io::Error::other)?;
+        filler.rotate_memtable_and_wait().map_err(io::Error::other)
+    }
+}
+
+/// Bytes that no compression makes shorter.
+fn incompressible() -> Vec<u8> {
+    let mut state = 1_u64;
+    let mut next = || {
+        // Xorshift, of Marsaglia 2003.
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    std::iter::from_fn(|| Some(next())).flatten().take(BLOCK_BYTES).collect()
 }
 
 struct FjallView {
@@ -186,5 +228,64 @@ impl Reader for FjallView {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn files_with(directory: &Path, secret: &[u8], found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(directory).expect("look") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                files_with(&path, secret, found);
+            } else if fs::read(&path).is_ok_and(|bytes| bytes.windows(secret.len()).any(|window| window == secret)) {
+                found.push(path);
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_removed_is_in_no_file_after_a_compaction() {
+        let directory = std::env::temp_dir().join(format!("maillage-compacted-{}", std::process::id()));
+        let with = |secret: &[u8]| {
+            let mut found = Vec::new();
+            files_with(&directory, secret, &mut found);
+            found
+        };
+        let (gone, kept) = (b"a key that is to go, and goes...", b"a key that others still need....");
+        let engine = FjallHome::new(directory.clone(), 8 << 20).open().expect("open");
+        let mut batch = Batch::default();
+        batch.put("gone", gone.as_slice());
+        batch.put("kept", kept.as_slice());
+        engine.commit(batch).expect("commit");
+        engine.persist().expect("persist");
+        assert!(!with(gone).is_empty(), "the search finds what is there");
+        let mut batch = Batch::default();
+        batch.remove("gone");
+        engine.commit(batch).expect("commit");
+        // Twice, since the filling is there the second time.
+        for _ in 0..2 {
+            engine.compact().expect("compact");
+            // fjall removes files on a thread of its own.
+            let is_gone = || {
+                with(gone).is_empty() || {
+                    std::thread::sleep(Duration::from_millis(50));
+                    false
+                }
+            };
+            assert!((0..400).any(|_| is_gone()), "{:?}", with(gone));
+        }
+        assert!(!with(kept).is_empty());
+        drop(engine);
+        let engine = FjallHome::new(directory.clone(), 8 << 20).open().expect("open again");
+        assert_eq!(engine.get(b"kept").expect("get").as_deref(), Some(kept.as_slice()));
+        assert_eq!(engine.get(b"gone").expect("get"), None);
+        drop(engine);
+        fs::remove_dir_all(directory).expect("clean up");
     }
 }
