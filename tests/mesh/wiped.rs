@@ -108,7 +108,7 @@ async fn no_file_of_any_site_has_a_destroyed_key_though_some_were_killed_in_the_
     for site in &mut mesh.sites {
         site.ready().await;
         other.is_whole_at(site.http()).await;
-        assert_eq!(with_keys(site.data_dir(), &keys), [PathBuf::new(); 0], "at {}", site.name());
+        assert_eq!(with_keys(site.data_dir(), &keys), Vec::<PathBuf>::new(), "at {}", site.name());
     }
     // The next round is for the next purge.
     purge(&mesh.sites[0], &other).await;
