@@ -122,7 +122,6 @@ async fn purging_removes_whole_segments_and_survives_reopening() {
     assert_eq!(all(&log).await, [entry(2, 501, 10)]);
 }
 
-/// A log of ten synced entries, its last segment's path, and where each record of an entry begins.
 #[tokio::test]
 async fn nothing_of_what_was_purged_is_on_disk_once_a_new_segment_was_begun() {
     let (_directory, disk) = real_disk();
@@ -157,6 +156,7 @@ async fn nothing_of_what_was_purged_is_on_disk_once_a_new_segment_was_begun() {
     append(&mut log, vec![entry(2, 11, 10)]).await.expect("append");
 }
 
+/// A log of ten synced entries, its last segment's path, and where each record of an entry begins.
 async fn ten_entries(disk: &Disk) -> (String, Vec<u64>) {
     let mut log = open(disk).await;
     for index in 0..10 {
