@@ -1,5 +1,7 @@
 //! The mesh's own records: itself, its sites, their sessions, join tokens, and where images are.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::command::{SiteDescription, StudyPart, UnixMillisField};
@@ -145,9 +147,11 @@ pub struct HeldPart {
     pub part: StudyPart,
     /// Sites that durably hold all of it, in ascending order.
     pub holders: Vec<SiteId>,
-    /// An earlier publication that more sites hold, until this one has caught up: if this one's only
-    /// holder dies before it is copied, the rest of the study is still found.
-    pub previous: Option<EarlierPart>,
+    /// Earlier publications, the newest first, that sites hold which hold none of the later ones, until those have
+    /// caught up: if a later one's only holder dies before it is copied, the rest of the study is still found.
+    ///
+    /// One at most before format 2, and none or one are the bytes that an `Option` was.
+    pub earlier: Vec<EarlierPart>,
 }
 
 /// An earlier publication of a part.
@@ -160,10 +164,30 @@ pub struct EarlierPart {
 }
 
 impl HeldPart {
+    /// All its publications that are known, the latest first, each with the sites that durably hold all of it. What one
+    /// lists, the later ones list too.
+    pub fn publications(&self) -> impl Iterator<Item = (&StudyPart, &[SiteId])> {
+        let earlier = self.earlier.iter().map(|earlier| (&earlier.part, earlier.holders.as_slice()));
+        std::iter::once((&self.part, self.holders.as_slice())).chain(earlier)
+    }
+
+    /// The sites that hold any of its publications, in ascending order: of one that is damaged there, each has most
+    /// chunks.
+    pub fn all_holders(&self) -> BTreeSet<SiteId> {
+        self.publications().flat_map(|(_, holders)| holders).copied().collect()
+    }
+
+    /// The part as it was published last before this, as far as it is known.
+    #[must_use]
+    pub fn as_before(&self) -> Option<Self> {
+        let (before, earlier) = self.earlier.split_first()?;
+        let EarlierPart { part, holders } = before.clone();
+        Some(Self { part, holders, earlier: earlier.to_vec(), ..*self })
+    }
+
     /// Whether another site than the one that received it holds any of it.
     pub fn is_elsewhere(&self) -> bool {
-        let earlier = self.previous.iter().flat_map(|earlier| &earlier.holders);
-        self.holders.iter().chain(earlier).any(|site| *site != self.origin)
+        self.all_holders().iter().any(|site| *site != self.origin)
     }
 }
 
@@ -185,8 +209,8 @@ pub struct Tombstone {
     pub origin: SiteId,
     /// Its study manifest.
     pub manifest: Address,
-    /// An earlier publication's, of which sites may still have something.
-    pub previous: Option<Address>,
+    /// Those of earlier publications, of which sites may still have something.
+    pub earlier: Vec<Address>,
     /// The publication's number: the site's next one has a higher one.
     pub sequence: u64,
     /// Instances that it had.

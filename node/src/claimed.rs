@@ -68,7 +68,7 @@ async fn bring(node: &Node, held: &HeldPart) -> anyhow::Result<()> {
     let was_prefetched = node.images().prefetched().has(Hash(held.part.manifest)).await;
     let brought = node.images().pull_part(held, Class::Reader, None).await?;
     node.metrics().prefetch_claim(was_prefetched && brought.fetched == 0);
-    report(node, held, true).await
+    report(node, &held.part, true).await
 }
 
 /// Parts of the exams claimed at this site that are not here.

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures::stream::{self, StreamExt as _};
-use maillage_consensus::command::Command;
+use maillage_consensus::command::{Command, StudyPart};
 use maillage_consensus::ids::{CommandId, Name};
 use maillage_consensus::mesh::{Counts, HeldPart};
 use maillage_store::{Hash, Hold, StoreEvent};
@@ -92,11 +92,7 @@ async fn report_all(node: &Node) -> anyhow::Result<()> {
         let held: BTreeSet<[u8; 32]> = node.store().held().await?.into_iter().map(|study| study.manifest.0).collect();
         for study in &page {
             for part in &study.parts {
-                let says = part.holders.contains(&node.site());
-                let is = held.contains(&part.part.manifest);
-                if says != is
-                    && let Err(error) = report(node, part, is).await
-                {
+                if let Err(error) = report_part(node, part, &held).await {
                     // The others are told all the same; this one in the next round.
                     failed = Some(error);
                 }
@@ -109,23 +105,38 @@ async fn report_all(node: &Node) -> anyhow::Result<()> {
     }
 }
 
-/// Tells the mesh that this site holds a part, or does not.
+/// … of one part: of its latest publication, and of earlier ones until one that is held here, which lists all that
+/// those before it do.
+async fn report_part(node: &Node, part: &HeldPart, held: &BTreeSet<[u8; 32]>) -> anyhow::Result<()> {
+    for (publication, holders) in part.publications() {
+        let is = held.contains(&publication.manifest);
+        if holders.contains(&node.site()) != is {
+            report(node, publication, is).await?;
+        }
+        if is {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Tells the mesh that this site holds a publication, or does not.
 ///
 /// # Errors
 /// It holds less than that, is giving it up, or cannot tell.
-pub(crate) async fn report(node: &Node, held: &HeldPart, holds: bool) -> anyhow::Result<()> {
+pub(crate) async fn report(node: &Node, part: &StudyPart, holds: bool) -> anyhow::Result<()> {
     // Until the mesh knows it, nothing of it may be given up here.
     let _arrival = if holds {
-        let arrival = node.images().arrive(held.part.study.as_str());
+        let arrival = node.images().arrive(part.study.as_str());
         let arrival = arrival.ok_or_else(|| anyhow::anyhow!("it is being given up here"))?;
-        if matches!(node.store().hold(Hash(held.part.manifest)).await?, Hold::Incomplete { .. }) {
+        if matches!(node.store().hold(Hash(part.manifest)).await?, Hold::Incomplete { .. }) {
             anyhow::bail!("it is no longer whole here");
         }
         Some(arrival)
     } else {
         None
     };
-    let command = Command::RecordHolding { study: held.part.study.clone(), manifest: held.part.manifest, holds };
+    let command = Command::RecordHolding { study: part.study.clone(), manifest: part.manifest, holds };
     node.command(CommandId::random(), Name::default(), command).await?;
     Ok(())
 }
@@ -243,15 +254,26 @@ fn copies_of(counts: &Counts) -> [u64; 4] {
 }
 
 async fn pull(node: Node, held: HeldPart) -> (HeldPart, anyhow::Result<()>) {
-    let started = Instant::now();
-    let pulled = async {
-        node.images().pull_part(&held, Class::Copy, None).await?;
-        report(&node, &held, true).await
-    };
-    let result = pulled.await;
-    if result.is_ok() {
-        let (bytes, seconds) = (held.part.bytes, started.elapsed().as_secs_f64());
-        tracing::info!(study = %held.part.study, bytes, seconds, "copy made");
+    let result = pull_one(&node, &held).await;
+    if result.is_err() {
+        // Who has the latest may be gone for good: what the others have is not to depend on one of them.
+        let mut before = held.as_before();
+        while let Some(earlier) = before.filter(|earlier| !earlier.holders.contains(&node.site())) {
+            match pull_one(&node, &earlier).await {
+                Ok(()) => break,
+                Err(error) => tracing::debug!(error = format!("{error:#}"), "an earlier publication was not copied"),
+            }
+            before = earlier.as_before();
+        }
     }
     (held, result)
+}
+
+async fn pull_one(node: &Node, held: &HeldPart) -> anyhow::Result<()> {
+    let started = Instant::now();
+    node.images().pull_part(held, Class::Copy, None).await?;
+    report(node, &held.part, true).await?;
+    let (bytes, seconds) = (held.part.bytes, started.elapsed().as_secs_f64());
+    tracing::info!(study = %held.part.study, bytes, seconds, "copy made");
+    Ok(())
 }

@@ -275,9 +275,7 @@ impl Images {
 
     /// Lists one part, by its latest publication that can be read.
     async fn list_part(&self, uid: &str, held: &HeldPart, listing: &mut Listing) -> Result<(), ImagesError> {
-        let mut publications = vec![(&held.part, &held.holders)];
-        publications.extend(held.previous.as_ref().map(|earlier| (&earlier.part, &earlier.holders)));
-        for (part, sites) in publications {
+        for (part, sites) in held.publications() {
             let holders = self.to_ask(sites);
             let manifest = match self.study_manifest(Hash(part.manifest), &holders, Class::Reader).await {
                 Err(ImagesError::Unavailable(_)) => continue,

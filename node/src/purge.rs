@@ -97,6 +97,16 @@ pub(crate) async fn round(
 async fn purge(node: &Node, tombstone: &Tombstone) -> anyhow::Result<Purged> {
     let own = tombstone.origin == node.site();
     let _turn = if own { Some(node.images().publishing().await) } else { None };
+    if own {
+        // After a crash this node may know less than it had said: that it purged this, and what it published since,
+        // which would go with it.
+        node.linearize().await?;
+        let is_pending =
+            |one: &Tombstone| one.manifest == tombstone.manifest && one.pending.binary_search(&node.site()).is_ok();
+        if !node.read(|view| view.tombstones(tombstone.exam))?.iter().any(is_pending) {
+            return Ok(Purged::Confirmed);
+        }
+    }
     if node.images().is_arriving(tombstone.study.as_str()) {
         return Ok(Purged::Later);
     }

@@ -182,7 +182,7 @@ async fn study(
         done.bytes += bytes;
         nowhere.into_iter().for_each(|hash| done.nowhere(Some(held.uid.as_str()), hash));
         if whole != noted
-            && let Err(error) = copies::report(node, part, whole).await
+            && let Err(error) = copies::report(node, &part.part, whole).await
         {
             tracing::debug!(study = %held.uid, error = format!("{error:#}"), "a mended part is not recorded yet");
             done.recorded = false;

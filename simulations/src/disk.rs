@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use maillage_host::Disk;
 use maillage_host::disk::{DiskBackend, FileBackend, IoFuture, Space};
+use maillage_host::engine::MemoryHome;
 
 mod pages;
 mod volume;
@@ -51,8 +52,16 @@ impl Default for DiskFaults {
     }
 }
 
+/// The engines of one node, that of the replicated state and that of the images' index.
+#[derive(Default, Clone)]
+pub(crate) struct Engines {
+    pub(crate) state: Arc<MemoryHome>,
+    pub(crate) index: Arc<MemoryHome>,
+}
+
 struct Drive {
     volume: Volume,
+    engines: Engines,
     faults: DiskFaults,
     rng: Rng,
 }
@@ -78,10 +87,20 @@ impl Disks {
         Disk::from_backend(Arc::new(SimDisk { disks: Arc::clone(self), owner }))
     }
 
+    /// What an incarnation finds of the engines of those before it.
+    pub(crate) fn engines(&self, slot: u32) -> Engines {
+        self.with(slot, |drive| {
+            let Engines { state, index } = &drive.engines;
+            drive.engines = Engines { state: Arc::new(state.crashed()), index: Arc::new(index.crashed()) };
+            drive.engines.clone()
+        })
+    }
+
     fn with<T>(&self, slot: u32, act: impl FnOnce(&mut Drive) -> T) -> T {
         let mut drives = lock(&self.drives);
         let drive = drives.entry(slot).or_insert_with(|| Drive {
             volume: Volume::default(),
+            engines: Engines::default(),
             faults: DiskFaults::default(),
             rng: Rng::stream(self.seed, &format!("disk {slot}")),
         });
@@ -94,7 +113,7 @@ impl Disks {
 
     /// The disk is lost; an empty one takes its place.
     pub(crate) fn forget(&self, slot: u32) {
-        self.with(slot, |drive| drive.volume = Volume::default());
+        self.with(slot, |drive| (drive.volume, drive.engines) = (Volume::default(), Engines::default()));
     }
 
     /// Flips one bit of the durable bytes `what` among the images of `slot`; `false` when they are nowhere.

@@ -104,8 +104,8 @@ impl Mutant {
         match self {
             Self::LogFsyncLies => (&["I12", "I1", "I2", "I3", "I4", "I7", "startup"], 5),
             Self::VoteFsyncLies => (&["I12", "I7", "I3", "startup"], 20),
-            Self::PackFsyncLies => (&["I3"], 5),
-            Self::DirectorySyncDropped => (&["I3", "I12", "startup"], 5),
+            Self::PackFsyncLies => (&["I3", "I5"], 5),
+            Self::DirectorySyncDropped => (&["I3", "I5", "I12", "startup"], 5),
             Self::RefusalsForged => (&["I12", "I7", "I1", "I3", "I4", "I9", "panic"], 20),
             Self::FencingRemoved => (&["I1", "I2", "I3", "I4"], 10),
             Self::RepeatsRun => (&["I1", "I2", "I4", "outbox"], 10),

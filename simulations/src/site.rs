@@ -9,14 +9,13 @@ use std::time::Duration;
 
 use maillage::site::{Host, Joining, Member, MeshFile, Settings, Site, StartFailure, Wires};
 use maillage_consensus::raft::{LogError, StartError};
-use maillage_host::engine::MemoryHome;
 use maillage_host::{Clock, Disk, UnixMillis};
 use maillage_store::{OpenError, StoreConfig};
 use maillage_transport::{Endpoint, Identity, Membership, PeerId};
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{Cluster, FOUNDER, MESH_ID, Running};
-use crate::disk::Ending;
+use crate::disk::{Ending, Engines};
 use crate::mutant::Mutant;
 use crate::net::{Incoming, Network, Plane, SimHolders, SimLinks, answer_chunk, read_frame, write_frame};
 use crate::world::{HARNESS, Owner};
@@ -89,14 +88,9 @@ async fn start(cluster: &Arc<Cluster>, owner: Owner) -> Result<Running, Failed> 
     let mesh = belong(cluster, owner, &disk, &settings, &identity).await?;
     let site = mesh.site_id;
     cluster.admit(slot, site);
-    let host = Host {
-        disk,
-        state: Arc::<MemoryHome>::default(),
-        index: Arc::<MemoryHome>::default(),
-        clock: clock.clone(),
-        images: store_config(),
-        queue: machine::of(cluster, slot),
-    };
+    let Engines { state, index } = cluster.disks.engines(slot);
+    let host =
+        Host { disk, state, index, clock: clock.clone(), images: store_config(), queue: machine::of(cluster, slot) };
     let membership = Membership::new(clock.clone());
     let member = Member::new(identity, mesh, membership.clone());
     let (wires, endpoint) = reach(cluster, owner, &member, &membership, &clock).map_err(|error| Failed::of(&error))?;

@@ -77,7 +77,6 @@ async fn leaves(site: &Site, keys: &[[u8; 32]]) {
 }
 
 #[tokio::test]
-#[ignore = "a site that began with a snapshot keeps the key in one table of its engine: see docs/operations.md"]
 async fn no_file_of_any_site_has_a_destroyed_key_though_some_were_killed_in_the_middle() {
     let settings =
         |_| Settings { quiet_seconds: 4, lines: vec![("[storage]", "wipe_s = 1".to_owned())], ..Settings::default() };

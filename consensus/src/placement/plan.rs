@@ -167,17 +167,36 @@ impl Plan {
     /// Whether the mesh does without `site`'s copy of a part: as many others in session as are wanted, or as
     /// there could ever be, hold it, in as many zones; and no zone is lost that a wanted copy would be in.
     pub fn spares(&self, held: &HeldPart, site: SiteId) -> bool {
-        let here = |site: &SiteId| self.ground(*site).is_some_and(|ground| ground.is_here);
-        let counted: Vec<SiteId> = self.counted(held).into_iter().filter(here).collect();
+        let counted = self.counted_here(held.origin, &held.holders);
         let others: Vec<SiteId> = counted.iter().copied().filter(|other| *other != site).collect();
-        let could = self.could_hold(held.origin);
-        let copies = self.copies(held.origin).min(could.len()).max(1);
-        let needed = match self.zones_asked(held.origin) {
+        let (copies, zones) = self.possible(held.origin);
+        let zones = zones.max(copies.min(self.zones_of(&counted)));
+        others.len() >= copies && self.zones_of(&others) >= zones
+    }
+
+    /// Whether as many of these sites are in session as are wanted to hold what `origin` receives, or as there could
+    /// ever be, in as many zones.
+    pub(crate) fn suffices(&self, origin: SiteId, holders: &BTreeSet<SiteId>) -> bool {
+        let counted = self.counted_here(origin, holders);
+        let (copies, zones) = self.possible(origin);
+        counted.len() >= copies && self.zones_of(&counted) >= zones
+    }
+
+    /// Those of `holders` that are in session and count.
+    fn counted_here<'a>(&self, origin: SiteId, holders: impl IntoIterator<Item = &'a SiteId>) -> Vec<SiteId> {
+        let is_here = |site: &SiteId| self.ground(*site).is_some_and(|ground| ground.is_here);
+        holders.into_iter().copied().filter(is_here).filter(|site| self.counts(origin, *site)).collect()
+    }
+
+    /// Copies and zones wanted of what `origin` receives, or as many as there could ever be.
+    fn possible(&self, origin: SiteId) -> (usize, usize) {
+        let could = self.could_hold(origin);
+        let copies = self.copies(origin).min(could.len()).max(1);
+        let needed = match self.zones_asked(origin) {
             0 => ZONES_USUAL,
             asked => asked,
         };
-        let zones = needed.min(copies).min(self.zones_of(&could)).max(copies.min(self.zones_of(&counted)));
-        others.len() >= copies && self.zones_of(&others) >= zones
+        (copies, needed.min(copies).min(self.zones_of(&could)))
     }
 
     /// For whose images too few sites, or sites in too few zones, could hold copies: fewer than somebody has asked

@@ -158,7 +158,7 @@ pub(super) fn give_up(state: &mut State<'_, '_>, uid: &UidText, manifest: &Addre
     }
     held.holders.retain(|holder| *holder != site);
     // The others have what is newer, as many as are wanted.
-    held.previous = None;
+    held.earlier.clear();
     state.put_study(Some(&before), &study)?;
     Ok(Outcome::Done.into())
 }

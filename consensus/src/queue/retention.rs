@@ -110,17 +110,14 @@ fn bury(state: &mut State<'_, '_>, exam: &Exam, reason: &Line) -> Result<(), App
 }
 
 fn tombstone(held: HeldPart, at: crate::command::UnixMillisField, reason: &Line, members: &[SiteId]) -> Tombstone {
-    let HeldPart { origin, exam, part, mut holders, previous } = held;
-    let earlier = previous.as_ref();
-    holders.extend(earlier.iter().flat_map(|earlier| &earlier.holders));
-    holders.sort_unstable();
-    holders.dedup();
+    let holders = held.all_holders().into_iter().collect();
+    let HeldPart { origin, exam, part, earlier, .. } = held;
     Tombstone {
         exam,
         study: part.study,
         origin,
         manifest: part.manifest,
-        previous: earlier.map(|earlier| earlier.part.manifest),
+        earlier: earlier.into_iter().map(|earlier| earlier.part.manifest).collect(),
         sequence: part.sequence,
         instances: part.instances,
         holders,

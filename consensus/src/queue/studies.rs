@@ -3,6 +3,8 @@
 //! Images meet their request by accession number **and** patient. Anything less certain makes an
 //! exam of its own, to be reconciled by a person: never a silent match, never a lost image.
 
+use std::collections::BTreeSet;
+
 use super::{Applied, exams};
 use crate::command::StudyPart;
 use crate::event::Happened;
@@ -13,9 +15,6 @@ use crate::mesh::{EarlierPart, HeldPart, Study};
 use crate::order::Order;
 use crate::outcome::{Outcome, Refusal};
 use crate::state::State;
-
-/// Zones, and where there is one only sites, in which images are safe.
-const SAFE: usize = 2;
 
 pub(super) fn record(state: &mut State<'_, '_>, origin: SiteId, part: &StudyPart) -> Applied {
     let before = state.study(part.study.as_str())?;
@@ -55,8 +54,12 @@ pub(super) fn record(state: &mut State<'_, '_>, origin: SiteId, part: &StudyPart
             }
         },
     };
-    let previous = earlier.map(|earlier| best_held(state, earlier)).transpose()?.flatten();
-    let held = HeldPart { origin, exam: exam.id, part: part.clone(), holders: vec![origin], previous };
+    let mut held = HeldPart { origin, exam: exam.id, part: part.clone(), holders: vec![origin], earlier: Vec::new() };
+    if let Some(HeldPart { part, holders, earlier, .. }) = earlier {
+        held.earlier.push(EarlierPart { part, holders });
+        held.earlier.extend(earlier);
+        forget_needless(state, &mut held)?;
+    }
     match known.and_then(|at| study.parts.get_mut(at)) {
         Some(place) => *place = held,
         None => study.parts.push(held),
@@ -116,18 +119,12 @@ pub(super) fn record_holding(
         return Ok(Refusal::NoSuchPart.into());
     };
     let mut study = before.clone();
-    let wanted = state.mesh()?.map_or(1, |mesh| usize::from(mesh.copies));
-    let of_this = |held: &&mut HeldPart| {
-        held.part.manifest == *manifest
-            || held.previous.as_ref().is_some_and(|earlier| earlier.part.manifest == *manifest)
-    };
+    let of_this = |held: &&mut HeldPart| held.publications().any(|(part, _)| part.manifest == *manifest);
     let Some(held) = study.parts.iter_mut().find(of_this) else {
         return Ok(Refusal::NoSuchPart.into());
     };
-    let holders = match &mut held.previous {
-        Some(earlier) if earlier.part.manifest == *manifest => &mut earlier.holders,
-        _ => &mut held.holders,
-    };
+    let earlier = held.earlier.iter_mut().find(|earlier| earlier.part.manifest == *manifest);
+    let holders = earlier.map_or(&mut held.holders, |earlier| &mut earlier.holders);
     let changes = match (holders.binary_search(&site), holds) {
         (Err(at), true) => {
             holders.insert(at, site);
@@ -147,11 +144,11 @@ pub(super) fn record_holding(
         return Ok(Outcome::Done.into());
     }
     let given_up = site != held.origin && state.exam(held.exam)?.is_some_and(|exam| exam.is_confined());
-    if let Some(earlier) = &held.previous
-        && held.holders.len() >= earlier.holders.len().min(wanted)
-        && (state.format < 2 || !is_held_better(state, &earlier.holders, &held.holders)?)
-    {
-        held.previous = None;
+    if state.format < 2 {
+        let wanted = state.mesh()?.map_or(1, |mesh| usize::from(mesh.copies));
+        held.earlier.retain(|earlier| held.holders.len() < earlier.holders.len().min(wanted));
+    } else {
+        forget_needless(state, held)?;
     }
     state.put_study(Some(&before), &study)?;
     if !holds && !given_up {
@@ -160,28 +157,27 @@ pub(super) fn record_holding(
     Ok(Outcome::Done.into())
 }
 
-/// The publication, of a part and the one before it, that is to be remembered beside one that only its origin holds
-/// yet; none if nobody but the origin holds either.
-fn best_held(state: &State<'_, '_>, held: HeldPart) -> Result<Option<EarlierPart>, ApplyError> {
-    let this = EarlierPart { part: held.part, holders: held.holders };
-    let best = match held.previous {
-        Some(earlier) if is_held_better(state, &earlier.holders, &this.holders)? => earlier,
-        _ => this,
-    };
-    Ok((best.holders.len() > 1).then_some(best))
-}
-
-/// Whether an earlier publication with these holders has to be remembered before a later one with those, which lists
-/// all of it and more.
+/// Forgets the earlier publications of a part that it does without: those of which every holder has a later one, which
+/// lists all of it and more, and all when later ones are where they are wanted.
 ///
-/// What two zones hold is safe: its sender may have deleted it (storage commitment). Were an earlier publication that
-/// more sites hold remembered in its place, nobody would know who has what came between the two. Before format 2 the
-/// one with more holders was.
-fn is_held_better(state: &State<'_, '_>, earlier: &[SiteId], later: &[SiteId]) -> Result<bool, ApplyError> {
+/// What two zones hold is safe, and its sender may have deleted it (storage commitment): were one earlier publication
+/// remembered alone, nobody would know who has what came between it and the latest. As many are remembered as there are
+/// sites, at the most. Before format 2 it was the one that had the most holders.
+fn forget_needless(state: &State<'_, '_>, held: &mut HeldPart) -> Result<(), ApplyError> {
     if state.format < 2 {
-        return Ok(earlier.len() > later.len());
+        // The newest of those with as many.
+        held.earlier.sort_by_key(|earlier| std::cmp::Reverse(earlier.holders.len()));
+        held.earlier.truncate(1);
+        held.earlier.retain(|earlier| earlier.holders.len() > 1);
+        return Ok(());
     }
     let plan = state.plan()?;
-    let safety = |holders: &[SiteId]| (plan.zones_of(holders).min(SAFE), holders.len().min(SAFE));
-    Ok(safety(earlier) > safety(later))
+    let origin = held.origin;
+    let mut covered: BTreeSet<SiteId> = held.holders.iter().copied().collect();
+    held.earlier.retain(|earlier| {
+        let adds = !plan.suffices(origin, &covered) && earlier.holders.iter().any(|site| !covered.contains(site));
+        covered.extend(&earlier.holders);
+        adds
+    });
+    Ok(())
 }

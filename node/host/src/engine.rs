@@ -95,9 +95,13 @@ pub trait EngineHome: Send + Sync + 'static {
     /// Opens the current engine, creating an empty one at first.
     fn open(&self) -> io::Result<Arc<dyn Engine>>;
     /// Builds a new engine with `fill`, makes it durable, then makes it the current one in one
-    /// step: a crash leaves the old whole or the new whole. Blocks. The old engine's last clone
-    /// must be dropped by the caller before long; its files go at the next [`EngineHome::open`].
+    /// step: a crash leaves the old whole or the new whole. Blocks. The old engine's files go once its last clone and
+    /// view are dropped: with the next [`EngineHome::tidy`], [`Engine::compact`] of the new one, or opening.
     fn replace(&self, fill: &mut dyn FnMut(&dyn Engine) -> io::Result<()>) -> io::Result<Arc<dyn Engine>>;
+    /// Removes the files of engines that were replaced and that nobody reads any more. Blocks.
+    fn tidy(&self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 impl fmt::Debug for dyn Engine {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use maillage_consensus::ids::SiteId;
-use maillage_consensus::mesh::Study;
+use maillage_consensus::mesh::{HeldPart, Study};
 use maillage_store::Hash;
 
 use super::judge::{Coverage, Verdict, ZONES_MIN, publications, verdict};
@@ -56,10 +56,6 @@ impl Coverage {
 
 /// Who holds a publication.
 fn holders(study: &Study, manifest: Hash) -> Vec<SiteId> {
-    let of_part = |held: &maillage_consensus::mesh::HeldPart| {
-        let earlier = held.previous.as_ref().filter(|earlier| earlier.part.manifest == manifest.0);
-        let now = (held.part.manifest == manifest.0).then_some(&held.holders);
-        now.or(earlier.map(|earlier| &earlier.holders)).cloned().unwrap_or_default()
-    };
-    study.parts.iter().flat_map(of_part).collect()
+    let publications = study.parts.iter().flat_map(HeldPart::publications);
+    publications.filter(|(part, _)| part.manifest == manifest.0).flat_map(|(_, holders)| holders).copied().collect()
 }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use maillage_consensus::ids::SiteId;
-use maillage_consensus::mesh::{Site, Study};
+use maillage_consensus::mesh::{HeldPart, Site, Study};
 use maillage_consensus::placement::Plan;
 use maillage_store::{Hash, StudyManifest};
 
@@ -50,7 +50,7 @@ pub(super) struct Publication {
 #[derive(Debug, Default)]
 pub(crate) struct Coverage(BTreeMap<(String, Hash), BTreeSet<String>>);
 
-/// The publications of a study that somebody who counts holds: each part as it is, and as it was before.
+/// The publications of a study that somebody who counts holds: each part as it is, and as it was.
 ///
 /// A site is in the zone that the layout of `plan` says, or its own: two sites that whoever administers the mesh knows to
 /// burn together are one zone, whatever each says of itself.
@@ -63,15 +63,9 @@ pub(super) fn publications(study: &Study, sites: &[Site], plan: &Plan, now_ms: u
         };
         sites.iter().filter(there).map(zone_of).collect()
     };
-    let of_part = |held: &maillage_consensus::mesh::HeldPart| {
-        let now = Publication { manifest: Hash(held.part.manifest), zones: zones(&held.holders) };
-        let before = held
-            .previous
-            .as_ref()
-            .map(|earlier| Publication { manifest: Hash(earlier.part.manifest), zones: zones(&earlier.holders) });
-        std::iter::once(now).chain(before)
-    };
-    study.parts.iter().flat_map(of_part).filter(|publication| !publication.zones.is_empty()).collect()
+    let all = study.parts.iter().flat_map(HeldPart::publications);
+    let all = all.map(|(part, holders)| Publication { manifest: Hash(part.manifest), zones: zones(holders) });
+    all.filter(|publication| !publication.zones.is_empty()).collect()
 }
 
 impl Coverage {

@@ -41,7 +41,7 @@ pub(crate) fn study(uid: &str, manifest: [u8; 32], holders: Vec<SiteId>) -> Stud
         last_received_at: UnixMillisField(0),
         says,
     };
-    Study { uid, parts: vec![HeldPart { origin: SiteId(1), exam: ExamId(1), part, holders, previous: None }] }
+    Study { uid, parts: vec![HeldPart { origin: SiteId(1), exam: ExamId(1), part, holders, earlier: Vec::new() }] }
 }
 
 fn uid(text: &str) -> Uid {

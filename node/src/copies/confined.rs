@@ -107,17 +107,15 @@ async fn vouch(node: &Node, held: &HeldPart) -> anyhow::Result<()> {
     if matches!(node.store().hold(manifest).await?, Hold::Incomplete { .. }) {
         anyhow::bail!("what this site received is no longer whole");
     }
-    report(node, held, true).await
+    report(node, &held.part, true).await
 }
 
 /// Releases a copy that this site must not have, and says so. What is left of its bytes is reached by
 /// nobody: the study is not shown here, and nothing asks a site for a copy that it does not hold.
 async fn give_up(node: &Node, held: &HeldPart) -> anyhow::Result<()> {
-    let earlier = held.previous.as_ref().map(|earlier| (earlier.part.manifest, &earlier.holders));
-    let publications = [(held.part.manifest, &held.holders)].into_iter().chain(earlier);
-    for (manifest, _) in publications.filter(|(_, holders)| holders.contains(&node.site())) {
-        release(node, Hash(manifest)).await?;
-        let command = Command::RecordHolding { study: held.part.study.clone(), manifest, holds: false };
+    for (part, _) in held.publications().filter(|(_, holders)| holders.contains(&node.site())) {
+        release(node, Hash(part.manifest)).await?;
+        let command = Command::RecordHolding { study: part.study.clone(), manifest: part.manifest, holds: false };
         node.command(CommandId::random(), Name::default(), command).await?;
         tracing::info!(study = %held.part.study, "copy given up: the patient refuses the transfer");
     }

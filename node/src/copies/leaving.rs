@@ -252,10 +252,11 @@ async fn end_strays(node: &Node, choice: &Choice, shutdown: &CancellationToken) 
         let Some(_leave) = node.images().leave(&here.study_uid) else { continue };
         // With a publication go all before it: none of them may be one that the mesh counts on.
         let known = node.read(|view| view.study(&here.study_uid))?;
-        let is_counted = known.iter().flat_map(|study| &study.parts).filter(|held| held.origin == origin).any(|held| {
-            let earlier = held.previous.iter().flat_map(|earlier| &earlier.holders);
-            held.holders.iter().chain(earlier).any(|site| *site == node.site())
-        });
+        let is_counted = known
+            .iter()
+            .flat_map(|study| &study.parts)
+            .filter(|held| held.origin == origin)
+            .any(|held| held.all_holders().contains(&node.site()));
         if is_counted {
             continue;
         }
@@ -272,9 +273,8 @@ async fn end_strays(node: &Node, choice: &Choice, shutdown: &CancellationToken) 
 
 async fn wipe(node: &Node, held: &HeldPart) -> Result<(), StoreError> {
     if held.origin == node.site() {
-        let earlier = held.previous.as_ref().map(|earlier| earlier.part.manifest);
-        for manifest in earlier.into_iter().chain([held.part.manifest]) {
-            node.store().release(Hash(manifest)).await?;
+        for (part, _) in held.publications() {
+            node.store().release(Hash(part.manifest)).await?;
         }
         return Ok(());
     }

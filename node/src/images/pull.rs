@@ -209,12 +209,10 @@ impl Drop for Arrival<'_> {
     }
 }
 
-/// The sites that hold a part, or its publication before the latest, of which most chunks are the same:
-/// what is damaged at one of them, the others may have.
+/// The sites that hold a part, or an earlier publication of it, of which most chunks are the same: what is damaged at
+/// one of them, the others may have.
 pub(super) fn who_may_have(held: &HeldPart) -> Vec<SiteId> {
-    let earlier = held.previous.iter().flat_map(|earlier| &earlier.holders);
-    let all: BTreeSet<SiteId> = held.holders.iter().chain(earlier).copied().collect();
-    all.into_iter().collect()
+    held.all_holders().into_iter().collect()
 }
 
 /// The heads of all instances, of which a viewer makes its layout; then their pixels.

@@ -164,26 +164,64 @@ fn reconciling_moves_the_images_and_ends_the_unsolicited_exam() {
     assert_eq!(more, Outcome::StudyRecorded { exam: into, unsolicited: None });
 }
 
+/// The earlier publications of the one part that are remembered, and their holders.
+fn earlier(bench: &Bench) -> Vec<(u64, Vec<SiteId>)> {
+    let study = bench.view(|view| view.study("1.2")).expect("study");
+    study.parts[0].earlier.iter().map(|earlier| (earlier.part.sequence, earlier.holders.clone())).collect()
+}
+
+fn holding(part: &StudyPart, holds: bool) -> Command {
+    Command::RecordHolding { study: part.study.clone(), manifest: part.manifest, holds }
+}
+
 #[test]
-fn what_two_zones_hold_is_remembered_until_it_is_caught_up_with_also_when_an_earlier_publication_has_more_holders() {
+fn earlier_publications_are_remembered_until_as_many_as_are_wanted_have_caught_up() {
     let mut bench = Bench::founded();
     let [lyon, nantes, brest] = ["lyon", "nantes", "brest"].map(|name| bench.join(name));
     let parts = [1, 2, 3].map(|sequence| part("1.2", request("A1", "P1"), sequence));
-    let holding = |manifest| Command::RecordHolding { study: UidText::fitted("1.2"), manifest, holds: true };
-    let earlier = |bench: &Bench| {
-        let study = bench.view(|view| view.study("1.2")).expect("study");
-        study.parts[0].previous.as_ref().map(|earlier| (earlier.part.sequence, earlier.holders.clone()))
-    };
     bench.run(PARIS, Command::RecordStudy(parts[0].clone()));
     for site in [lyon, nantes, brest] {
-        bench.run(site, holding(parts[0].manifest));
+        bench.run(site, holding(&parts[0], true));
     }
     bench.run(PARIS, Command::RecordStudy(parts[1].clone()));
-    assert_eq!(earlier(&bench), Some((1, vec![PARIS, lyon, nantes, brest])));
+    assert_eq!(earlier(&bench), [(1, vec![PARIS, lyon, nantes, brest])]);
     // Two zones have all of it now: whoever asks is told that it may be deleted.
-    bench.run(lyon, holding(parts[1].manifest));
+    bench.run(lyon, holding(&parts[1], true));
     bench.run(PARIS, Command::RecordStudy(parts[2].clone()));
-    assert_eq!(earlier(&bench), Some((2, vec![PARIS, lyon])), "what lyon has is known");
+    assert_eq!(earlier(&bench), [(2, vec![PARIS, lyon]), (1, vec![PARIS, lyon, nantes, brest])]);
+    bench.run(nantes, holding(&parts[1], true));
+    assert_eq!(earlier(&bench), [(2, vec![PARIS, lyon, nantes])], "three are wanted");
+}
+
+#[test]
+fn a_site_that_lost_what_it_had_takes_nothing_from_what_is_known_of_the_others() {
+    let mut bench = Bench::founded();
+    let [lyon, nantes, brest] = ["lyon", "nantes", "brest"].map(|name| bench.join(name));
+    let parts = [1, 2, 3, 4].map(|sequence| part("1.2", request("A1", "P1"), sequence));
+    bench.run(PARIS, Command::RecordStudy(parts[0].clone()));
+    bench.run(lyon, holding(&parts[0], true));
+    bench.run(nantes, holding(&parts[0], true));
+    bench.run(PARIS, Command::RecordStudy(parts[1].clone()));
+    bench.run(PARIS, holding(&parts[1], false));
+    bench.run(lyon, holding(&parts[1], true));
+    bench.run(PARIS, Command::RecordStudy(parts[2].clone()));
+    bench.run(PARIS, holding(&parts[2], false));
+    bench.run(PARIS, Command::RecordStudy(parts[3].clone()));
+    bench.run(PARIS, holding(&parts[3], false));
+    assert_eq!(earlier(&bench), [(2, vec![lyon]), (1, vec![PARIS, lyon, nantes])], "the third is at none");
+    // Sites that copy an earlier one, because nobody has the latest, are noted with it.
+    bench.run(brest, holding(&parts[1], true));
+    bench.run(nantes, holding(&parts[1], true));
+    assert_eq!(
+        earlier(&bench),
+        [(2, vec![lyon, nantes, brest])],
+        "three have the second, which lists all of the first"
+    );
+    bench.run(PARIS, holding(&parts[3], true));
+    bench.run(brest, holding(&parts[3], true));
+    assert_eq!(earlier(&bench), [(2, vec![lyon, nantes, brest])]);
+    bench.run(lyon, holding(&parts[3], true));
+    assert_eq!(earlier(&bench), []);
 }
 
 #[test]
@@ -204,10 +242,10 @@ fn a_part_published_again_counts_only_its_origin_as_holder_until_the_others_catc
     assert_eq!(late, Outcome::Refused(Refusal::PartSuperseded { sequence: 2 }));
     let parts = bench.view(|view| view.study("1.2")).expect("study").parts;
     assert_eq!(parts[0].part.sequence, 2, "an old publication does not come back");
-    let earlier = parts[0].previous.as_ref().expect("the better held publication is remembered");
+    let earlier = parts[0].earlier.first().expect("the better held publication is remembered");
     assert_eq!((earlier.part.sequence, earlier.holders.len()), (1, 2));
     assert_eq!(bench.run(lyon, holding(second.manifest)), Outcome::Done);
     let parts = bench.view(|view| view.study("1.2")).expect("study").parts;
-    assert_eq!(parts[0].previous, None, "the new publication is held as well as the old one was");
+    assert_eq!(parts[0].earlier, [], "the new publication is held as well as the old one was");
     assert_eq!(bench.view(|view| view.studies_below_wanted(None, 10)), ["1.2"]);
 }

@@ -39,8 +39,12 @@ impl State {
             std::mem::replace(&mut *current, engine)
         };
         // Closing an engine may wait for its threads.
+        let home = Arc::clone(&self.home);
         offload(move || {
             drop(old);
+            if let Err(error) = home.tidy() {
+                tracing::warn!(%error, "files of the state before the snapshot are still here");
+            }
             Ok(())
         })
         .await?;

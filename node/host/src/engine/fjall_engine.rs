@@ -7,11 +7,12 @@
 
 #![expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "this is the seam that the lint points to")]
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::ops::Bound;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use fjall::config::{CompressionPolicy, PartitioningPolicy};
 use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Snapshot};
@@ -27,16 +28,54 @@ const BLOCKS_IN_MEMORY: usize = 8;
 /// A directory that holds the generations of one engine.
 #[derive(Debug)]
 pub struct FjallHome {
-    root: PathBuf,
+    generations: Arc<Generations>,
     cache_bytes: u64,
-    /// Serialises opening and replacing: both read and write `CURRENT`.
-    turn: Mutex<()>,
+}
+
+#[derive(Debug)]
+struct Generations {
+    root: PathBuf,
+    /// The generations that this process has opened, as long as an engine or a view of it is used. Locked over
+    /// opening and replacing, too: both read and write `CURRENT`.
+    used: Mutex<BTreeMap<u64, Weak<()>>>,
 }
 
 impl FjallHome {
     /// An engine under `root` (made when absent), with a block cache of `cache_bytes`.
     pub fn new(root: PathBuf, cache_bytes: u64) -> Self {
-        Self { root, cache_bytes, turn: Mutex::new(()) }
+        Self { generations: Arc::new(Generations { root, used: Mutex::default() }), cache_bytes }
+    }
+
+    fn open_generation(&self, generation: u64, used: &mut BTreeMap<u64, Weak<()>>) -> io::Result<FjallEngine> {
+        let database = Database::builder(self.generations.root.join(generation.to_string()))
+            .cache_size(self.cache_bytes)
+            .worker_threads(1)
+            .open()
+            .map_err(io::Error::other)?;
+        let keyspace = database.keyspace("data", options).map_err(io::Error::other)?;
+        let in_use = Arc::new(());
+        used.insert(generation, Arc::downgrade(&in_use));
+        Ok(FjallEngine { database, keyspace, generations: Arc::clone(&self.generations), in_use })
+    }
+}
+
+impl Generations {
+    fn used(&self) -> MutexGuard<'_, BTreeMap<u64, Weak<()>>> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Removes all but the current one and those that are still used.
+    fn tidy(&self, used: &mut BTreeMap<u64, Weak<()>>) -> io::Result<()> {
+        used.retain(|_, in_use| in_use.strong_count() > 0);
+        let current = self.current()?;
+        for entry in fs::read_dir(&self.root)? {
+            let entry = entry?;
+            let generation = entry.file_name().to_str().and_then(|name| name.parse::<u64>().ok());
+            if generation.is_some_and(|number| Some(number) != current && !used.contains_key(&number)) {
+                fs::remove_dir_all(entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     fn current(&self) -> io::Result<Option<u64>> {
@@ -60,16 +99,6 @@ impl FjallHome {
         fs::rename(&temporary, self.root.join("CURRENT"))?;
         File::open(&self.root)?.sync_all()
     }
-
-    fn open_generation(&self, generation: u64) -> io::Result<FjallEngine> {
-        let database = Database::builder(self.root.join(generation.to_string()))
-            .cache_size(self.cache_bytes)
-            .worker_threads(1)
-            .open()
-            .map_err(io::Error::other)?;
-        let keyspace = database.keyspace("data", options).map_err(io::Error::other)?;
-        Ok(FjallEngine { database, keyspace })
-    }
 }
 
 /// How tables are written; an engine keeps what it was made with.
@@ -87,44 +116,41 @@ fn options() -> KeyspaceCreateOptions {
 
 impl EngineHome for FjallHome {
     fn open(&self) -> io::Result<Arc<dyn Engine>> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        fs::create_dir_all(&self.root)?;
-        let current = self.current()?;
-        for entry in fs::read_dir(&self.root)? {
-            let entry = entry?;
-            let generation = entry.file_name().to_str().and_then(|name| name.parse::<u64>().ok());
-            if generation.is_some() && generation != current {
-                fs::remove_dir_all(entry.path())?;
-            }
+        let mut used = self.generations.used();
+        fs::create_dir_all(&self.generations.root)?;
+        self.generations.tidy(&mut used)?;
+        if let Some(generation) = self.generations.current()? {
+            return Ok(Arc::new(self.open_generation(generation, &mut used)?));
         }
-        if let Some(generation) = current {
-            return Ok(Arc::new(self.open_generation(generation)?));
-        }
-        let engine = self.open_generation(1)?;
+        let engine = self.open_generation(1, &mut used)?;
         engine.persist()?;
-        self.set_current(1)?;
+        self.generations.set_current(1)?;
         Ok(Arc::new(engine))
     }
 
     fn replace(&self, fill: &mut dyn FnMut(&dyn Engine) -> io::Result<()>) -> io::Result<Arc<dyn Engine>> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let generation = self.current()?.unwrap_or(0) + 1;
-        let directory = self.root.join(generation.to_string());
-        match fs::remove_dir_all(&directory) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-        let engine = self.open_generation(generation)?;
+        let mut used = self.generations.used();
+        // One that was not filled to its end among them.
+        self.generations.tidy(&mut used)?;
+        let generation = self.generations.current()?.max(used.last_key_value().map(|(last, _)| *last)).unwrap_or(0) + 1;
+        let engine = self.open_generation(generation, &mut used)?;
         fill(&engine)?;
         engine.persist()?;
-        self.set_current(generation)?;
+        self.generations.set_current(generation)?;
         Ok(Arc::new(engine))
+    }
+
+    fn tidy(&self) -> io::Result<()> {
+        self.generations.tidy(&mut self.generations.used())
     }
 }
 
 struct FjallEngine {
     database: Database,
     keyspace: Keyspace,
+    generations: Arc<Generations>,
+    /// The last clone goes when nothing reads this generation any more.
+    in_use: Arc<()>,
 }
 
 impl Reader for FjallEngine {
@@ -133,7 +159,7 @@ impl Reader for FjallEngine {
     }
 
     fn scan(&self, from: Bound<&[u8]>, to: Bound<&[u8]>, each: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> io::Result<()> {
-        FjallView { snapshot: self.database.snapshot(), keyspace: self.keyspace.clone() }.scan(from, to, each)
+        self.frozen().scan(from, to, each)
     }
 }
 
@@ -167,15 +193,21 @@ impl Engine for FjallEngine {
         // What lies in memory only would be written behind the compaction.
         self.keyspace.rotate_memtable_and_wait().map_err(io::Error::other)?;
         self.keyspace.major_compact().map_err(io::Error::other)?;
-        self.end_journal()
+        self.end_journal()?;
+        self.generations.tidy(&mut self.generations.used())
     }
 
     fn view(&self) -> Box<dyn Reader> {
-        Box::new(FjallView { snapshot: self.database.snapshot(), keyspace: self.keyspace.clone() })
+        Box::new(self.frozen())
     }
 }
 
 impl FjallEngine {
+    fn frozen(&self) -> FjallView {
+        let (snapshot, keyspace) = (self.database.snapshot(), self.keyspace.clone());
+        FjallView { snapshot, keyspace, _in_use: Arc::clone(&self.in_use) }
+    }
+
     /// Has fjall end its journal, in which everything is that was written since the last one ended. It does so by
     /// itself only when a flush finds it longer than 64 MB, and has no call for it: so it is filled up to there, in
     /// a keyspace apart that keeps one block of it.
@@ -213,6 +245,7 @@ fn incompressible() -> Vec<u8> {
 struct FjallView {
     snapshot: Snapshot,
     keyspace: Keyspace,
+    _in_use: Arc<()>,
 }
 
 impl Reader for FjallView {
@@ -250,8 +283,45 @@ mod tests {
     }
 
     #[test]
+    fn what_was_replaced_goes_when_nobody_reads_it_any_more() {
+        let directory = std::env::temp_dir().join(format!("maillage-replaced-{}", std::process::id()));
+        let secret = b"in the first generation only....";
+        let is_there = || {
+            let mut found = Vec::new();
+            files_with(&directory, secret, &mut found);
+            !found.is_empty()
+        };
+        let home = FjallHome::new(directory.clone(), 8 << 20);
+        let old = home.open().expect("open");
+        let mut batch = Batch::default();
+        batch.put("old", secret.as_slice());
+        old.commit(batch).expect("commit");
+        old.persist().expect("persist");
+        let new = home.replace(&mut |_| Ok(())).expect("replace");
+        let view = old.view();
+        drop(old);
+        home.tidy().expect("tidy");
+        assert_eq!(view.get(b"old").expect("get").as_deref(), Some(secret.as_slice()));
+        assert!(is_there());
+        drop(view);
+        new.compact().expect("compact");
+        assert!(!is_there());
+        drop(new);
+        fs::remove_dir_all(directory).expect("clean up");
+    }
+
+    #[test]
     fn what_was_removed_is_in_no_file_after_a_compaction() {
-        let directory = std::env::temp_dir().join(format!("maillage-compacted-{}", std::process::id()));
+        is_in_no_file(false);
+    }
+
+    #[test]
+    fn what_was_ingested_and_removed_is_in_no_file_after_a_compaction() {
+        is_in_no_file(true);
+    }
+
+    fn is_in_no_file(ingested: bool) {
+        let directory = std::env::temp_dir().join(format!("maillage-compacted-{ingested}-{}", std::process::id()));
         let with = |secret: &[u8]| {
             let mut found = Vec::new();
             files_with(&directory, secret, &mut found);
@@ -259,10 +329,18 @@ mod tests {
         };
         let (gone, kept) = (b"a key that is to go, and goes...", b"a key that others still need....");
         let engine = FjallHome::new(directory.clone(), 8 << 20).open().expect("open");
-        let mut batch = Batch::default();
-        batch.put("gone", gone.as_slice());
-        batch.put("kept", kept.as_slice());
-        engine.commit(batch).expect("commit");
+        if ingested {
+            let pairs = [("gone", gone), ("kept", kept)];
+            let fill = &mut |take: &mut Take<'_>| {
+                pairs.into_iter().try_for_each(|(key, value)| take(key.as_bytes(), value.as_slice()))
+            };
+            engine.ingest(fill).expect("ingest");
+        } else {
+            let mut batch = Batch::default();
+            batch.put("gone", gone.as_slice());
+            batch.put("kept", kept.as_slice());
+            engine.commit(batch).expect("commit");
+        }
         engine.persist().expect("persist");
         assert!(!with(gone).is_empty(), "the search finds what is there");
         let mut batch = Batch::default();

@@ -1,10 +1,10 @@
-//! An engine in memory, for the simulator: after a crash it is empty, which is an engine that is
-//! all its batches behind, the hardest case that [`Engine`] allows.
+//! An engine in memory, for the simulator: after a crash it has what was persisted, and nothing of what was committed
+//! since, the hardest case that [`Engine`] allows.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Bound;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use super::{Batch, Engine, EngineHome, Reader};
 
@@ -14,6 +14,17 @@ type Map = BTreeMap<Vec<u8>, Vec<u8>>;
 #[derive(Debug, Default)]
 pub struct MemoryHome {
     current: Mutex<Option<Arc<MemoryEngine>>>,
+}
+
+impl MemoryHome {
+    /// What is left of it after a crash. Who still has its engine changes nothing of that.
+    #[must_use]
+    pub fn crashed(&self) -> Self {
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = current.as_ref().map(|engine| engine.content().persisted()).unwrap_or_default();
+        let engine = MemoryEngine(RwLock::new(Content { map: Arc::new(left), undo: Undo::default() }));
+        Self { current: Mutex::new(Some(Arc::new(engine))) }
+    }
 }
 
 impl EngineHome for MemoryHome {
@@ -26,17 +37,44 @@ impl EngineHome for MemoryHome {
     fn replace(&self, fill: &mut dyn FnMut(&dyn Engine) -> io::Result<()>) -> io::Result<Arc<dyn Engine>> {
         let fresh = Arc::<MemoryEngine>::default();
         fill(&*fresh)?;
+        fresh.persist()?;
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&fresh));
         Ok(fresh)
     }
 }
 
 #[derive(Debug, Default)]
-struct MemoryEngine(RwLock<Arc<Map>>);
+struct MemoryEngine(RwLock<Content>);
+
+#[derive(Debug, Default)]
+struct Content {
+    map: Arc<Map>,
+    undo: Undo,
+}
+
+/// What was before under the keys that were written since the last persist.
+type Undo = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
+
+impl Content {
+    fn persisted(&self) -> Map {
+        let mut map = Map::clone(&self.map);
+        for (key, value) in &self.undo {
+            match value {
+                Some(value) => map.insert(key.clone(), value.clone()),
+                None => map.remove(key),
+            };
+        }
+        map
+    }
+}
 
 impl MemoryEngine {
+    fn content(&self) -> RwLockReadGuard<'_, Content> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn map(&self) -> Arc<Map> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.content().map)
     }
 }
 
@@ -53,19 +91,22 @@ impl Reader for MemoryEngine {
 
 impl Engine for MemoryEngine {
     fn commit(&self, batch: Batch) -> io::Result<()> {
-        let mut map = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut content = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let Content { map, undo } = &mut *content;
         // Copied only while a view still holds the old map.
-        let map = Arc::make_mut(&mut map);
+        let map = Arc::make_mut(map);
         for (key, value) in batch.0 {
-            match value {
-                Some(value) => map.insert(key, value),
+            let before = match value {
+                Some(value) => map.insert(key.clone(), value),
                 None => map.remove(&key),
             };
+            undo.entry(key).or_insert(before);
         }
         Ok(())
     }
 
     fn persist(&self) -> io::Result<()> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).undo.clear();
         Ok(())
     }
 
@@ -99,5 +140,40 @@ fn scan(map: &Map, from: Bound<&[u8]>, to: Bound<&[u8]>, each: &mut dyn FnMut(&[
         if !each(key, value) {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crash_takes_what_was_not_persisted_and_nothing_else() {
+        let home = MemoryHome::default();
+        let write = |engine: &dyn Engine, pairs: &[(&str, Option<&str>)]| {
+            let owned = |text: &str| text.as_bytes().to_vec();
+            let changes = pairs.iter().map(|(key, value)| (owned(key), value.map(owned))).collect();
+            engine.commit(Batch(changes)).expect("commit");
+        };
+        let all = |home: &MemoryHome| {
+            let engine = home.open().expect("open");
+            let pairs = crate::engine::scan_prefix(&*engine, b"", usize::MAX).expect("scan");
+            pairs
+                .into_iter()
+                .map(|pair| String::from_utf8([pair.0, pair.1].concat()).expect("text"))
+                .collect::<Vec<_>>()
+        };
+        let engine = home.open().expect("open");
+        write(&*engine, &[("a", Some("1")), ("b", Some("1")), ("c", Some("1"))]);
+        engine.persist().expect("persist");
+        write(&*engine, &[("a", Some("2")), ("b", None), ("d", Some("1"))]);
+        write(&*engine, &[("a", None), ("b", Some("3")), ("d", None), ("e", Some("1"))]);
+        assert_eq!(all(&home), ["b3", "c1", "e1"]);
+        let crashed = home.crashed();
+        assert_eq!(all(&crashed), ["a1", "b1", "c1"]);
+        // A task of before the crash that still writes is not heard.
+        engine.persist().expect("persist");
+        assert_eq!(all(&crashed), ["a1", "b1", "c1"]);
+        assert_eq!(all(&crashed.crashed()), ["a1", "b1", "c1"]);
     }
 }

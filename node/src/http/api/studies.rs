@@ -165,7 +165,7 @@ pub(super) async fn fetch(State(app): State<App>, UrlPath(uid): UrlPath<String>)
 async fn record_holdings(app: &App, fetched: &FetchedStudy) -> bool {
     let mut recorded = true;
     for held in &fetched.new_holdings {
-        if let Err(error) = copies::report(&app.node, held, true).await {
+        if let Err(error) = copies::report(&app.node, &held.part, true).await {
             let (study, error) = (held.part.study.as_str(), format!("{error:#}"));
             tracing::warn!(study, error, "fetched images are not recorded yet");
             recorded = false;
