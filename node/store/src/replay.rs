@@ -84,13 +84,17 @@ pub(crate) async fn replay(
     Ok(replayed)
 }
 
-/// Removes packs that were being removed.
+/// Removes packs that were being removed. Behind it the index on the disk knows that they are gone: their numbers are
+/// free, and an index of before would say of the next pack that it was being removed.
 async fn finish_dropping(
     files: &PackFiles,
     index: &Arc<Index>,
     rows: &mut BTreeMap<PackId, PackRow>,
 ) -> io::Result<()> {
     let dropped: Vec<PackId> = rows.values().filter(|row| row.dropped).map(|row| row.id).collect();
+    if dropped.is_empty() {
+        return Ok(());
+    }
     for id in dropped {
         files.disk().remove(&files.path(id)).await?;
         files.disk().sync_dir(files.directory()).await?;
@@ -98,7 +102,8 @@ async fn finish_dropping(
         offload(move || forget_dropped(&index, id)).await?;
         rows.remove(&id);
     }
-    Ok(())
+    let index = Arc::clone(index);
+    offload(move || index.persist()).await
 }
 
 /// The packs that may still have been written to: the last of each day, and the last of all.

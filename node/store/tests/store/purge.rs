@@ -370,6 +370,36 @@ async fn a_days_packs_are_removed_whole_and_little_that_is_kept_is_written_anew(
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_number_of_a_removed_pack_is_another_packs_only_once_the_index_on_disk_says_that_it_is_gone() {
+    let (faulty, home, now) = (FaultyDisk::new(), Arc::default(), Arc::new(AtomicU64::new(NOW)));
+    let store = open_at(&faulty, &home, &now).await;
+    let today = NOW / DAY;
+    let [kept, soon, after] = ["1.2.1", "1.2.2", "1.2.3"].map(|uid| slice(uid, 0));
+    commit_until(&store, &kept, today + 30).await;
+    commit_until(&store, &soon, today + 2).await;
+    let entries = store.instances("1.2.2").await.expect("index").into_iter().map(|listed| listed.entry).collect();
+    let manifest = StudyManifest::new("1.2.2".into(), 1, 1, entries).encode().expect("encode");
+    let address = store.put_manifest_until(manifest, Some(today + 2)).await.expect("put");
+    purge(&store, address, false).await.expect("purge");
+    now.store(NOW + 4 * DAY, Ordering::SeqCst);
+    assert_eq!(store.reclaim().await.expect("reclaim").packs, 1);
+    let before = packs(&faulty.disk()).await;
+    // The power is cut before the index on disk knows that the pack is gone, and again after the next one was made.
+    drop(store);
+    faulty.cut_power(1);
+    let home = Arc::new(home.crashed());
+    let store = open_at(&faulty, &home, &now).await;
+    commit_until(&store, &after, today + 40).await;
+    assert_eq!(packs(&faulty.disk()).await.len(), before.len() + 1);
+    drop(store);
+    faulty.cut_power(2);
+    let store = open_at(&faulty, &Arc::new(home.crashed()), &now).await;
+    assert_eq!((&store.recovery().damage, &store.recovery().missing), (&vec![], &vec![]));
+    assert_whole(&store, &kept).await;
+    assert_whole(&store, &after).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_a_fetch_brings_for_a_purged_study_is_discarded() {
     let faulty = FaultyDisk::new();
     let store = open(&faulty.disk(), &Arc::default()).await;
