@@ -1,7 +1,7 @@
 //! The mesh under test: its nodes' lives over the simulated machine.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -34,6 +34,11 @@ const TOKEN_LASTS: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// From a node's identity to the slot where it is now.
 pub(crate) type SlotOfPeer = Box<dyn Fn(&PeerId) -> Option<u32> + Send + Sync>;
+
+/// The last index of a node's log, as far as it has told it.
+fn newest_of(running: &Running) -> u64 {
+    running.group.watch().borrow().last_log.unwrap_or(0)
+}
 
 /// A node that is up.
 #[derive(Clone)]
@@ -87,6 +92,8 @@ pub(crate) struct Cluster {
     ending: AtomicBool,
     /// Set once all copies are made after the last fault.
     healed: AtomicBool,
+    /// The last index of the logs of nodes that ended, as far as they had told it.
+    newest_ended: AtomicU64,
     /// Slots where the new version is installed, in a run that begins with the old one.
     upgraded: Mutex<BTreeSet<u32>>,
 }
@@ -149,6 +156,7 @@ impl Cluster {
             begun: Mutex::default(),
             ending: AtomicBool::new(false),
             healed: AtomicBool::new(false),
+            newest_ended: AtomicU64::new(0),
             upgraded: Mutex::default(),
         })
     }
@@ -303,8 +311,8 @@ impl Cluster {
     pub(crate) fn newest_index(&self) -> u64 {
         /// More than nodes take in while they have not told of it.
         const UNTOLD: u64 = 64;
-        let newest = |running: Running| running.group.watch().borrow().last_log.unwrap_or(0);
-        self.all_running().into_iter().map(newest).max().unwrap_or(0) + UNTOLD
+        let newest = self.all_running().iter().map(newest_of).max().unwrap_or(0);
+        newest.max(self.newest_ended.load(Relaxed)) + UNTOLD
     }
 
     /// Notes that a fault begins.
@@ -357,6 +365,7 @@ impl Cluster {
         self.world.event(slot, format_args!("{ending:?} {why}"));
         self.watch.promises.life_ends(owner, ending);
         let running = lock(&self.running).remove(&slot);
+        self.newest_ended.fetch_max(running.as_ref().map_or(0, newest_of), Relaxed);
         self.world.end(slot);
         self.fabric.node_ended(owner);
         self.disks.end(slot, ending);

@@ -55,6 +55,7 @@ impl Inner {
     async fn watch_raft(&self) {
         let mut metrics = self.raft.metrics();
         let mut halt = self.halt.watch();
+        let mut looked = Instant::now();
         loop {
             tokio::select! {
                 () = self.stop.cancelled() => return,
@@ -69,7 +70,13 @@ impl Inner {
                 _ = halt.changed() => {}
                 () = sleep(PERIOD) => {}
             }
-            self.mind_stall().await;
+            if looked.elapsed() < STALL_HAND_OVER {
+                self.mind_stall().await;
+            } else {
+                // It was stopped itself (SIGSTOP, a machine that is moved), and the disk has had no time to answer.
+                sleep(PERIOD).await;
+            }
+            looked = Instant::now();
             self.publish_status();
             if self.halt.reason().is_some() {
                 // Whatever stopped this node, it must not go on leading or voting.
