@@ -173,8 +173,9 @@ impl HeldPart {
 
     /// The sites that hold any of its publications, in ascending order: of one that is damaged there, each has most
     /// chunks.
-    pub fn all_holders(&self) -> BTreeSet<SiteId> {
-        self.publications().flat_map(|(_, holders)| holders).copied().collect()
+    pub fn all_holders(&self) -> Vec<SiteId> {
+        let all: BTreeSet<SiteId> = self.publications().flat_map(|(_, holders)| holders).copied().collect();
+        all.into_iter().collect()
     }
 
     /// The part as it was published last before this, as far as it is known.

@@ -110,7 +110,7 @@ fn bury(state: &mut State<'_, '_>, exam: &Exam, reason: &Line) -> Result<(), App
 }
 
 fn tombstone(held: HeldPart, at: crate::command::UnixMillisField, reason: &Line, members: &[SiteId]) -> Tombstone {
-    let holders = held.all_holders().into_iter().collect();
+    let holders = held.all_holders();
     let HeldPart { origin, exam, part, earlier, .. } = held;
     Tombstone {
         exam,

@@ -12,7 +12,7 @@ use maillage_store::{
 use maillage_transport::PeerId;
 use maillage_transport::chunk::Class;
 
-use super::pull::{Arrival, PUT_GROUP_BYTES, who_may_have};
+use super::pull::{Arrival, PUT_GROUP_BYTES};
 use super::{Images, ImagesError, own_bytes};
 
 /// What mending a part did.
@@ -38,7 +38,7 @@ impl Images {
         // Asked after the arrival is known: a purge either waits for its end, or is seen here.
         self.is_known(held)?;
         self.may_have(held)?;
-        let mut mending = Mending { images: self, holders: &self.to_ask(&who_may_have(held)), done: Mended::default() };
+        let mut mending = Mending { images: self, holders: &self.to_ask(&held.all_holders()), done: Mended::default() };
         let address = Hash(held.part.manifest);
         mending.manifests(vec![(address, maillage_store::STUDY_MANIFEST_BYTES_MAX)]).await?;
         if let Some(study) = self.read_study(address).await? {

@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{self, Stream, StreamExt as _};
-use maillage_consensus::ids::SiteId;
 use maillage_consensus::mesh::HeldPart;
 use maillage_store::{
     Chunk, ChunkEntry, Hash, Hold, InstanceEntry, InstanceManifest, PutGroup, Store, StoreError, StudyManifest,
@@ -73,7 +72,7 @@ impl Images {
         self.is_known(held)?;
         self.may_keep(held)?;
         let store = &self.0.store;
-        let holders = self.to_ask(&who_may_have(held));
+        let holders = self.to_ask(&held.all_holders());
         let manifest = self.study_manifest(Hash(held.part.manifest), &holders, pull.class).await?;
         if manifest.study_uid != held.part.study.as_str() {
             return Err(ImagesError::Manifest("it is another study's".to_owned()));
@@ -207,12 +206,6 @@ impl Drop for Arrival<'_> {
             }
         }
     }
-}
-
-/// The sites that hold a part, or an earlier publication of it, of which most chunks are the same: what is damaged at
-/// one of them, the others may have.
-pub(super) fn who_may_have(held: &HeldPart) -> Vec<SiteId> {
-    held.all_holders().into_iter().collect()
 }
 
 /// The heads of all instances, of which a viewer makes its layout; then their pixels.
