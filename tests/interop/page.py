@@ -7,6 +7,7 @@ Usage: page.py URL URL, of two sites with two waiting exams.
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,13 +33,17 @@ class Browser:
                    "--no-first-run", "--disable-background-networking", "--remote-debugging-pipe",
                    f"--user-data-dir={profile}", "about:blank"]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen(command, preexec_fn=pipes, close_fds=False, **quiet)
+        self.process = subprocess.Popen(command, preexec_fn=pipes, close_fds=False, start_new_session=True, **quiet)
         os.close(theirs_in)
         os.close(theirs_out)
         self.out, self.incoming, self.ids, self.rest = ours_out, ours_in, itertools.count(1), b""
         target = self.ask("Target.createTarget", {"url": "about:blank"}, None)["targetId"]
         attach = {"targetId": target, "flatten": True}
         self.session = self.ask("Target.attachToTarget", attach, None)["sessionId"]
+
+    def end(self):
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
     def message(self):
         while b"\0" not in self.rest:
@@ -137,10 +142,10 @@ def main(browser):
     print("ok what another reader loses is theirs")
 
 
-with tempfile.TemporaryDirectory() as profile:
+# A process of the browser that outlives its parent for a moment still writes to the profile.
+with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
     browser = Browser(profile)
     try:
         main(browser)
     finally:
-        browser.process.terminate()
-        browser.process.wait(20)
+        browser.end()
