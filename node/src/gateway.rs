@@ -43,13 +43,14 @@ mod web;
 mod wire;
 
 pub(crate) use door::Gates;
+pub use lines::Lines;
 #[cfg(test)]
 pub(crate) use schedule::Counts;
 pub(crate) use serve::{Doors, run};
+pub use serve::{Host, Node, mesh_lines};
 
 use centres::Known;
 use inbox::Seen;
-use lines::Lines;
 use schedule::Schedule;
 
 /// A centre that says nothing for so long about what it was asked is taken for gone, and another is asked.

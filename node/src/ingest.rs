@@ -1,12 +1,13 @@
 //! The ingest path: from bytes that a stranger sent to an instance that is durably ours.
 //!
 //! ```text
-//! bytes -> pre-scan, attributes, hash -> known already? -> cut: code, prove, seal -> store (one fsync a group)
-//!                                              |                     -> acknowledged
-//!                                              '-> acknowledged      \-> gather: the study goes to the mesh
+//! bytes -> pre-scan, attributes, hash -> known already? -> cut: code, seal -> store (one fsync a group) ┐
+//!                                              |                          \-> prove that it decodes ────┤
+//!                                              '-> read -> acknowledged       acknowledged <────────────┘
+//!                                                             gather: the study goes to the mesh <──────┘
 //! ```
 //! What a mesh of format 2 receives is sealed under its study's key, which is durable before it is.
-//! Nothing is acknowledged before the store says that it is durable.
+//! Nothing is acknowledged before the store says that it is durable, and what was coded was decoded again and compared.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -14,7 +15,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use futures::stream::TryStreamExt as _;
 use maillage_codec::{SampleWidth, Shape};
 use maillage_consensus::ids::{Line, Name};
 use maillage_dicom::attributes::Attributes;
@@ -22,20 +23,16 @@ use maillage_dicom::part10::{self, PreambleKind};
 use maillage_dicom::prescan::{self, NativePixels};
 use maillage_dicom::{Redacted, Rejection, Uid};
 use maillage_host::{Clock, offload};
-use maillage_store::{
-    CutInstance, Cutting, Hash, InstanceIdentity, InstanceManifest, ManifestFlags, Piece, PixelPart, Store, StoreError,
-    Stored, StudyKey,
-};
+use maillage_store::{Hash, InstanceIdentity, ManifestFlags, PixelPart, Store, StoreError, Stored};
 use tokio::sync::mpsc;
 
 use crate::metrics::Metrics;
 use crate::senders::{Sender, Senders};
 
+mod making;
+
 /// Studies whose patient is remembered, so that most instances need no read of the store.
 const PATIENTS_REMEMBERED: usize = 256;
-/// Pieces of one instance that are coded and sealed at once: more would only take the processors from other
-/// senders.
-const MADE_AT_ONCE: usize = 4;
 /// The mesh's format at which every site reads manifests that list coded and sealed chunks, and keeps keys.
 pub(crate) const FORMAT_OF_SEALED_CHUNKS: u8 = 2;
 /// The version of the attributes inside an instance manifest: one byte, then postcard.
@@ -372,7 +369,7 @@ impl Ingest {
     }
 
     /// What these very bytes are to the library, if they are here: who sends them again is told so, whatever it
-    /// may send, and nothing is coded and sealed for it.
+    /// may send, and nothing is coded and sealed for it. They are read: who is told so may delete its own.
     async fn listed(&self, identity: &InstanceIdentity, dataset_hash: Hash) -> Result<Option<Listed>, IngestError> {
         let store = &self.0.store;
         let Some(stored) = store.listed_as(identity, dataset_hash).await? else { return Ok(None) };
@@ -381,91 +378,17 @@ impl Ingest {
             Ok(None) | Err(StoreError::Corrupt(_)) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        match store.keys().of(&manifest) {
-            Ok(_) => Ok(Some(Listed::Readable(stored))),
-            // It is about to be purged: an answer that it is here would be a lie a moment later.
-            Err(StoreError::KeyDestroyed(_) | StoreError::KeyUnknown { .. }) => Ok(Some(Listed::Sealed)),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Cuts, codes and seals a data set, and stores it: durable when this returns.
-    async fn store(
-        &self,
-        prepared: Prepared,
-        identity: InstanceIdentity,
-        flags: ManifestFlags,
-        source: String,
-        is_anew: bool,
-    ) -> Result<Stored, IngestError> {
-        let (store, received_at) = (&self.0.store, self.0.clock.now());
-        let Prepared { attributes, dataset, dataset_hash, mut part, .. } = prepared;
-        let attributes = encode_attributes(&attributes)?;
-        let damaged = if is_anew { None } else { self.key_of(&identity, dataset_hash).await? };
-        let (cut, manifest, _sealing) = if let Some(key) = damaged {
-            // What is damaged here of it comes out as it was, and takes its own place.
-            let cut = self.make(Cutting::new(dataset, dataset_hash, part, Some(Arc::clone(&key)))).await?;
-            let manifest = InstanceManifest::sealed(&cut, identity, &attributes, flags, &key).map_err(internal)?;
-            (cut, manifest, None)
-        } else if (self.0.may_seal)() {
-            // Held until the instance is durable: a publication that lists the key's instances waits for it.
-            let sealing = store.keys().sealing(&identity.study_uid).await?;
-            let key = Arc::clone(sealing.key());
-            let cut = self.make(Cutting::new(dataset, dataset_hash, part, Some(Arc::clone(&key)))).await?;
-            let manifest = InstanceManifest::sealed(&cut, identity, &attributes, flags, &key).map_err(internal)?;
-            (cut, manifest, Some(sealing))
-        } else {
-            part.rows = None;
-            let cut = self.make(Cutting::new(dataset, dataset_hash, part, None)).await?;
-            let manifest = InstanceManifest::of(&cut, identity, attributes, flags);
-            (cut, manifest, None)
-        };
-        let stored = if is_anew {
-            store.commit_instance_anew(cut, manifest, received_at, source).await
-        } else {
-            store.commit_instance(cut, manifest, received_at, source).await
-        };
-        Ok(stored?)
-    }
-
-    /// The key under which this very data set is listed, if it is, and can be had.
-    async fn key_of(&self, identity: &InstanceIdentity, dataset: Hash) -> Result<Option<Arc<StudyKey>>, IngestError> {
-        let store = &self.0.store;
-        let known = store.instance(&identity.sop_instance).await?;
-        let Some(known) =
-            known.filter(|known| known.entry.dataset_hash == dataset && known.study_uid == identity.study_uid)
-        else {
-            return Ok(None);
-        };
-        match store.instance_manifest(known.entry.manifest).await {
-            Ok(Some(manifest)) => Ok(store.keys().of(&manifest).unwrap_or_default()),
-            Ok(None) | Err(StoreError::Corrupt(_)) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Makes the pieces of an instance side by side: codes what can be coded, proves that it decodes, and seals.
-    async fn make(&self, cutting: Cutting) -> Result<CutInstance, IngestError> {
-        let cutting = Arc::new(cutting);
-        let one = |n: usize| {
-            let cutting = Arc::clone(&cutting);
-            offload(move || cutting.piece(n).map_err(std::io::Error::other))
-        };
-        let pieces: Vec<Option<Piece>> =
-            stream::iter(0..cutting.pieces()).map(one).buffered(MADE_AT_ONCE).try_collect().await.map_err(internal)?;
-        let is_coding = cutting.is_coding();
-        let pieces = pieces.into_iter().flatten().collect();
-        let cut = Arc::unwrap_or_clone(cutting).finish(pieces);
-        let cut = cut.ok_or_else(|| IngestError::Internal("a piece of the data set is missing".to_owned()))?;
-        if is_coding {
-            let differed = cut.differed() as u64;
-            let stored = cut.pixels.iter().map(|piece| piece.chunk().byte_len() as u64).sum();
-            self.0.metrics.coded(cut.total_len() - cut.head_len(), stored, differed);
-            if differed > 0 {
-                tracing::warn!(pieces = differed, "coded pixels did not decode to what they were: they are kept raw");
+        let read = store.read_instance(&manifest).try_for_each(|_| std::future::ready(Ok(())));
+        match read.await {
+            Ok(()) => Ok(Some(Listed::Readable(stored))),
+            Err(StoreError::Corrupt(_) | StoreError::Missing(_)) => Ok(None),
+            // Never proven, by a process that ended meanwhile; or about to be purged: an answer that it is here
+            // would be a lie a moment later.
+            Err(StoreError::Contradictory(_) | StoreError::KeyDestroyed(_) | StoreError::KeyUnknown { .. }) => {
+                Ok(Some(Listed::Unreadable))
             }
+            Err(error) => Err(error.into()),
         }
-        Ok(cut)
     }
 
     /// One study, one patient: an instance of another patient under a known study's UID is refused,
@@ -518,8 +441,8 @@ impl Ingest {
 enum Listed {
     /// It is here, and can be read.
     Readable(Stored),
-    /// It is here, and nobody can open it any more.
-    Sealed,
+    /// It is here, and nobody can open it, or it opens to something else.
+    Unreadable,
 }
 
 impl From<Stored> for ReceivedAs {
@@ -571,3 +494,6 @@ pub(crate) fn decode_attributes(bytes: &[u8]) -> Option<Attributes> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

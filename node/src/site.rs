@@ -13,7 +13,7 @@ use anyhow::Context as _;
 use axum::Router;
 use bytes::Bytes;
 use maillage_consensus::command::Command;
-use maillage_consensus::ids::{CommandId, Name, SiteId};
+use maillage_consensus::ids::{CommandId, Line, Name, SiteId};
 use maillage_consensus::machine::Machine;
 use maillage_consensus::mesh::SiteRole;
 use maillage_consensus::raft::{Committed, Duplex, Group, GroupConfig, Links, ProposeError, StartError, Timing};
@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use crate::commitment::{self, Commitments};
 use crate::copies::pace::Pace;
 use crate::gateway::Gates;
+use crate::gateway::door::{self, Door};
 use crate::images::{Images, Reach, StoreSource};
 use crate::ingest::{Arrival, FORMAT_OF_SEALED_CHUNKS, Ingest};
 use crate::links::MeshLinks;
@@ -47,10 +48,11 @@ use crate::roster::Roster;
 use crate::scrub::Scrub;
 use crate::senders::Senders;
 use crate::study_keys::StateKeys;
-use crate::{arriving, audit, claimed, copies, duties, founding, gateway, gather, http, joining, links, scp};
+use crate::{arriving, audit, claimed, copies, duties, founding, gather, http, joining, links, scp};
 
 pub use crate::config::{ConfigError, Role, Settings};
 pub use crate::data_dir::{MeshFile, MeshFileMember};
+pub use crate::gateway::{Host as GatewayHost, Lines, Node as GatewayNode, mesh_lines};
 pub use crate::joining::{JoinError, Joining};
 pub use crate::outbox::OpenJournalError;
 
@@ -173,6 +175,8 @@ pub struct Site(Arc<Inner>);
 
 struct Inner {
     node: Node,
+    /// What answers gateways.
+    door: Arc<Door>,
     disk: Disk,
     dicom: Arc<scp::Port>,
     inbox: Mutex<Option<Inbox>>,
@@ -285,8 +289,10 @@ impl Site {
             state_clock: StateClock::default(),
             readers: Readers::default(),
         };
+        let node = Node::new(parts);
         let inner = Inner {
-            node: Node::new(parts),
+            door: Door::new(node.clone()),
+            node,
             disk: disk_of_node,
             dicom,
             inbox: Mutex::new(Some(Inbox { arrivals, faults })),
@@ -338,8 +344,8 @@ impl Site {
     pub fn serve_mesh(&self, endpoint: &Endpoint, chunks: Arc<dyn ChunkSource>) {
         self.run(chunk::serve(endpoint.accept(Alpn::Chunk), chunks, Limits::default()));
         let (node, shutdown) = (self.0.node.clone(), self.0.shutdown.clone());
-        self.run(joining::serve(endpoint.accept(Alpn::Join), node.clone(), shutdown.clone()));
-        self.run(gateway::door::serve(endpoint.accept(Alpn::Gate), node, shutdown));
+        self.run(joining::serve(endpoint.accept(Alpn::Join), node, shutdown.clone()));
+        self.run(door::serve(endpoint.accept(Alpn::Gate), Arc::clone(&self.0.door), shutdown));
     }
 
     /// Opens Raft's door on `endpoint`. It may be asked for a vote from its first moment.
@@ -353,6 +359,11 @@ impl Site {
     /// Answers one of Raft's streams from the node of site `from`.
     pub async fn answer_raft(&self, from: u64, stream: Duplex) {
         self.0.node.group().serve(from, stream).await;
+    }
+
+    /// Answers one question of the gateway that is site `from`.
+    pub async fn answer_gate(&self, from: u64, stream: Duplex) {
+        self.0.door.answer(SiteId(from), stream).await;
     }
 
     /// What other sites may read here.
@@ -373,7 +384,19 @@ impl Site {
     /// # Errors
     /// When the mesh cannot decide now, or refuses.
     pub async fn create_token(&self, lifetime: Duration) -> anyhow::Result<String> {
-        Ok(self.0.node.create_token(CommandId::random(), Name::default(), lifetime, SiteRole::Centre).await?.text)
+        self.create_token_for(lifetime, SiteRole::Centre).await
+    }
+
+    /// Makes a join token for a gateway of these hospitals.
+    ///
+    /// # Errors
+    /// When the mesh cannot decide now, or refuses.
+    pub async fn create_gateway_token(&self, lifetime: Duration, hospitals: Vec<Line>) -> anyhow::Result<String> {
+        self.create_token_for(lifetime, SiteRole::Gateway { hospitals }).await
+    }
+
+    async fn create_token_for(&self, lifetime: Duration, role: SiteRole) -> anyhow::Result<String> {
+        Ok(self.0.node.create_token(CommandId::random(), Name::default(), lifetime, role).await?.text)
     }
 
     /// Answers a request to join, of whoever proved to hold the token `token`.

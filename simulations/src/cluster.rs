@@ -9,12 +9,15 @@ use axum::Router;
 use maillage::site::{Settings, Site};
 use maillage_consensus::View;
 use maillage_consensus::command::FORMAT;
+use maillage_consensus::ids::SiteId;
+use maillage_consensus::placement::Ground;
 use maillage_consensus::raft::{Group, Role};
 use maillage_store::Store;
 use maillage_transport::{Endpoint, Identity, PeerId};
 use tokio_util::sync::CancellationToken;
 
 use crate::disk::{Disks, Ending};
+use crate::gateway::{self, Gatehouse, Receiver};
 use crate::history::History;
 use crate::invariants::Watch;
 use crate::liars::Liars;
@@ -24,6 +27,7 @@ use crate::plan::{Fault, Plan, Transport};
 use crate::rng::Rng;
 use crate::run::Begun;
 use crate::site;
+use crate::workload::hospital;
 use crate::world::{Owner, World, lock};
 
 /// How long a supervisor waits before it starts a node again.
@@ -68,6 +72,7 @@ pub(crate) struct Cluster {
     pub(crate) history: Arc<History>,
     pub(crate) liars: Liars,
     running: Mutex<BTreeMap<u32, Running>>,
+    gatehouse: Mutex<Option<Gatehouse>>,
     /// Site numbers by slot, once they joined.
     sites: Arc<Mutex<BTreeMap<u32, u64>>>,
     /// Slots by the identity of the node there, and how often each was replaced by a new one.
@@ -85,6 +90,10 @@ pub(crate) struct Cluster {
     /// Sites there are.
     count: AtomicU32,
     rotten: Mutex<Option<u32>>,
+    /// Studies of which bits flipped on that disk.
+    flipped: Mutex<BTreeSet<String>>,
+    /// Whether a layout wanted one copy alone of what the site there received.
+    rotten_alone: AtomicBool,
     lost_one: AtomicBool,
     /// The faults that were done, in order.
     begun: Mutex<Vec<Begun>>,
@@ -104,6 +113,11 @@ const OLD_FORMAT: u8 = 1;
 pub(crate) const FOUNDER: u32 = 1;
 /// The mesh's identity in every run.
 pub(crate) const MESH_ID: [u8; 32] = *b"a mesh that exists in simulation";
+
+/// Where the hospital's gateway is, if there is one: behind the site that may come.
+fn gateway_slot(plan: &Plan) -> Option<u32> {
+    plan.has_gateway().then_some(plan.sites + 2)
+}
 
 /// Shows what passes on the wire to the invariants.
 fn watcher(watch: &Arc<Watch>) -> Watcher {
@@ -132,6 +146,15 @@ impl Cluster {
                 fabric.set_quality(b, a, quality);
             }
         }
+        if let Some(gateway) = gateway_slot(&plan) {
+            let mut rng = Rng::stream(plan.seed, "links of the gateway");
+            for slot in 1..=plan.sites + 1 {
+                let latency = Duration::from_micros(rng.between(200, plan.latency_ms_max * 1000));
+                let quality = Quality { latency, jitter: latency / 10, bytes_per_second: 12_500_000 };
+                fabric.set_quality(gateway, slot, quality);
+                fabric.set_quality(slot, gateway, quality);
+            }
+        }
         let sites = plan.sites;
         Arc::new(Self {
             history: Arc::new(History::new(Arc::clone(&world))),
@@ -143,6 +166,7 @@ impl Cluster {
             fabric,
             watch,
             running: Mutex::default(),
+            gatehouse: Mutex::default(),
             sites: Arc::default(),
             peers: Arc::default(),
             generations: Mutex::default(),
@@ -152,6 +176,8 @@ impl Cluster {
             restart_at: Mutex::default(),
             count: AtomicU32::new(sites),
             rotten: Mutex::default(),
+            flipped: Mutex::default(),
+            rotten_alone: AtomicBool::new(false),
             lost_one: AtomicBool::new(false),
             begun: Mutex::default(),
             ending: AtomicBool::new(false),
@@ -168,6 +194,25 @@ impl Cluster {
 
     pub(crate) fn slots(&self) -> impl Iterator<Item = u32> + use<> {
         1..=self.count.load(Relaxed)
+    }
+
+    /// Where the hospital's gateway is, if there is one. It is none of [`Cluster::slots`].
+    pub(crate) fn gateway_slot(&self) -> Option<u32> {
+        gateway_slot(&self.plan)
+    }
+
+    /// The hospital's gateway, if it is up.
+    pub(crate) fn gatehouse(&self) -> Option<Gatehouse> {
+        lock(&self.gatehouse).clone()
+    }
+
+    /// What takes images in `slot`, if it is up.
+    pub(crate) fn receiver(&self, slot: u32) -> Option<Receiver> {
+        if self.gateway_slot() == Some(slot) {
+            self.gatehouse().map(Receiver::Gateway)
+        } else {
+            self.running(slot).map(Receiver::Centre)
+        }
     }
 
     /// How many sites there are now.
@@ -188,6 +233,29 @@ impl Cluster {
 
     pub(crate) fn set_rotten(&self, slot: u32) {
         lock(&self.rotten).get_or_insert(slot);
+        self.look_at_layout();
+    }
+
+    /// Bits of a study flipped on the rotten disk.
+    pub(crate) fn flipped(&self, study: &str) {
+        lock(&self.flipped).insert(study.to_owned());
+    }
+
+    /// Notes whether the layout wants one copy alone of what the site with the rotten disk receives: the others give
+    /// theirs up then.
+    pub(crate) fn look_at_layout(&self) {
+        let Some(origin) = self.rotten().and_then(|slot| self.site(slot)).map(SiteId) else { return };
+        let plan = |running: Running| View::new(&*running.group.reader()).plan().ok();
+        let Some(plan) = self.all_running().into_iter().find_map(plan) else { return };
+        let could = |ground: &&Ground| ground.weight > 0 && plan.counts(origin, ground.site);
+        if plan.copies(origin).min(plan.grounds().iter().filter(could).count()) < 2 {
+            self.rotten_alone.store(true, Relaxed);
+        }
+    }
+
+    /// Whether a study may be lost by rot alone: its bits flipped where the layout wanted its only copy.
+    pub(crate) fn may_have_rotted(&self, study: &str) -> bool {
+        self.rotten_alone.load(Relaxed) && lock(&self.flipped).contains(study)
     }
 
     /// Whether a machine was lost for good: once in a run is what the mesh promises to bear.
@@ -229,6 +297,9 @@ impl Cluster {
 
     /// What the sysadmin of `slot` wrote into its configuration.
     pub(crate) fn settings(&self, slot: u32) -> Result<Settings, maillage::site::ConfigError> {
+        if self.gateway_slot() == Some(slot) {
+            return Settings::from_toml(&self.plan.gateway_configuration(slot));
+        }
         let generation = lock(&self.generations).get(&slot).copied().unwrap_or(0);
         Settings::from_toml(&self.plan.configuration(slot, generation, self.understands(slot)))
     }
@@ -249,8 +320,13 @@ impl Cluster {
     pub(crate) async fn invite(self: &Arc<Self>, slot: u32) {
         loop {
             for running in self.all_running() {
-                let asked =
-                    self.world.spawn_on(running.owner, async move { running.node.create_token(TOKEN_LASTS).await });
+                let hospitals = (self.gateway_slot() == Some(slot)).then(|| vec![hospital::name(slot)]);
+                let asked = self.world.spawn_on(running.owner, async move {
+                    match hospitals {
+                        Some(hospitals) => running.node.create_gateway_token(TOKEN_LASTS, hospitals).await,
+                        None => running.node.create_token(TOKEN_LASTS).await,
+                    }
+                });
                 if let Ok(Ok(token)) = asked.await {
                     lock(&self.tokens).insert(slot, token);
                     return;
@@ -349,11 +425,19 @@ impl Cluster {
         }
         let owner = self.world.boot(slot);
         self.fabric.node_began(slot);
-        self.world.spawn_on(owner, site::run(Arc::clone(self), owner));
+        if self.gateway_slot() == Some(slot) {
+            self.world.spawn_on(owner, gateway::run(Arc::clone(self), owner));
+        } else {
+            self.world.spawn_on(owner, site::run(Arc::clone(self), owner));
+        }
     }
 
     pub(crate) fn entered(&self, running: Running) {
         lock(&self.running).insert(running.owner.slot, running);
+    }
+
+    pub(crate) fn gateway_entered(&self, gatehouse: Gatehouse) {
+        *lock(&self.gatehouse) = Some(gatehouse);
     }
 
     /// Ends the life of `slot` at this instant.
@@ -363,13 +447,18 @@ impl Cluster {
         }
         let owner = self.world.owner(slot);
         self.world.event(slot, format_args!("{ending:?} {why}"));
-        self.watch.promises.life_ends(owner, ending);
+        let gatehouse = if self.gateway_slot() == Some(slot) {
+            lock(&self.gatehouse).take()
+        } else {
+            self.watch.promises.life_ends(owner, ending);
+            None
+        };
         let running = lock(&self.running).remove(&slot);
         self.newest_ended.fetch_max(running.as_ref().map_or(0, newest_of), Relaxed);
         self.world.end(slot);
         self.fabric.node_ended(owner);
         self.disks.end(slot, ending);
-        drop(running);
+        drop((running, gatehouse));
         let wait = lock(&self.restarts).millis(RESTART_MS.0, RESTART_MS.1);
         lock(&self.restart_at).insert(slot, self.world.now() + wait);
     }
@@ -394,7 +483,7 @@ impl Cluster {
         loop {
             tokio::time::sleep(self.plan.supervise_every).await;
             let now = self.world.now();
-            for slot in self.slots() {
+            for slot in self.slots().chain(self.gateway_slot()) {
                 let due = lock(&self.restart_at).get(&slot).is_some_and(|at| *at <= now);
                 if due && !self.world.is_up(slot) && !self.is_held_down(slot) {
                     self.boot(slot);

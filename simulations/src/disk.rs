@@ -131,6 +131,11 @@ impl Disks {
         self.with(slot, |drive| drive.volume.keeps("packs/", marks))
     }
 
+    /// Whether the file of `slot` at `path` has each of `marks`, durably.
+    pub(crate) fn keeps_in(&self, slot: u32, path: &str, marks: &[Bytes]) -> bool {
+        self.with(slot, |drive| drive.volume.keeps(path, marks))
+    }
+
     /// What is left when the node's life ends.
     pub(crate) fn end(&self, slot: u32, ending: Ending) {
         let told = self.with(slot, |drive| drive.volume.end(ending, &mut drive.rng));
@@ -176,6 +181,7 @@ impl Disks {
             Some(Mutant::LogFsyncLies) => path.starts_with("raft/log/"),
             Some(Mutant::VoteFsyncLies) => path.starts_with("raft/log/") && len == VOTE_WRITE,
             Some(Mutant::PackFsyncLies) => path.contains("packs/"),
+            Some(Mutant::InboxFsyncLies) => path.starts_with("feed/") || path.starts_with("inbox"),
             _ => false,
         }
     }

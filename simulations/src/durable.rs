@@ -42,13 +42,18 @@ async fn of_manifest(store: &Store, manifest: Hash) -> Option<Vec<Bytes>> {
     Some(marks)
 }
 
-/// Whether all of `marks` are durably on disks of `enough` zones.
-pub(crate) fn is_in_zones(cluster: &Cluster, marks: &[Bytes], zones: &BTreeMap<u32, String>, enough: usize) -> bool {
+/// Zones on whose disks all of `marks` are durably; no more are looked for than `enough`.
+pub(crate) fn zones_with(
+    cluster: &Cluster,
+    marks: &[Bytes],
+    zones: &BTreeMap<u32, String>,
+    enough: usize,
+) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for (slot, zone) in zones {
         if found.len() < enough && !found.contains(zone) && cluster.disks.keeps(*slot, marks) {
-            found.insert(zone);
+            found.insert(zone.clone());
         }
     }
-    found.len() >= enough
+    found
 }

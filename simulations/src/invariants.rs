@@ -9,6 +9,7 @@ pub(crate) mod copies;
 pub(crate) mod course;
 pub(crate) mod events;
 pub(crate) mod finality;
+pub(crate) mod gateway;
 pub(crate) mod giving;
 pub(crate) mod instances;
 pub(crate) mod liveness;
@@ -39,6 +40,7 @@ pub(crate) struct Watch {
     pub(crate) purges: purges::Purges,
     pub(crate) commitments: commitments::Commitments,
     pub(crate) giving: giving::Giving,
+    pub(crate) gateway: gateway::Gateway,
 }
 
 impl Watch {
@@ -56,6 +58,7 @@ impl Watch {
             purges: purges::Purges::new(Arc::clone(&world)),
             commitments: commitments::Commitments::new(Arc::clone(&world)),
             giving: giving::Giving::new(Arc::clone(&world), seed),
+            gateway: gateway::Gateway::new(Arc::clone(&world), seed),
             course: course::Course::new(world, seed),
         }
     }

@@ -8,6 +8,7 @@ mod cluster;
 pub mod day;
 mod disk;
 mod durable;
+mod gateway;
 mod history;
 mod invariants;
 mod liars;

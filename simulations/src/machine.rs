@@ -66,6 +66,9 @@ impl Watched {
         if let (Command::RaiseFormat { .. }, Outcome::Done) = (&envelope.command, &outcome) {
             self.world.sometimes("the mesh's format was raised under way");
         }
+        if let Some(cluster) = self.cluster.upgrade() {
+            self.watch.gateway.applied(&cluster, index, &envelope.command, &outcome);
+        }
         witness::applied(&self.history, envelope, &outcome, index);
     }
 }

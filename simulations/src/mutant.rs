@@ -91,6 +91,10 @@ pub enum Mutant {
     GivesUpUnasked,
     /// What is prefetched has far more room than its site gives it.
     PrefetchUnbounded,
+    /// Centres tell a gateway that all is safe which they have.
+    SafetyInvented,
+    /// A gateway calls reports delivered before they are durable.
+    InboxFsyncLies,
 }
 
 impl Mutant {
@@ -134,6 +138,8 @@ impl Mutant {
             Self::GivesUpEarly => (&["I5"], 5),
             Self::GivesUpUnasked => (&["I5"], 5),
             Self::PrefetchUnbounded => (&["prefetch"], 10),
+            Self::SafetyInvented => (&["I5"], 5),
+            Self::InboxFsyncLies => (&["I3", "startup"], 5),
         }
     }
 
@@ -146,6 +152,9 @@ impl Mutant {
             Self::ClockStandsStill => Faults::These(vec![Fault::ClockJump, Fault::Replace, Fault::CrashLeader]),
             Self::OutboxForgotten | Self::OutboxSendsTwice | Self::GlassOverwrites => {
                 Faults::These(vec![Fault::CutOff, Fault::Kill, Fault::IsolateLeader])
+            }
+            Self::SafetyInvented | Self::InboxFsyncLies => {
+                Faults::These(vec![Fault::Gateway, Fault::Kill, Fault::CutOff])
             }
             Self::GivesUpEarly | Self::GivesUpUnasked => Faults::These(vec![Fault::Relayout, Fault::Kill]),
             _ => Faults::Swarm,
@@ -352,7 +361,14 @@ fn holders_but(transaction: &Transaction<'_>, site: SiteId) -> Result<Vec<Invent
     let (sites, studies) = (view.sites()?, view.studies(None, usize::MAX)?);
     let parts = studies.iter().flat_map(|study| &study.parts).filter(|held| held.holders.contains(&site));
     let at = |held: &HeldPart, other: SiteId| (other, held.part.study.clone(), held.part.manifest);
-    let others = |held| sites.iter().map(|one| one.id).filter(|other| *other != site).map(move |other| at(held, other));
+    let others = |held| {
+        sites
+            .iter()
+            .filter(|one| !one.is_gateway())
+            .map(|one| one.id)
+            .filter(|other| *other != site)
+            .map(move |other| at(held, other))
+    };
     Ok(parts.flat_map(others).collect())
 }
 

@@ -14,6 +14,7 @@ use crate::plan::{Fault, Plan, Transport};
 use crate::rng::Rng;
 use crate::{site, workload};
 
+mod gateway;
 pub(crate) mod placement;
 pub(crate) mod upgrade;
 
@@ -40,6 +41,9 @@ pub(crate) async fn run(cluster: Arc<Cluster>, until: Duration) {
     }
     if cluster.plan.is_relaid() {
         under_way.push(maillage_host::spawn(placement::run(Arc::clone(&cluster), until)));
+    }
+    if cluster.plan.throughout().any(|fault| fault == Fault::Gateway) {
+        under_way.push(maillage_host::spawn(gateway::run(Arc::clone(&cluster), until)));
     }
     let mut number = 0_u64;
     loop {
@@ -69,7 +73,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>, until: Duration) {
         let _ = harm.await;
     }
     end_throughout(&cluster);
-    for slot in cluster.slots() {
+    for slot in cluster.slots().chain(cluster.gateway_slot()) {
         cluster.disks.set_faults(slot, |faults| *faults = Default::default());
         cluster.liars.set(slot, None);
         cluster.world.resume(slot);
@@ -83,7 +87,7 @@ fn begin_throughout(cluster: &Arc<Cluster>, rng: &mut Rng) {
     for fault in plan.faults.iter().copied().filter(|fault| fault.is_throughout()) {
         // Drawn in any case: one left out changes no other.
         let share = if fault == Fault::CrashWriting { rng.fraction() } else { 0.0 };
-        if plan.without.contains(&fault) || matches!(fault, Fault::Upgrade | Fault::Relayout) {
+        if plan.without.contains(&fault) || matches!(fault, Fault::Upgrade | Fault::Relayout | Fault::Gateway) {
             continue;
         }
         match fault {
@@ -158,7 +162,12 @@ impl Harm {
                 self.crash(slots, Ending::PowerCut).await;
             }
             // Set for the whole run, by the probability of each write and vote.
-            Fault::CrashWriting | Fault::CrashVoting | Fault::LossyLinks | Fault::Upgrade | Fault::Relayout => {}
+            Fault::CrashWriting
+            | Fault::CrashVoting
+            | Fault::LossyLinks
+            | Fault::Upgrade
+            | Fault::Relayout
+            | Fault::Gateway => {}
             Fault::CutOff => self.cut_off().await,
             Fault::Pause => {
                 self.cluster.world.pause(self.slot);
@@ -227,6 +236,7 @@ impl Harm {
             let bit = self.rng.index(what.len() * 8);
             if self.cluster.disks.rot(slot, &what, bit) {
                 self.cluster.world.event(slot, format_args!("bit {bit} of {} flips", instance.sop_instance));
+                self.cluster.flipped(&instance.study);
                 self.cluster.world.sometimes("an image's bits flipped at rest");
             }
         }

@@ -44,6 +44,7 @@ pub(crate) enum Plane {
     Raft,
     Chunk,
     Join,
+    Gate,
 }
 
 /// A stream that a peer opened.

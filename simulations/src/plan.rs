@@ -71,6 +71,8 @@ pub enum Fault {
     Upgrade,
     /// Where copies may lie is changed all the time: sites are drained, layouts staged and applied. Throughout.
     Relayout,
+    /// A hospital has a gateway, which is cut off, killed, stopped, and has a bad disk. Throughout.
+    Gateway,
     /// Links lose, repeat and reorder datagrams, throughout. Only datagrams can be: nothing with streams.
     LossyLinks,
 }
@@ -78,7 +80,10 @@ pub enum Fault {
 impl Fault {
     /// Whether it lasts for the whole run, in place of happening now and then.
     pub(crate) fn is_throughout(self) -> bool {
-        matches!(self, Self::CrashWriting | Self::CrashVoting | Self::LossyLinks | Self::Upgrade | Self::Relayout)
+        matches!(
+            self,
+            Self::CrashWriting | Self::CrashVoting | Self::LossyLinks | Self::Upgrade | Self::Relayout | Self::Gateway
+        )
     }
 
     /// The name on the command line.
@@ -88,7 +93,7 @@ impl Fault {
 }
 
 /// The faults of a swarm: every kind that must not matter. [`Fault::LossyLinks`], [`Fault::CutOff`],
-/// [`Fault::Upgrade`] and [`Fault::Relayout`] may be added to it.
+/// [`Fault::Upgrade`], [`Fault::Relayout`] and [`Fault::Gateway`] may be added to it.
 pub(crate) const SWARM: [Fault; 25] = [
     Fault::Crash,
     Fault::CrashMany,
@@ -135,6 +140,8 @@ const CUT_OFF: f64 = 0.6;
 const UPGRADED: f64 = 0.15;
 /// The share of swarms in which it is changed where copies may lie.
 const RELAID: f64 = 0.4;
+/// The share of swarms in which a hospital has a gateway.
+const GATEWAY: f64 = 0.4;
 /// The share of runs whose nodes prefetch, and of those the share with hardly any room for it.
 const PREFETCHES: f64 = 0.6;
 const LITTLE_ROOM: f64 = 0.6;
@@ -328,12 +335,16 @@ impl Plan {
                 if Rng::stream(settings.seed, "relayout").chance(RELAID) {
                     faults.push(Fault::Relayout);
                 }
+                if Rng::stream(settings.seed, "gateway").chance(GATEWAY) {
+                    faults.push(Fault::Gateway);
+                }
                 faults
             }
         };
         // The format rises only when every member was heard: a lost one never is.
+        // A mesh at the old one has no gateways.
         if faults.contains(&Fault::Upgrade) {
-            faults.retain(|fault| *fault != Fault::Replace);
+            faults.retain(|fault| !matches!(fault, Fault::Replace | Fault::Gateway));
         }
         Self {
             seed: settings.seed,
@@ -378,6 +389,24 @@ impl Plan {
     /// Whether it is changed where copies may lie.
     pub(crate) fn is_relaid(&self) -> bool {
         self.throughout().any(|fault| fault == Fault::Relayout)
+    }
+
+    /// Whether a hospital has a gateway, harmed or not.
+    pub(crate) fn has_gateway(&self) -> bool {
+        self.faults.contains(&Fault::Gateway)
+    }
+
+    /// The gateway's configuration.
+    pub(crate) fn gateway_configuration(&self, slot: u32) -> String {
+        // Some keep what is safe for a while, some do not.
+        let keep_s = Rng::stream(self.seed, "spool kept").below(3) * 8;
+        let timeout = self.storage.commitment_timeout.as_secs();
+        format!(
+            "[node]\nname = \"gateway\"\nzone = \"hospital\"\nrole = \"gateway\"\n\
+             [mesh]\nlisten = \"10.0.0.{slot}:7400\"\n\
+             [gateway]\nkeep_s = {keep_s}\n\
+             [storage]\ncommitment_timeout_s = {timeout}\nreserve_mib = 1\n"
+        )
     }
 
     /// Whether this fault is done, or left out.

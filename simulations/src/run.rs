@@ -11,7 +11,7 @@ use maillage_consensus::View;
 use crate::cluster::{Cluster, FOUNDER};
 use crate::disk::Ending;
 use crate::invariants::{
-    claims, commitments, copies, events, liveness, outbox, patients, prefetch, purges, retrieval, tokens,
+    claims, commitments, copies, events, gateway, liveness, outbox, patients, prefetch, purges, retrieval, tokens,
 };
 use crate::plan::{Fault, Faults, Plan, Settings};
 use crate::rng::Rng;
@@ -142,6 +142,10 @@ async fn play(cluster: Arc<Cluster>) -> Duration {
     if !begin(&cluster, BUILD).await {
         return Duration::ZERO;
     }
+    if let Some(gateway) = cluster.gateway_slot() {
+        cluster.invite(gateway).await;
+        cluster.boot(gateway);
+    }
     let clients = workload::start(&cluster);
     drop(maillage_host::spawn(look_around(Arc::clone(&cluster))));
     drop(maillage_host::spawn(events::follow(Arc::clone(&cluster), Rng::stream(cluster.plan.seed, "events"))));
@@ -183,10 +187,13 @@ async fn finish(cluster: &Arc<Cluster>, clients: workload::Clients) -> Duration 
     for client in &clients.apart {
         client.abort();
     }
+    gateway::owes_nothing(cluster).await;
     copies::all_are_made(cluster).await;
     cluster.set_healed();
     commitments::all_are_answered(cluster, clients.committing).await;
     retrieval::everything_is_there(cluster).await;
+    gateway::reports_are_delivered(cluster).await;
+    cluster.watch.gateway.check_all(cluster).await;
     liveness::replicas_converge(cluster, cluster.count()).await;
     purges::all_are_gone(cluster).await;
     cluster.watch.outbox.check_all(cluster).await;
@@ -223,6 +230,7 @@ pub(crate) async fn look_around(cluster: Arc<Cluster>) {
             prefetch::check(&cluster, &running).await;
         }
         cluster.watch.giving.sample(&cluster).await;
+        cluster.watch.gateway.check(&cluster).await;
         let leader = cluster.leader();
         if leader.is_some() && leader != last_leader {
             if last_leader.is_some() {

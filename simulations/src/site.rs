@@ -22,7 +22,7 @@ use crate::world::{HARNESS, Owner};
 use crate::{machine, quic};
 
 /// Small, so that a short run crosses extents and packs.
-fn store_config() -> StoreConfig {
+pub(crate) fn store_config() -> StoreConfig {
     StoreConfig {
         pack_bytes: 512 << 10,
         extent_bytes: 64 << 10,
@@ -42,7 +42,7 @@ const JOIN_WAIT: Duration = Duration::from_secs(15);
 
 /// Why a node could not start.
 #[derive(Debug)]
-enum Failed {
+pub(crate) enum Failed {
     /// Its disk failed it: it is tried again.
     Disk(String),
     /// It refuses what is on its disk, though nothing but crashes happened to it.
@@ -51,7 +51,7 @@ enum Failed {
 
 impl Failed {
     /// What an error says of the disk, if it is the disk's.
-    fn of(error: &impl ToString) -> Self {
+    pub(crate) fn of(error: &impl ToString) -> Self {
         let text = error.to_string();
         if is_excused(&text) { Self::Disk(text) } else { Self::Refuses(text) }
     }
@@ -59,8 +59,17 @@ impl Failed {
 
 /// A node's life, from start to when it stops by itself.
 pub(crate) async fn run(cluster: Arc<Cluster>, owner: Owner) {
-    let why = match start(&cluster, owner).await {
-        Ok(running) => live(&cluster, running).await,
+    let ended_by = match start(&cluster, owner).await {
+        Ok(running) => Ok(live(&cluster, running).await),
+        Err(failed) => Err(failed),
+    };
+    ended(&cluster, owner, ended_by);
+}
+
+/// A life ended by itself, or never began.
+pub(crate) fn ended(cluster: &Arc<Cluster>, owner: Owner, why: Result<String, Failed>) {
+    let why = match why {
+        Ok(why) => why,
         Err(Failed::Disk(why)) => {
             cluster.world.sometimes("a node could not start because of its disk");
             why
@@ -71,7 +80,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>, owner: Owner) {
         }
     };
     // The harness ends it: no task can end its own node.
-    let ender = Arc::clone(&cluster);
+    let ender = Arc::clone(cluster);
     cluster.world.spawn_on(HARNESS, async move {
         if ender.world.is_alive(owner) {
             ender.stop(owner.slot, Ending::Killed, &why);
@@ -126,7 +135,7 @@ async fn start(cluster: &Arc<Cluster>, owner: Owner) -> Result<Running, Failed> 
 }
 
 /// The wall clock of a slot.
-fn clock(cluster: &Arc<Cluster>, slot: u32) -> Clock {
+pub(crate) fn clock(cluster: &Arc<Cluster>, slot: u32) -> Clock {
     let world = Arc::clone(&cluster.world);
     Clock::from_fn(move || UnixMillis(world.wall_ms(slot)))
 }
@@ -156,7 +165,7 @@ fn reach(
 }
 
 /// What `mesh.json` says; founds or joins first when there is none, as a sysadmin does.
-async fn belong(
+pub(crate) async fn belong(
     cluster: &Arc<Cluster>,
     owner: Owner,
     disk: &Disk,
@@ -303,6 +312,10 @@ async fn open_doors(cluster: Arc<Cluster>, running: Running) {
             Plane::Chunk => {
                 let chunks = cluster.liars.source(&running);
                 drop(maillage_host::spawn(async move { answer_chunk(chunks, stream).await }));
+            }
+            Plane::Gate => {
+                let Some(site) = cluster.site(from) else { continue };
+                drop(maillage_host::spawn(async move { running.node.answer_gate(site, stream).await }));
             }
             Plane::Join => drop(maillage_host::spawn(answer_join(running, from, stream))),
         }

@@ -17,7 +17,7 @@ mod committing;
 mod desk;
 pub(crate) mod dicom;
 mod glass;
-mod hospital;
+pub(crate) mod hospital;
 pub(crate) mod http;
 pub(crate) mod images;
 mod purging;
@@ -55,7 +55,7 @@ pub(crate) fn start(cluster: &Arc<Cluster>) -> Clients {
     let mut clients = Clients { senders: Vec::new(), readers: Vec::new(), apart: Vec::new(), committing: Vec::new() };
     for slot in cluster.slots() {
         let rng = |name: &str| Rng::stream(cluster.plan.seed, &format!("{name} {slot}"));
-        let hospital = hospital::run(Arc::clone(cluster), slot, rng("hospital"));
+        let hospital = hospital::run(Arc::clone(cluster), slot, slot, rng("hospital"));
         clients.senders.push((slot, maillage_host::spawn(hospital)));
         let scanner = images::run(Arc::clone(cluster), slot, rng("images"));
         clients.senders.push((slot, maillage_host::spawn(scanner)));
@@ -69,6 +69,17 @@ pub(crate) fn start(cluster: &Arc<Cluster>) -> Clients {
             let reader = reader::Reader::new(Arc::clone(cluster), slot, number, rng(&format!("reader {number}")));
             clients.readers.push(maillage_host::spawn(reader.run()));
         }
+    }
+    if let Some(gateway) = cluster.gateway_slot() {
+        let rng = |name: &str| Rng::stream(cluster.plan.seed, &format!("{name} of the gateway"));
+        // It requests at a site, as the others do.
+        let slot = u32::try_from(rng("requests").between(1, u64::from(cluster.plan.sites))).unwrap_or(1);
+        let hospital = hospital::run(Arc::clone(cluster), slot, gateway, rng("hospital"));
+        clients.senders.push((slot, maillage_host::spawn(hospital)));
+        let scanner = images::run(Arc::clone(cluster), gateway, rng("images"));
+        clients.senders.push((gateway, maillage_host::spawn(scanner)));
+        let committing = committing::run(Arc::clone(cluster), gateway, rng("commitments"));
+        clients.committing.push((gateway, maillage_host::spawn(committing)));
     }
     clients
 }

@@ -48,6 +48,10 @@ const WAITING: u64 = 200;
 const PAGE: usize = 50;
 /// How often a page is read, and how many claims are made, for each figure.
 const TIMES: u64 = 3_000;
+/// Between two claims that are timed: as many a second are more than any night brings.
+const PACE: Duration = Duration::from_millis(5);
+/// After so many of them the exam that they were of is read to the end.
+const CLAIMS_OF_ONE: u64 = 10;
 /// Between two checkpoints, as a node makes them.
 const CHECKPOINT: Duration = Duration::from_secs(1);
 /// What the whole process may keep in memory.
@@ -99,11 +103,16 @@ fn measure(dir: &Path, exams: u64) -> anyhow::Result<Section> {
 
     let pages = timed(|_| first_page(&lives))?;
     section.push(pages.row("waiting room's first page", ""));
-    let claims = timed(|_| lives.claim_and_release())?;
+    let mut claims = Taken::default();
+    for turn in 0..TIMES {
+        claim(&mut lives, &mut claims, turn)?;
+    }
+    let claims = claims.sorted();
     section.push(claims.row("claim and release, applied", ""));
     ask_of_old_ones(&lives, &copies, &mut section)?;
 
     let path = dir.join("snapshot");
+    let in_snapshot = View::new(&*lives.engine).counts()?;
     let meanwhile = snapshot(&mut lives, &copies, &path, exams, &mut section)?;
     // Before the opening below: the peak is what a node that runs needs.
     let memory = Memory::now();
@@ -120,7 +129,7 @@ fn measure(dir: &Path, exams: u64) -> anyhow::Result<Section> {
     if path.exists() {
         // Where both do not fit beside each other the state has said all it had to.
         std::fs::remove_dir_all(dir.join("state"))?;
-        learn(dir, &path, &copies, &expected, &mut section)?;
+        learn(dir, &path, &copies, &in_snapshot, &mut section)?;
     }
     section.ratio("first page, limit / p99", PAGE_MAX_MS / pages.p99(), 1.0);
     section.ratio("memory, limit / peak", MEMORY_MAX_MIB / memory.peak, 1.0);
@@ -225,6 +234,16 @@ fn timed(mut call: impl FnMut(u64) -> anyhow::Result<()>) -> anyhow::Result<Take
     Ok(taken.sorted())
 }
 
+/// Times one claim and its release, at its pace, and now and then has an exam read.
+fn claim(lives: &mut Lives, taken: &mut Taken, turn: u64) -> anyhow::Result<()> {
+    taken.time(|| lives.claim_and_release())?;
+    if (turn + 1).is_multiple_of(CLAIMS_OF_ONE) {
+        lives.read_next()?;
+    }
+    std::thread::sleep(PACE);
+    Ok(())
+}
+
 fn first_page(lives: &Lives) -> anyhow::Result<()> {
     let frozen = lives.engine.view();
     let page = View::new(&*frozen).waiting(lives.now(), PAGE)?;
@@ -278,7 +297,7 @@ fn snapshot(
     // Lengths before each pair, and what was lived since.
     let estimated = copies.bytes / 100 * 112 + (512 << 20);
     let fits = machine::room(path.parent().context("no directory")?)? >= estimated + DISK_LEFT;
-    let last = lives.next_index() - 1;
+    let (last, exams) = (lives.next_index() - 1, exams + lives.read());
     let (seconds, tables, meanwhile) = dump_meanwhile(lives, fits.then_some(path))?;
     let bytes = tables.iter().map(|table| table.bytes + 8 * table.rows).sum();
     let (name, note) = match fits {
@@ -320,9 +339,10 @@ fn dump_meanwhile(lives: &mut Lives, path: Option<&Path>) -> anyhow::Result<(f64
             done.store(true, Ordering::Release);
             dumped.map(|tables| (since.elapsed().as_secs_f64(), tables))
         });
-        let mut checkpoint = Instant::now();
+        let (mut checkpoint, mut turn) = (Instant::now(), 0);
         while !done.load(Ordering::Acquire) {
-            taken.time(|| lives.claim_and_release())?;
+            claim(lives, &mut taken, turn)?;
+            turn += 1;
             if checkpoint.elapsed() >= CHECKPOINT {
                 lives.checkpoint()?;
                 checkpoint = Instant::now();

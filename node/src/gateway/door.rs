@@ -191,10 +191,9 @@ async fn say(writer: &mut (impl AsyncWrite + Unpin), reply: &Reply) -> Result<()
 }
 
 /// Answers gateways until `shutdown`.
-pub(crate) async fn serve(mut incoming: Accepted, node: Node, shutdown: CancellationToken) {
-    let door = Door::new(node.clone());
+pub(crate) async fn serve(mut incoming: Accepted, door: Arc<Door>, shutdown: CancellationToken) {
     while let Some(Some(Incoming { peer, connection, .. })) = shutdown.run_until_cancelled(incoming.recv()).await {
-        let Some(gateway) = node.roster().gateway(&peer) else {
+        let Some(gateway) = door.node.roster().gateway(&peer) else {
             connection.close(0_u32.into(), b"not a gateway");
             continue;
         };

@@ -10,7 +10,7 @@ use maillage_consensus::raft::Duplex;
 use maillage_transport::{Endpoint, PeerId, Plane};
 
 /// Opens streams to centres.
-pub(crate) trait Lines: Send + Sync + 'static {
+pub trait Lines: Send + Sync + 'static {
     /// A new stream to a centre.
     fn open(&self, centre: u64) -> BoxFuture<'_, io::Result<Duplex>>;
     /// Replaces the centres that may be reached.

@@ -1,17 +1,22 @@
 //! A gateway's life as a process: from a data directory to a running gateway, and its end. A `kill -9` at any
 //! moment is the same as a stop without the courtesy.
 
+use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context as _;
-use maillage_dicom::dimse::scp::ServiceHandler;
+use axum::Router;
+use bytes::Bytes;
+use maillage_dicom::dimse::scp::{ServiceHandler, ServiceRequest, StoreHandler as _, StoreRequest};
+use maillage_dicom::dimse::status::{Status, StoreStatus};
 use maillage_host::engine::{EngineHome, FjallHome};
 use maillage_host::{Clock, Disk};
 use maillage_store::{Stats, Store, StoreConfig};
 use maillage_transport::{Endpoint, EndpointConfig, Identity, Membership, Socket};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::inbox::Inbox;
@@ -19,7 +24,7 @@ use super::lines::{Lines, MeshLines};
 use super::schedule::Schedule;
 use super::{Gateway, Parts, centres, inbox, push, safety, spool};
 use crate::commitment::{self, Commitments, Teller};
-use crate::config::Config;
+use crate::config::{Config, Settings};
 use crate::data_dir::{Locked, MeshFile};
 use crate::ingest::{Arrival, Ingest};
 use crate::metrics::Metrics;
@@ -61,7 +66,13 @@ pub(crate) async fn run(
         disk: Disk::real(directory.root()),
         index: Arc::new(FjallHome::new(directory.index(), INDEX_CACHE_BYTES)),
         clock,
-        lines: Arc::new(MeshLines::new(endpoint.clone())),
+        // Images stop at the reserve; what is dropped is written down first, in half of it.
+        spool: StoreConfig {
+            reserve_bytes: (config.storage.reserve_mib << 20) / 2,
+            pack_bytes: PACK_BYTES,
+            ..StoreConfig::default()
+        },
+        lines: mesh_lines(&endpoint),
     };
     let shutdown = CancellationToken::new();
     let opened = Opened::open(config, mesh, host).await?;
@@ -83,19 +94,101 @@ pub(crate) async fn run(
     shutdown.cancel();
     futures::future::join_all(tasks).await;
     endpoint.close().await;
-    if let Err(error) = gateway.store().close().await {
-        tracing::error!(%error, "close the spool");
-    }
+    close(&gateway).await;
     tracing::info!("stopped");
     Ok(())
 }
 
+/// Lines over a port.
+pub fn mesh_lines(endpoint: &Endpoint) -> Arc<dyn Lines> {
+    Arc::new(MeshLines::new(endpoint.clone()))
+}
+
 /// What a gateway takes from its machine.
-pub(super) struct Host {
-    pub(super) disk: Disk,
-    pub(super) index: Arc<dyn EngineHome>,
-    pub(super) clock: Clock,
-    pub(super) lines: Arc<dyn Lines>,
+pub struct Host {
+    /// Its data directory.
+    pub disk: Disk,
+    /// Where the index of the spool is kept.
+    pub index: Arc<dyn EngineHome>,
+    /// Its wall clock.
+    pub clock: Clock,
+    /// How the spool is laid out on the disk.
+    pub spool: StoreConfig,
+    /// How it reaches centres.
+    pub lines: Arc<dyn Lines>,
+}
+
+impl fmt::Debug for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Host").field("disk", &self.disk).finish_non_exhaustive()
+    }
+}
+
+/// A gateway without its process and its ports: what a simulator gives a machine to. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Node {
+    gateway: Gateway,
+    dicom: Arc<scp::Port>,
+    tasks: Arc<Mutex<Vec<JoinHandle<()>>>>,
+}
+
+impl Node {
+    /// Opens the spool and the feed of a member of a mesh, takes up what is owed, and starts what a gateway does
+    /// unasked, until `shutdown`.
+    ///
+    /// # Errors
+    /// When the spool, the commitments or the feed cannot be read.
+    pub async fn start(
+        settings: Settings,
+        mesh: MeshFile,
+        host: Host,
+        shutdown: &CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let opened = Opened::open(settings.into_config(), mesh, host).await?;
+        let gateway = opened.gateway.clone();
+        let dicom = scp::Port::new(gateway.ingest().clone(), gateway.metrics().clone());
+        gateway.metrics().set_dicom_listening(true);
+        Ok(Self { gateway, dicom, tasks: Arc::new(Mutex::new(opened.start(shutdown))) })
+    }
+
+    /// Waits for the end of what is under way, once the shutdown token is cancelled, and closes the spool.
+    pub async fn stop(&self) {
+        let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        futures::future::join_all(tasks).await;
+        close(&self.gateway).await;
+    }
+
+    /// The gateway's HTTP, as on its local port.
+    pub fn http(&self) -> Router {
+        self.gateway.local_router()
+    }
+
+    /// Takes in what a C-STORE brought, as the DICOM port does.
+    pub async fn c_store(&self, request: StoreRequest, data_set: Bytes) -> StoreStatus {
+        self.dicom.store(request, data_set).await
+    }
+
+    /// Takes a request for storage commitment, as the DICOM port does.
+    pub async fn n_action(&self, request: ServiceRequest) -> Status {
+        commitment::Desk::new(self.gateway.commitments().clone()).take(request).await.err().unwrap_or(Status::SUCCESS)
+    }
+
+    /// The spool.
+    pub fn store(&self) -> &Store {
+        self.gateway.store()
+    }
+
+    /// Instances in the spool that are not known to be safe; those that no centre takes are left out.
+    pub fn unsafe_instances(&self) -> u64 {
+        let counts = self.gateway.schedule().counts();
+        counts.waiting + counts.in_flight + counts.pushed
+    }
+}
+
+async fn close(gateway: &Gateway) {
+    if let Err(error) = gateway.store().close().await {
+        tracing::error!(%error, "close the spool");
+    }
 }
 
 /// A gateway that is open, and does nothing yet.
@@ -111,14 +204,8 @@ impl Opened {
     /// # Errors
     /// When the spool, the commitments or the feed cannot be read.
     pub(super) async fn open(config: Config, mesh: MeshFile, host: Host) -> anyhow::Result<Self> {
-        let Host { disk, index, clock, lines } = host;
-        let images = StoreConfig {
-            // Images stop at the reserve; what is dropped is written down first, in half of it.
-            reserve_bytes: (config.storage.reserve_mib << 20) / 2,
-            pack_bytes: PACK_BYTES,
-            ..StoreConfig::default()
-        };
-        let store = Store::open(disk.clone(), "", index, clock.clone(), images).await.context("open the spool")?;
+        let Host { disk, index, clock, spool, lines } = host;
+        let store = Store::open(disk.clone(), "", index, clock.clone(), spool).await.context("open the spool")?;
         for damage in &store.recovery().damage {
             tracing::error!(pack = %damage.pack, offset = damage.offset, bytes = damage.bytes, "damaged bytes in the spool");
         }
@@ -160,10 +247,17 @@ impl Opened {
     }
 
     /// Starts what a gateway does unasked.
-    pub(super) fn start(self, shutdown: &CancellationToken) -> Vec<tokio::task::JoinHandle<()>> {
+    pub(super) fn start(self, shutdown: &CancellationToken) -> Vec<JoinHandle<()>> {
         let Self { gateway, arrivals, inbox } = self;
         let (done_tx, done) = mpsc::unbounded_channel();
+        let teller = Teller {
+            commitments: gateway.commitments().clone(),
+            clock: gateway.clock().clone(),
+            metrics: gateway.metrics().clone(),
+            peers: gateway.config().dicom.peers.clone(),
+        };
         vec![
+            watched(commitment::report(teller, shutdown.clone())),
             watched(spool::run(gateway.clone(), arrivals, done_tx, shutdown.clone())),
             watched(centres::run(gateway.clone(), shutdown.clone())),
             watched(push::run(gateway.clone(), done, shutdown.clone())),
@@ -174,7 +268,7 @@ impl Opened {
 }
 
 /// A task whose panic ends the process: a gateway must not look alive without it.
-fn watched(task: impl Future<Output = ()> + Send + 'static) -> tokio::task::JoinHandle<()> {
+fn watched(task: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
     let handle = maillage_host::spawn(task);
     maillage_host::spawn(async move {
         if handle.await.is_err_and(|error| error.is_panic()) {
@@ -189,24 +283,17 @@ async fn start_doors(
     gateway: &Gateway,
     doors: Doors,
     shutdown: &CancellationToken,
-) -> anyhow::Result<Vec<tokio::task::JoinHandle<()>>> {
+) -> anyhow::Result<Vec<JoinHandle<()>>> {
     let port = scp::Port::new(gateway.ingest().clone(), gateway.metrics().clone());
     let settings = scp::settings(gateway.config())?;
     let (handler, events) = (Arc::clone(&port), Arc::clone(&port));
     let services: Vec<Arc<dyn ServiceHandler>> = vec![commitment::Desk::new(gateway.commitments().clone())];
     let dicom = maillage_dicom::dimse::scp::serve(doors.dicom, settings, handler, services, events, shutdown.clone());
-    let teller = Teller {
-        commitments: gateway.commitments().clone(),
-        clock: gateway.clock().clone(),
-        metrics: gateway.metrics().clone(),
-        peers: gateway.config().dicom.peers.clone(),
-    };
     let control = http::bind_control(&doors.control).await?;
     let tasks = vec![
         watched(async move {
             dicom.await;
         }),
-        watched(commitment::report(teller, shutdown.clone())),
         watched(http::serve_tcp(doors.http, gateway.local_router(), shutdown.clone())),
         watched(http::serve_unix(control, gateway.control_router(), shutdown.clone())),
     ];

@@ -164,7 +164,9 @@ impl Running {
         };
         let lines = Arc::<Cable>::clone(cable);
         // An index of its own each time: after a kill it may be behind, and is made anew from the packs.
-        let host = Host { disk: disk.clone(), index: Arc::<MemoryHome>::default(), clock: Clock::system(), lines };
+        let spool = StoreConfig { reserve_bytes: 1 << 19, ..StoreConfig::default() };
+        let index = Arc::<MemoryHome>::default();
+        let host = Host { disk: disk.clone(), index, clock: Clock::system(), spool, lines };
         let opened = Opened::open(settings(&text).into_config(), mesh, host).await.expect("it opens");
         let (gateway, shutdown) = (opened.gateway.clone(), CancellationToken::new());
         let tasks = opened.start(&shutdown);

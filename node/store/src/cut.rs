@@ -8,10 +8,11 @@
 //! from the others:
 //! ```text
 //! Cutting::new -> Cutting::piece for each, each on its own thread if need be -> Cutting::finish
-//!                 code, prove ─ seal ─ hash
+//!                 code ─ seal ─ hash
+//!                 Cutting::is_proven for each: open, decode, compare
 //! ```
-//! What was coded is decoded again and compared before the raw bytes may go; what does not shrink stays
-//! raw.
+//! What was coded must be proven before the raw bytes may go; what does not shrink, or fails, stays raw
+//! ([`Cutting::raw_piece`]).
 
 use std::sync::Arc;
 
@@ -24,7 +25,7 @@ use crate::manifest::{ChunkEntry, Form};
 use crate::seal::{Place, SEAL_BYTES, SealError, StudyKey};
 
 /// Rows that are coded are cut into pieces of about this many bytes, as equal as rows allow: a slice of 512 x 512
-/// makes two, which two processors code and prove side by side while its sender waits (`bench ingest`). Two
+/// makes two, which two processors code side by side while its sender waits (`bench ingest`). Two
 /// pieces are 0.3 % longer than one.
 const CODED_PIECE_BYTES: usize = 384 << 10;
 
@@ -45,8 +46,6 @@ pub struct Piece {
     chunk: Chunk,
     form: Form,
     raw_len: u32,
-    /// Whether coding was tried and did not give the same bytes back.
-    differed: bool,
 }
 
 /// The pixels of a data set.
@@ -126,29 +125,71 @@ impl Cutting {
         self.shape.is_some() && !self.pixels.is_empty()
     }
 
-    /// Makes piece `n`, in up to 3 ms; none behind the last.
+    /// The first piece that is pixels, if there are any.
+    pub fn first_of_pixels(&self) -> usize {
+        self.head.len()
+    }
+
+    /// Bytes of the pixels, as they came.
+    pub fn pixels_len(&self) -> u64 {
+        self.pixels.iter().map(|piece| piece.len() as u64).sum()
+    }
+
+    /// The bytes of the data set that piece `n` stands for.
+    fn raw(&self, n: usize) -> Option<&Bytes> {
+        match n.checked_sub(self.head.len()) {
+            None => self.head.get(n),
+            Some(n) => self.pixels.get(n),
+        }
+    }
+
+    /// Bytes of the data set that piece `n` stands for; none behind the last.
+    pub fn raw_len(&self, n: usize) -> usize {
+        self.raw(n).map_or(0, Bytes::len)
+    }
+
+    /// Makes piece `n`, in up to 2 ms; none behind the last. If it is coded it is still to be proven.
     ///
     /// # Errors
     /// [`SealError::Seal`]: nothing of the data set may be kept then.
     pub fn piece(&self, n: usize) -> Result<Option<Piece>, SealError> {
-        let (bytes, shape, prefix) = match n.checked_sub(self.head.len()) {
-            None => (self.head.get(n), None, 0),
-            Some(n) => (self.pixels.get(n), self.shape, if n == 0 { self.prefix } else { 0 }),
-        };
-        let Some(bytes) = bytes.cloned() else { return Ok(None) };
-        let raw_len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        let Coding { bytes, form, differed } = Coding::of(bytes, prefix, shape);
+        let Some(raw) = self.raw(n) else { return Ok(None) };
+        let shape = self.shape.filter(|_| n >= self.head.len());
+        let prefix = if n == self.head.len() { self.prefix } else { 0 };
+        let coded = shape.and_then(|shape| maillage_codec::encode(raw, prefix, Some(shape)));
+        let (bytes, form) = coded.map_or((raw.clone(), Form::Raw), |coded| (coded.into(), Form::Coded));
+        self.sealed(raw, bytes, form).map(Some)
+    }
+
+    /// Makes piece `n` without coding it; none behind the last.
+    ///
+    /// # Errors
+    /// [`SealError::Seal`]: nothing of the data set may be kept then.
+    pub fn raw_piece(&self, n: usize) -> Result<Option<Piece>, SealError> {
+        let Some(raw) = self.raw(n) else { return Ok(None) };
+        self.sealed(raw, raw.clone(), Form::Raw).map(Some)
+    }
+
+    fn sealed(&self, raw: &Bytes, bytes: Bytes, form: Form) -> Result<Piece, SealError> {
+        let raw_len = u32::try_from(raw.len()).unwrap_or(u32::MAX);
         let Some(key) = &self.key else {
             let is_whole = form == Form::Raw && self.pieces() == 1;
             let chunk = if is_whole { Chunk::already_verified(self.dataset_hash, bytes) } else { Chunk::new(bytes) };
-            return Ok(Some(Piece { chunk, form, raw_len, differed }));
+            return Ok(Piece { chunk, form, raw_len });
         };
         let sealed = key.seal(Place::Chunk { is_coded: form.is_coded(), raw_len }, &bytes)?;
-        Ok(Some(Piece { chunk: Chunk::new(sealed.into()), form: form.sealed(), raw_len, differed }))
+        Ok(Piece { chunk: Chunk::new(sealed.into()), form: form.sealed(), raw_len })
+    }
+
+    /// Whether what is stored of piece `n` gives back the bytes that it stands for, in up to 2 ms. Those that were
+    /// not coded are taken to.
+    pub fn is_proven(&self, n: usize, piece: &Piece) -> bool {
+        let opened = || piece.entry().open(piece.chunk.bytes().clone(), self.key.as_deref());
+        !piece.form.is_coded() || opened().is_ok_and(|opened| Some(&opened) == self.raw(n))
     }
 
     /// The cut data set, of all its pieces in order; none when some are missing.
-    pub fn finish(self, mut pieces: Vec<Piece>) -> Option<CutInstance> {
+    pub fn finish(&self, mut pieces: Vec<Piece>) -> Option<CutInstance> {
         if pieces.len() != self.pieces() {
             return None;
         }
@@ -157,34 +198,10 @@ impl Cutting {
     }
 }
 
-/// The bytes of a piece before they are sealed.
-struct Coding {
-    bytes: Bytes,
-    form: Form,
-    differed: bool,
-}
-
-impl Coding {
-    fn of(raw: Bytes, prefix: usize, shape: Option<Shape>) -> Self {
-        match shape.and_then(|shape| maillage_codec::encode(&raw, prefix, Some(shape))) {
-            Some(coded) => Self::proven(raw, coded),
-            None => Self { bytes: raw, form: Form::Raw, differed: false },
-        }
-    }
-
-    /// The coded form, if it decodes to the same bytes; else the raw one.
-    fn proven(raw: Bytes, coded: Vec<u8>) -> Self {
-        if maillage_codec::decode(&coded, raw.len()).is_ok_and(|decoded| decoded == raw) {
-            return Self { bytes: coded.into(), form: Form::Coded, differed: false };
-        }
-        Self { bytes: raw, form: Form::Raw, differed: true }
-    }
-}
-
 impl Piece {
     fn raw(bytes: Bytes) -> Self {
         let raw_len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        Self { chunk: Chunk::new(bytes), form: Form::Raw, raw_len, differed: false }
+        Self { chunk: Chunk::new(bytes), form: Form::Raw, raw_len }
     }
 
     /// What is stored.
@@ -213,11 +230,6 @@ impl CutInstance {
     /// The chunks alone.
     pub fn into_chunks(self) -> Vec<Chunk> {
         self.head.into_iter().chain(self.pixels).map(|piece| piece.chunk).collect()
-    }
-
-    /// Pieces that did not decode to what they were coded from, and are therefore raw: a defect.
-    pub fn differed(&self) -> usize {
-        self.pieces().filter(|piece| piece.differed).count()
     }
 
     /// Bytes of the head.
@@ -261,7 +273,11 @@ mod tests {
 
     fn cut_with(dataset: &Bytes, part: PixelPart, key: Option<&Arc<StudyKey>>) -> CutInstance {
         let cutting = Cutting::new(dataset.clone(), Hash::of(dataset), part, key.cloned());
-        let piece = |n| cutting.piece(n).expect("made").expect("a piece");
+        let piece = |n| {
+            let piece = cutting.piece(n).expect("made").expect("a piece");
+            assert!(cutting.is_proven(n, &piece));
+            piece
+        };
         let pieces = (0..cutting.pieces()).map(piece).collect();
         cutting.finish(pieces).expect("all of them")
     }
@@ -312,7 +328,6 @@ mod tests {
             assert_eq!(joined(&cut), dataset);
             assert_eq!((cut.head_len(), cut.total_len()), (4_001, dataset.len() as u64));
             assert_eq!(cut.dataset_hash, Hash::of(&dataset));
-            assert_eq!(cut.differed(), 0);
             if pixels_len >= 5_000 {
                 assert!(cut.pixels.iter().all(|piece| piece.form == Form::Coded), "{pixels_len}");
                 assert!(cut.stored_len() < 4_001 + pixels_len as u64 / 4);
@@ -324,17 +339,24 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_shrink_and_what_decodes_to_something_else_stay_raw() {
+    fn what_does_not_shrink_stays_raw_and_what_decodes_to_something_else_is_not_proven() {
         let shape = Shape { width: SampleWidth::One, components: 1, columns: 64, bits_stored: 8 };
         let mut noise = vec![0; 64_000];
         blake3::Hasher::new().finalize_xof().fill(&mut noise);
         let noise = Bytes::from(noise);
         let cut = coded(&noise, PixelPart { offset: 0, rows: Some((0, shape)) });
-        assert_eq!((cut.pixels[0].form, cut.differed(), cut.stored_len()), (Form::Raw, 0, 64_000));
-        let other = maillage_codec::encode(&[0; 1000], 0, Some(shape)).expect("shrinks");
-        let coding = Coding::proven(Bytes::from(vec![1; 1000]), other);
-        assert!(coding.differed && coding.form == Form::Raw);
-        assert_eq!(coding.bytes, vec![1; 1000]);
+        assert_eq!((cut.pixels[0].form, cut.stored_len()), (Form::Raw, 64_000));
+        let (rows, key) = (PixelPart { offset: 0, rows: Some((0, shape)) }, Arc::new(StudyKey::random()));
+        for key in [None, Some(key)] {
+            let of = |dataset: Vec<u8>| Cutting::new(dataset.into(), Hash([0; 32]), rows, key.clone());
+            let (zeroes, ones) = (of(vec![0; 1000]), of(vec![1; 1000]));
+            let piece = zeroes.piece(0).expect("made").expect("a piece");
+            assert!(piece.form.is_coded() && zeroes.is_proven(0, &piece));
+            assert!(!ones.is_proven(0, &piece), "it decodes to something else");
+            let raw = ones.raw_piece(0).expect("made").expect("a piece");
+            let opened = raw.entry().open(raw.chunk.bytes().clone(), key.as_deref()).expect("opens");
+            assert!(!raw.form.is_coded() && opened == vec![1; 1000]);
+        }
     }
 
     #[test]

@@ -11,12 +11,15 @@ use maillage_consensus::View;
 use maillage_consensus::ids::SiteId;
 use tokio::task::JoinHandle;
 
-use crate::cluster::{Cluster, Running};
+use crate::cluster::Cluster;
 use crate::durable;
-use crate::world::{World, lock};
+use crate::world::{Owner, World, lock};
 
 /// Zones on whose disks it is; each site is one of its own here unless the layout says otherwise.
 const ZONES: usize = 2;
+/// How long nobody may be up who has what was committed, and between two looks.
+const BACK: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_secs(1);
 /// How long after all copies are made the last request must be answered.
 const ANSWERED: Duration = Duration::from_secs(120);
 
@@ -37,12 +40,12 @@ impl Commitments {
         lock(&self.committed).clone()
     }
 
-    /// The node of `running` told a sender that these instances are safe. When it was asked, so many machines were lost
+    /// The node of `owner` told a sender that these instances are safe. When it was asked, so many machines were lost
     /// for good, and this layout held.
     pub(crate) async fn told(
         &self,
         cluster: &Cluster,
-        running: &Running,
+        owner: Owner,
         (lost, layout): (usize, u64),
         instances: &[String],
     ) {
@@ -51,44 +54,71 @@ impl Commitments {
         let excused = usize::from(cluster.lost() > lost) + usize::from(cluster.rotten().is_some());
         let zones = zones(cluster, layout);
         for sop_instance in instances {
-            let Some(marks) = marks(cluster, running, sop_instance).await else {
-                let detail = format!("{:?} told that {sop_instance} is safe, and no node has all of it", running.owner);
-                if excused == 0 {
-                    self.world.violation("I5", detail);
-                }
-                continue;
-            };
-            if !durable::is_in_zones(cluster, &marks, &zones, ZONES.saturating_sub(excused).max(1)) {
-                let detail = format!(
-                    "{:?} told that {sop_instance} is safe, which is not on the disks of two zones",
-                    running.owner
-                );
-                self.world.violation("I5", detail);
+            let wanted = ZONES.saturating_sub(excused).max(1);
+            let mut found = zones_with(cluster, sop_instance, &zones).await;
+            // A gateway tells of what lies at centres, which may be down.
+            let until = cluster.world.now() + BACK;
+            while found.is_none_or(|found| found < wanted)
+                && cluster.gateway_slot() == Some(owner.slot)
+                && !is_all_up(cluster)
+                && cluster.world.now() < until
+            {
+                tokio::time::sleep(LOOK).await;
+                found = zones_with(cluster, sop_instance, &zones).await;
             }
+            let why = match found {
+                Some(found) if found >= wanted => continue,
+                Some(_) => "it is not on the disks of two zones",
+                None if excused > 0 => continue,
+                None => "no node has all of it",
+            };
+            self.world.violation("I5", format!("{owner:?} told that {sop_instance} is safe: {why}"));
         }
     }
 }
 
+/// Whether an instance is safe, as far as that can be said at any moment: on the disks of two sites, but for machines
+/// that are lost and disks that rot. None while who may have it is down.
+pub(crate) async fn is_safe(cluster: &Cluster, sop_instance: &str) -> Option<bool> {
+    let excused = usize::from(cluster.lost() > 0) + usize::from(cluster.rotten().is_some());
+    let zones = cluster.slots().map(|slot| (slot, own_zone(slot))).collect();
+    let found = zones_with(cluster, sop_instance, &zones).await?;
+    let is_safe = found >= ZONES.saturating_sub(excused).max(1);
+    (is_safe || is_all_up(cluster)).then_some(is_safe)
+}
+
+fn is_all_up(cluster: &Cluster) -> bool {
+    cluster.slots().all(|slot| cluster.running(slot).is_some())
+}
+
+/// In how many zones disks have all that is stored of an instance, as any of the nodes that received it has it: each
+/// seals it under a key of its own. None when no node that is up has all of it.
+async fn zones_with(cluster: &Cluster, sop_instance: &str, zones: &BTreeMap<u32, String>) -> Option<usize> {
+    let mut forms = BTreeSet::new();
+    for running in cluster.all_running() {
+        forms.extend(durable::of_instance(&running.store, sop_instance).await);
+    }
+    let mut found = BTreeSet::new();
+    for marks in &forms {
+        found.extend(durable::zones_with(cluster, marks, zones, ZONES));
+    }
+    (!forms.is_empty()).then_some(found.len())
+}
+
+/// As each site says of itself.
+fn own_zone(slot: u32) -> String {
+    format!("zone-{slot}")
+}
+
 /// The zone of each slot: by the layout, if it is the one of that time, else by what each site says of itself.
 fn zones(cluster: &Cluster, layout: u64) -> BTreeMap<u32, String> {
-    let own = |slot: u32| format!("zone-{slot}");
     let plan = cluster.all_running().first().and_then(|running| View::new(&*running.group.reader()).plan().ok());
     let plan = plan.filter(|plan| plan.layout().version == layout);
     let zone = |slot: u32| {
         let ground = plan.as_ref()?.ground(SiteId(cluster.site(slot)?))?;
         Some(ground.zone.to_string())
     };
-    cluster.slots().map(|slot| (slot, zone(slot).unwrap_or_else(|| own(slot)))).collect()
-}
-
-/// What is stored of an instance, at the node that was asked or at any other.
-async fn marks(cluster: &Cluster, running: &Running, sop_instance: &str) -> Option<Vec<bytes::Bytes>> {
-    for running in std::iter::once(running.clone()).chain(cluster.all_running()) {
-        if let Some(marks) = durable::of_instance(&running.store, sop_instance).await {
-            return Some(marks);
-        }
-    }
-    None
+    cluster.slots().map(|slot| (slot, zone(slot).unwrap_or_else(|| own_zone(slot)))).collect()
 }
 
 /// Waits until every sender is answered; a violation when that takes too long.

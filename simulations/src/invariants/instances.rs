@@ -8,6 +8,7 @@ use futures::TryStreamExt as _;
 use maillage_store::{Recovery, Store, StoreError};
 
 use crate::cluster::Running;
+use crate::gateway::Gatehouse;
 use crate::rng::Rng;
 use crate::world::{Owner, World, lock};
 
@@ -114,15 +115,24 @@ impl Instances {
         self.check_these(running, &wanted).await;
     }
 
+    /// Looks at what must be in a spool.
+    pub(crate) async fn check_spooled(&self, gatehouse: &Gatehouse, wanted: &[Acknowledged]) {
+        self.check_in(gatehouse.owner, &gatehouse.store, wanted).await;
+    }
+
     async fn check_these(&self, running: &Running, wanted: &[Acknowledged]) {
+        self.check_in(running.owner, &running.store, wanted).await;
+    }
+
+    async fn check_in(&self, owner: Owner, store: &Store, wanted: &[Acknowledged]) {
         for instance in wanted {
-            let why = match read(&running.store, &instance.sop_instance).await {
+            let why = match read(store, &instance.sop_instance).await {
                 Ok(Some(bytes)) if bytes == instance.data_set => continue,
                 Ok(Some(_)) => "has other bytes".to_owned(),
                 Ok(None) => "is not listed".to_owned(),
                 Err(error) => error.to_string(),
             };
-            let detail = format!("{:?}: acknowledged instance {} {why}", running.owner, instance.sop_instance);
+            let detail = format!("{owner:?}: acknowledged instance {} {why}", instance.sop_instance);
             self.world.violation("I3", detail);
         }
     }

@@ -71,6 +71,10 @@ pub(crate) async fn everything_is_there(cluster: &Cluster) {
                     None => Some("the node is down".to_owned()),
                 };
                 let Some(missing) = missing else { break };
+                if cluster.may_have_rotted(&study) {
+                    cluster.world.sometimes("an image rotted where its only copy was wanted");
+                    break;
+                }
                 if cluster.world.now() > deadline {
                     let detail =
                         format!("{WHOLE:?} after the last work, slot {slot} lacks of study {study}: {missing}");

@@ -49,6 +49,7 @@ pub(super) async fn run(cluster: Arc<Cluster>, until: Duration) {
             return;
         }
         administrator.change().await;
+        administrator.cluster.look_at_layout();
     }
 }
 
@@ -113,7 +114,9 @@ impl Administrator {
     fn sites(&self) -> Vec<Site> {
         let Some(running) = self.cluster.all_running().into_iter().next() else { return Vec::new() };
         let engine = running.group.reader();
-        View::new(&*engine).sites().unwrap_or_default()
+        let mut sites = View::new(&*engine).sites().unwrap_or_default();
+        sites.retain(|site| !site.is_gateway());
+        sites
     }
 
     /// The sites that are drained, as a node knows it.

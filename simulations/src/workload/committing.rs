@@ -20,8 +20,9 @@ use serde_json::{Value, json};
 
 use super::dicom::Sample;
 use super::http;
-use crate::cluster::{Cluster, Running};
+use crate::cluster::Cluster;
 use crate::rng::Rng;
+use crate::world::Owner;
 
 /// Mean pause between two requests of one site.
 const PAUSE: Duration = Duration::from_secs(10);
@@ -90,13 +91,15 @@ struct Told {
 
 /// Asks until the work ends, and then for the last time, for what must be safe by then.
 pub(super) async fn run(cluster: Arc<Cluster>, slot: u32, mut rng: Rng) {
+    // It speaks DIMSE alone.
+    let is_gateways = cluster.gateway_slot() == Some(slot);
     for _ in 0..REQUESTS_MAX {
         tokio::time::sleep(rng.around(PAUSE)).await;
         if cluster.is_ending() {
             break;
         }
         if let Some(request) = request(&cluster, slot, &mut rng) {
-            if rng.chance(BY_DIMSE) {
+            if rng.chance(BY_DIMSE) || is_gateways {
                 ask_by_dimse(&cluster, slot, request, &mut rng).await;
             } else {
                 ask(&cluster, slot, request, &mut rng).await;
@@ -111,7 +114,11 @@ pub(super) async fn run(cluster: Arc<Cluster>, slot: u32, mut rng: Rng) {
     all.truncate(AT_END_MAX);
     if !all.is_empty() && can_be_safe(&cluster, slot) && cluster.rotten().is_none() {
         let request = Request::new(&cluster, all.clone(), true, &mut rng);
-        let failed = ask(&cluster, slot, request, &mut rng).await;
+        let failed = if is_gateways {
+            ask_by_dimse(&cluster, slot, request, &mut rng).await
+        } else {
+            ask(&cluster, slot, request, &mut rng).await
+        };
         if failed > 0 {
             let detail =
                 format!("all copies are made, and {failed} of {} instances of slot {slot} are not safe", all.len());
@@ -124,8 +131,12 @@ fn uid(rng: &mut Rng) -> String {
     format!("2.25.{}", u128::from(rng.next()) << 32 | u128::from(rng.next() >> 32))
 }
 
-/// Whether what `slot` receives could lie in two zones, by the layout that holds now.
+/// Whether what `slot` receives could lie in two zones, by the layout that holds now. What a gateway receives, any
+/// centre may be given.
 fn can_be_safe(cluster: &Cluster, slot: u32) -> bool {
+    if cluster.gateway_slot() == Some(slot) {
+        return cluster.slots().all(|centre| can_be_safe(cluster, centre));
+    }
     let Some(origin) = cluster.site(slot).map(SiteId) else { return false };
     let plan = cluster.all_running().first().and_then(|running| View::new(&*running.group.reader()).plan().ok());
     plan.is_some_and(|plan| {
@@ -185,7 +196,7 @@ async fn ask(cluster: &Arc<Cluster>, slot: u32, request: Request, rng: &mut Rng)
                         let said = answered.json();
                         let committed = items(&said, COMMITTED).into_iter().map(|(instance, _)| instance).collect();
                         let told = Told { committed, failed: items(&said, FAILED) };
-                        return settle(cluster, &running, &request, told).await;
+                        return settle(cluster, running.owner, &request, told).await;
                     }
                     StatusCode::ACCEPTED => taken = Some(running.site),
                     StatusCode::NOT_FOUND if is_get => {
@@ -228,19 +239,19 @@ fn items(said: &Value, sequence: &str) -> Vec<(String, u64)> {
 }
 
 /// The same by N-ACTION, until an N-EVENT-REPORT comes.
-async fn ask_by_dimse(cluster: &Arc<Cluster>, slot: u32, request: Request, rng: &mut Rng) {
+async fn ask_by_dimse(cluster: &Arc<Cluster>, slot: u32, request: Request, rng: &mut Rng) -> usize {
     loop {
         let (line, mut events) = EventLine::direct();
-        if let (Some(running), Some(action)) = (cluster.running(slot), n_action(slot, &request, line)) {
-            let node = running.node.clone();
+        if let (Some(receiver), Some(action)) = (cluster.receiver(slot), n_action(slot, &request, line)) {
+            let owner = receiver.owner();
             let asked = cluster
                 .world
-                .spawn_on(running.owner, async move { tokio::time::timeout(PATIENCE, node.n_action(action)).await });
+                .spawn_on(owner, async move { tokio::time::timeout(PATIENCE, receiver.n_action(action)).await });
             match asked.await.ok().and_then(Result::ok) {
                 Some(status) if status == Status::SUCCESS => {
                     let open = rng.millis(LINE_MS.0, LINE_MS.1);
                     if let Some(event) = heard(&mut events, open).await {
-                        return settle_event(cluster, &running, &request, event, rng.chance(HANGS_UP)).await;
+                        return settle_event(cluster, owner, &request, event, rng.chance(HANGS_UP)).await;
                     }
                     cluster.world.sometimes("an association ended before a commitment was told on it");
                 }
@@ -249,7 +260,8 @@ async fn ask_by_dimse(cluster: &Arc<Cluster>, slot: u32, request: Request, rng: 
                 }
                 Some(status) => {
                     let detail = format!("an N-ACTION for storage commitment is refused: {status}");
-                    return cluster.world.violation("startup", detail);
+                    cluster.world.violation("startup", detail);
+                    return 0;
                 }
                 None => {}
             }
@@ -292,7 +304,7 @@ fn n_action(slot: u32, request: &Request, events: EventLine) -> Option<ServiceRe
     })
 }
 
-async fn settle_event(cluster: &Arc<Cluster>, running: &Running, request: &Request, event: Event, hangs_up: bool) {
+async fn settle_event(cluster: &Arc<Cluster>, owner: Owner, request: &Request, event: Event, hangs_up: bool) -> usize {
     cluster.world.sometimes("a storage commitment was told by n-event-report");
     let said = CommitmentRequest::decode(&event.dataset, &Uid::EXPLICIT_LE);
     let event_type = event.event_type;
@@ -304,8 +316,9 @@ async fn settle_event(cluster: &Arc<Cluster>, running: &Running, request: &Reque
             said.references.into_iter().map(|(_, instance)| instance.as_str().to_owned()).collect()
         }
         other => {
-            let detail = format!("{:?} tells {other:?} of commitment {}", running.owner, request.uid);
-            return cluster.world.violation("I5", detail);
+            let detail = format!("{owner:?} tells {other:?} of commitment {}", request.uid);
+            cluster.world.violation("I5", detail);
+            return 0;
         }
     };
     // It has their reasons, too, which only HTTP's results are read for.
@@ -313,19 +326,18 @@ async fn settle_event(cluster: &Arc<Cluster>, running: &Running, request: &Reque
     let failed: Vec<(String, u64)> = not.map(|instance| (instance.to_owned(), 0)).collect();
     let expected = if failed.is_empty() { ALL_COMMITTED } else { FAILURES_EXIST };
     if event_type != expected {
-        let detail = format!("{:?} tells event {event_type} of commitment {}", running.owner, request.uid);
+        let detail = format!("{owner:?} tells event {event_type} of commitment {}", request.uid);
         cluster.world.violation("I5", detail);
     }
-    settle(cluster, running, request, Told { committed, failed }).await;
+    settle(cluster, owner, request, Told { committed, failed }).await
 }
 
 /// Judges a result; how many instances are not safe by it.
-async fn settle(cluster: &Arc<Cluster>, running: &Running, request: &Request, told: Told) -> usize {
+async fn settle(cluster: &Arc<Cluster>, owner: Owner, request: &Request, told: Told) -> usize {
     let Told { committed, failed } = told;
-    cluster.world.event(
-        running.owner.slot,
-        format_args!("commitment {}: {} safe, {} not", request.uid, committed.len(), failed.len()),
-    );
+    cluster
+        .world
+        .event(owner.slot, format_args!("commitment {}: {} safe, {} not", request.uid, committed.len(), failed.len()));
     cluster.world.sometimes(if failed.is_empty() {
         "a storage commitment was given"
     } else {
@@ -335,20 +347,20 @@ async fn settle(cluster: &Arc<Cluster>, running: &Running, request: &Request, to
     let named: BTreeSet<&str> =
         committed.iter().chain(failed.iter().map(|(instance, _)| instance)).map(String::as_str).collect();
     if asked != named || committed.len() + failed.len() != asked.len() {
-        let detail = format!("{:?} tells of {named:?} in answer to a commitment of {asked:?}", running.owner);
+        let detail = format!("{owner:?} tells of {named:?} in answer to a commitment of {asked:?}");
         cluster.world.violation("I5", detail);
     }
-    let is_whole = cluster.rotten() != Some(running.owner.slot) && cluster.lost() == request.lost;
-    let known = cluster.watch.instances.acknowledged_at(running.owner.slot);
+    let is_whole = cluster.rotten() != Some(owner.slot) && cluster.lost() == request.lost;
+    let known = cluster.watch.instances.acknowledged_at(owner.slot);
     for (instance, why) in failed.iter().filter(|(_, why)| *why == NO_SUCH_INSTANCE) {
         let is_its = request.is_own && known.iter().any(|known| known.sop_instance == *instance);
         if is_its && is_whole {
-            let detail = format!("{:?} says that it never had {instance} ({why:#06x})", running.owner);
+            let detail = format!("{owner:?} says that it never had {instance} ({why:#06x})");
             cluster.world.violation("I3", detail);
         }
     }
     let of = (request.lost, request.layout);
-    cluster.watch.commitments.told(cluster, running, of, &committed).await;
+    cluster.watch.commitments.told(cluster, owner, of, &committed).await;
     failed.len()
 }
 

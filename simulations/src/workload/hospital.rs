@@ -1,4 +1,5 @@
-//! A site's hospital: it requests exams; some are to be read only once their images are here.
+//! A hospital: it requests exams at a site's node, and sends images there, or to a gateway of its own; some exams are
+//! to be read only once their images are here.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,7 +32,13 @@ const ANALYSIS: Duration = Duration::from_secs(3);
 /// Between two looks whether the regulator has said something.
 const REGULATION_LOOK: Duration = Duration::from_millis(400);
 
-pub(crate) async fn run(cluster: Arc<Cluster>, slot: u32, rng: Rng) {
+/// What requests call the hospital whose images go to `images_to`.
+pub(crate) fn name(images_to: u32) -> Line {
+    Line::fitted(&format!("hospital {images_to}"))
+}
+
+/// Requests at `slot`, and sends images to what takes them at `images_to`.
+pub(crate) async fn run(cluster: Arc<Cluster>, slot: u32, images_to: u32, rng: Rng) {
     let mut sender = Sender::new(Arc::clone(&cluster), slot, Name::default(), rng);
     for number in 0..EXAMS_MAX {
         let wait = sender.rng.around(cluster.plan.exam_every);
@@ -40,7 +47,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>, slot: u32, rng: Rng) {
             return;
         }
         let awaits_images = sender.rng.chance(AWAITS_IMAGES);
-        let request = request(slot, number, awaits_images, &mut sender.rng);
+        let request = request(images_to, number, awaits_images, &mut sender.rng);
         let priority = request.priority;
         let order = sender.rng.chance(ORDERS).then(|| order(awaits_images, &mut sender.rng));
         let id = sender.new_id();
@@ -63,7 +70,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>, slot: u32, rng: Rng) {
         }
         cluster.world.event(0, format_args!("exam {exam} added for slot {slot}"));
         if awaits_images && is_scanned(&mut sender, exam, priority, &order).await {
-            send_images(&mut sender, number).await;
+            send_images(&mut sender, images_to, number).await;
         }
         if sender.rng.chance(ANALYSED) {
             analyse(&mut sender, exam).await;
@@ -71,14 +78,14 @@ pub(crate) async fn run(cluster: Arc<Cluster>, slot: u32, rng: Rng) {
     }
 }
 
-fn request(slot: u32, number: u64, awaits_images: bool, rng: &mut Rng) -> Request {
-    let patient = Patient { id: Line::fitted(&format!("P{slot}-{number}")), ..Patient::default() };
+fn request(images_to: u32, number: u64, awaits_images: bool, rng: &mut Rng) -> Request {
+    let patient = Patient { id: Line::fitted(&format!("P{images_to}-{number}")), ..Patient::default() };
     Request {
-        accession: Line::fitted(&format!("A{slot}-{number}")),
+        accession: Line::fitted(&format!("A{images_to}-{number}")),
         patient,
         modality: Text8::fitted("CT"),
         description: Line::fitted("head without contrast"),
-        hospital: Line::fitted(&format!("hospital {slot}")),
+        hospital: name(images_to),
         physician: Line::default(),
         priority: Priority::ALL[rng.index(Priority::ALL.len())],
         awaits_images,
@@ -137,10 +144,9 @@ async fn analyse(sender: &mut Sender, exam: ExamId) {
     sender.send(id, Command::AddFinding { exam, finding }, Some(ANALYSIS)).await;
 }
 
-/// Sends the exam's images to this site until each is acknowledged. Some senders are cut in the middle
-/// and begin again.
-async fn send_images(sender: &mut Sender, number: u64) {
-    let (study, slot) = (format!("2.25.{}.{number}", sender.slot), sender.slot);
+/// Sends the exam's images until each is acknowledged. Some senders are cut in the middle and begin again.
+async fn send_images(sender: &mut Sender, slot: u32, number: u64) {
+    let study = format!("2.25.{slot}.{number}");
     let (accession, patient) = (format!("A{slot}-{number}"), format!("P{slot}-{number}"));
     let of = Of { study: &study, accession: &accession, patient: &patient, modality: "CT" };
     let instances = sender.rng.between(1, 4);

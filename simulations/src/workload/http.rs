@@ -19,6 +19,8 @@ use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
 use crate::cluster::{Cluster, Running};
+use crate::gateway::Receiver;
+use crate::world::Owner;
 
 /// The most of an answer that a client reads.
 const ANSWER_MAX: usize = 64 << 20;
@@ -46,7 +48,17 @@ pub(crate) async fn ask(
     limit: Duration,
     request: Request<Body>,
 ) -> Option<Answered> {
-    ask_of(running.http.clone(), cluster, running, limit, request).await
+    ask_of(running.http.clone(), cluster, running.owner, limit, request).await
+}
+
+/// Asks whatever takes images in a slot.
+pub(crate) async fn ask_receiver(
+    cluster: &Cluster,
+    receiver: &Receiver,
+    limit: Duration,
+    request: Request<Body>,
+) -> Option<Answered> {
+    ask_of(receiver.http(), cluster, receiver.owner(), limit, request).await
 }
 
 /// The same on the node's unix socket, as its command line asks.
@@ -56,17 +68,17 @@ pub(crate) async fn ask_on_socket(
     limit: Duration,
     request: Request<Body>,
 ) -> Option<Answered> {
-    ask_of(running.control.clone(), cluster, running, limit, request).await
+    ask_of(running.control.clone(), cluster, running.owner, limit, request).await
 }
 
 async fn ask_of(
     router: Router,
     cluster: &Cluster,
-    running: &Running,
+    owner: Owner,
     limit: Duration,
     request: Request<Body>,
 ) -> Option<Answered> {
-    let asked = cluster.world.spawn_on(running.owner, async move {
+    let asked = cluster.world.spawn_on(owner, async move {
         let answer = async {
             // A router never fails; it answers with a problem.
             let answer = router.oneshot(request).await.unwrap_or_else(|never| match never {});

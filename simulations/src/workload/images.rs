@@ -9,7 +9,8 @@ use maillage_dicom::dimse::status::StatusKind;
 
 use super::dicom::{Of, Sample};
 use super::http;
-use crate::cluster::{Cluster, Running};
+use crate::cluster::Cluster;
+use crate::gateway::Receiver;
 use crate::invariants::instances::Acknowledged;
 use crate::rng::Rng;
 
@@ -20,32 +21,32 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// How often an instance goes by STOW-RS rather than by C-STORE.
 const BY_STOW: f64 = 0.3;
 
-/// Sends an instance to the node of `slot`; `false` when it was not acknowledged.
+/// Sends an instance to what takes images in `slot`; `false` when it was not acknowledged.
 pub(super) async fn store(cluster: &Arc<Cluster>, slot: u32, sample: &Sample, rng: &mut Rng) -> bool {
-    let Some(running) = cluster.running(slot) else { return false };
+    let Some(receiver) = cluster.receiver(slot) else { return false };
     let stored = if rng.chance(BY_STOW) {
-        let stow = http::ask(cluster, &running, PATIENCE, stow(sample)).await;
+        let stow = http::ask_receiver(cluster, &receiver, PATIENCE, stow(sample)).await;
         stow.map(|answer| (answer.status.as_u16() == 200, answer.status.to_string()))
     } else {
-        by_c_store(cluster, &running, sample).await
+        by_c_store(cluster, receiver, sample).await
     };
     stored.is_some_and(|(stored, answer)| note(cluster, slot, sample, stored, &answer))
 }
 
-/// Sends an instance to the node of `slot` by C-STORE; `false` when it was not acknowledged.
+/// Sends an instance to what takes images in `slot` by C-STORE; `false` when it was not acknowledged.
 pub(crate) async fn c_store(cluster: &Arc<Cluster>, slot: u32, sample: &Sample) -> bool {
-    let Some(running) = cluster.running(slot) else { return false };
-    let stored = by_c_store(cluster, &running, sample).await;
+    let Some(receiver) = cluster.receiver(slot) else { return false };
+    let stored = by_c_store(cluster, receiver, sample).await;
     stored.is_some_and(|(stored, answer)| note(cluster, slot, sample, stored, &answer))
 }
 
 /// Whether it was stored, and what the answer says; `None` without an answer.
-pub(super) async fn by_c_store(cluster: &Cluster, running: &Running, sample: &Sample) -> Option<(bool, String)> {
-    let request = sample.request(running.owner.slot)?;
-    let (node, data_set) = (running.node.clone(), sample.data_set.clone());
+pub(super) async fn by_c_store(cluster: &Cluster, receiver: Receiver, sample: &Sample) -> Option<(bool, String)> {
+    let owner = receiver.owner();
+    let (request, data_set) = (sample.request(owner.slot)?, sample.data_set.clone());
     let asked = cluster
         .world
-        .spawn_on(running.owner, async move { tokio::time::timeout(PATIENCE, node.c_store(request, data_set)).await });
+        .spawn_on(owner, async move { tokio::time::timeout(PATIENCE, receiver.c_store(request, data_set)).await });
     let status = asked.await.ok()?.ok()?;
     Some((status.kind() == StatusKind::Success, format!("{:04x} {}", status.code(), status.comment())))
 }

@@ -82,8 +82,8 @@ impl Archive {
     async fn store(&mut self, sample: &Sample) -> bool {
         let cluster = Arc::clone(&self.sender.cluster);
         for _ in 0..5 {
-            if let Some(running) = cluster.running(self.sender.slot)
-                && images::by_c_store(&cluster, &running, sample).await.is_some_and(|(stored, _)| stored)
+            if let Some(receiver) = cluster.receiver(self.sender.slot)
+                && images::by_c_store(&cluster, receiver, sample).await.is_some_and(|(stored, _)| stored)
             {
                 return true;
             }

@@ -32,6 +32,8 @@ pub(super) struct Lives {
     exams: u64,
     /// A reader who gives an exam back is given others for a while: each claim that is timed is another reader's.
     turn: u64,
+    /// Exams read to the end by those readers.
+    read: u64,
     second: SiteId,
     pending: Vec<(SiteId, Name, Command)>,
 }
@@ -44,7 +46,7 @@ fn at(index: u64) -> UnixMillisField {
 impl Lives {
     /// A mesh of two sites in session.
     pub(super) fn begin(engine: Arc<dyn Engine>) -> anyhow::Result<Self> {
-        let mut lives = Self { engine, index: 1, exams: 0, turn: 0, second: FIRST, pending: Vec::new() };
+        let mut lives = Self { engine, index: 1, exams: 0, turn: 0, read: 0, second: FIRST, pending: Vec::new() };
         let (mesh, name, founder) = ([7; 32], Name::fitted("scale"), site("paris", 1)?);
         lives.one(FIRST, Command::Establish { mesh, name, copies: 2, founder, format: FORMAT })?;
         lives.one(FIRST, Command::OpenSession)?;
@@ -66,6 +68,11 @@ impl Lives {
     /// The log index of the next command.
     pub(super) fn next_index(&self) -> u64 {
         self.index + self.pending.len() as u64 + 1
+    }
+
+    /// Exams that were read to the end between claims.
+    pub(super) fn read(&self) -> u64 {
+        self.read
     }
 
     /// Exams ordered so far, numbered from 1.
@@ -97,13 +104,8 @@ impl Lives {
         let transaction_uid = UidText::default();
         self.later(FIRST, &by, Command::Take { exam, transaction_uid })?;
         self.later(FIRST, &by, Command::Open { exam, token })?;
-        let text = Prose::fitted(
-            "No acute intracranial abnormality. No fracture. Age-related atrophy. Comparison: none available.",
-        );
-        let (kind, signature) = (ReportKind::Final, identity::signature(n));
-        self.later(FIRST, &by, Command::Report { exam, token, kind, text, signature })?;
-        let to = Line::fitted("requesting physician, by HL7");
-        self.later(FIRST, &by, Command::Deliver { exam, report: 1, to })
+        self.later(FIRST, &by, report(exam, token, n))?;
+        self.later(FIRST, &by, deliver(exam))
     }
 
     /// One exam that waits.
@@ -111,15 +113,31 @@ impl Lives {
         self.order().map(drop)
     }
 
-    /// A reader claims the next exam and gives it back.
-    pub(super) fn claim_and_release(&mut self) -> anyhow::Result<()> {
+    fn claim_next(&mut self) -> anyhow::Result<(ExamId, FencingToken)> {
         self.flush()?;
         self.turn += 1;
-        let grant = match self.one(FIRST, Command::Next(Reader::default()))? {
-            Outcome::Claimed(grant) => grant,
+        match self.one(FIRST, Command::Next(Reader::default()))? {
+            Outcome::Claimed(grant) => Ok((grant.exam, grant.claim.token)),
             other => bail!("no claim: {other:?}"),
-        };
-        let (exam, token, reason) = (grant.exam, grant.claim.token, Line::fitted("measured"));
+        }
+    }
+
+    /// A reader takes the next exam and reads it to the end, and another comes in its place: however many claims
+    /// are timed, each exam has no more of them than a night may bring.
+    pub(super) fn read_next(&mut self) -> anyhow::Result<()> {
+        let (exam, token) = self.claim_next()?;
+        self.one(FIRST, Command::Open { exam, token })?;
+        self.one(FIRST, report(exam, token, self.turn))?;
+        self.one(FIRST, deliver(exam))?;
+        self.read += 1;
+        self.order_one()?;
+        self.flush()
+    }
+
+    /// A reader claims the next exam and gives it back.
+    pub(super) fn claim_and_release(&mut self) -> anyhow::Result<()> {
+        let (exam, token) = self.claim_next()?;
+        let reason = Line::fitted("measured");
         match self.one(FIRST, Command::Release { exam, token, reason })? {
             Outcome::Done => Ok(()),
             other => bail!("not given back: {other:?}"),
@@ -183,6 +201,17 @@ impl Lives {
         self.engine.commit(transaction.into_batch())?;
         Ok(last)
     }
+}
+
+fn report(exam: ExamId, token: FencingToken, n: u64) -> Command {
+    let text = Prose::fitted(
+        "No acute intracranial abnormality. No fracture. Age-related atrophy. Comparison: none available.",
+    );
+    Command::Report { exam, token, kind: ReportKind::Final, text, signature: identity::signature(n) }
+}
+
+fn deliver(exam: ExamId) -> Command {
+    Command::Deliver { exam, report: 1, to: Line::fitted("requesting physician, by HL7") }
 }
 
 fn site(name: &str, key: u8) -> anyhow::Result<SiteDescription> {

@@ -130,6 +130,7 @@ impl EngineHome for FjallHome {
 
     fn replace(&self, fill: &mut dyn FnMut(&dyn Engine) -> io::Result<()>) -> io::Result<Arc<dyn Engine>> {
         let mut used = self.generations.used();
+        fs::create_dir_all(&self.generations.root)?;
         // One that was not filled to its end among them.
         self.generations.tidy(&mut used)?;
         let generation = self.generations.current()?.max(used.last_key_value().map(|(last, _)| *last)).unwrap_or(0) + 1;
@@ -308,6 +309,17 @@ mod tests {
         assert!(!is_there());
         drop(new);
         fs::remove_dir_all(directory).expect("clean up");
+    }
+
+    #[test]
+    fn a_home_that_nobody_opened_is_filled() {
+        let directory = std::env::temp_dir().join(format!("maillage-filled-{}", std::process::id()));
+        let home = FjallHome::new(directory.clone(), 1 << 20);
+        let engine = home.replace(&mut |engine| engine.ingest(&mut |take| take(b"a", b"1"))).expect("filled");
+        assert_eq!(engine.get(b"a").expect("read").as_deref(), Some(&b"1"[..]));
+        drop(engine);
+        assert_eq!(home.open().expect("open").get(b"a").expect("read").as_deref(), Some(&b"1"[..]));
+        fs::remove_dir_all(directory).expect("remove");
     }
 
     #[test]

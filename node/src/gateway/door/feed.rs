@@ -147,14 +147,28 @@ pub(super) async fn acknowledge(node: &Node, gateway: SiteId, exam: u64, report:
         Err(reply) => return reply,
     };
     let exam = ExamId(exam);
-    let known = match node.read(|view| view.exam(exam)) {
-        Ok(known) => known,
-        Err(error) => return not_now(&error),
+    let is_owed = || {
+        let known = node.read(|view| view.exam(exam))?;
+        Ok::<_, ApplyError>(known.is_some_and(|known| {
+            hospitals.contains(&known.request.hospital)
+                && known.course.report == Some(report)
+                && known.course.delivered_at.is_none()
+        }))
     };
-    let Some(known) = known.filter(|exam| hospitals.contains(&exam.request.hospital)) else { return Reply::Done };
-    if known.course.report != Some(report) || known.course.delivered_at.is_some() {
-        // Not the one that stands, or no news.
-        return Reply::Done;
+    match is_owed() {
+        Ok(true) => {}
+        Ok(false) => {
+            // Not the one that stands, or no news; unless this centre is behind the one that gave the report.
+            if let Err(error) = node.linearize().await {
+                return not_now(&error);
+            }
+            match is_owed() {
+                Ok(true) => {}
+                Ok(false) => return Reply::Done,
+                Err(error) => return not_now(&error),
+            }
+        }
+        Err(error) => return not_now(&error),
     }
     let to = Line::fitted(&format!("gateway {name}"));
     let command = Command::Deliver { exam, report, to };
@@ -163,8 +177,18 @@ pub(super) async fn acknowledge(node: &Node, gateway: SiteId, exam: u64, report:
             tracing::info!(exam = exam.0, report, gateway = gateway.0, "report delivered");
             Reply::Done
         }
+        // What a moment changes is no answer.
+        Ok(Outcome::Refused(refusal)) if refusal.is_transient() => not_now(&refusal),
         // A later report stands, or somebody else delivered it.
-        Ok(_) => Reply::Done,
+        Ok(outcome) => {
+            tracing::debug!(
+                exam = exam.0,
+                report,
+                ?outcome,
+                "a report that came to a gateway is not delivered by that"
+            );
+            Reply::Done
+        }
         Err(error) => not_now(&error),
     }
 }

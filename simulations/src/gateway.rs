@@ -1,0 +1,211 @@
+//! A hospital's gateway: the production one, whole, on a simulated machine of its own.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use maillage::site::{GatewayHost, GatewayNode, Lines, mesh_lines};
+use maillage_consensus::raft::Duplex;
+use maillage_dicom::dimse::scp::{ServiceRequest, StoreRequest};
+use maillage_dicom::dimse::status::{Status, StoreStatus};
+use maillage_host::Disk;
+use maillage_store::Store;
+use maillage_transport::frame::{self, HEADER_LEN};
+use maillage_transport::{Endpoint, Membership, PeerId};
+use tokio::io::AsyncWriteExt as _;
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster::{Cluster, Running};
+use crate::disk::Engines;
+use crate::mutant::Mutant;
+use crate::net::{Fabric, Network, Plane};
+use crate::quic;
+use crate::site::{self, Failed};
+use crate::world::Owner;
+
+/// A gateway that is up.
+#[derive(Clone)]
+pub(crate) struct Gatehouse {
+    pub(crate) owner: Owner,
+    pub(crate) node: GatewayNode,
+    pub(crate) store: Store,
+    pub(crate) disk: Disk,
+    pub(crate) http: Router,
+    endpoint: Option<Endpoint>,
+    shutdown: CancellationToken,
+}
+
+/// A gateway's life, from start to when it stops by itself.
+pub(crate) async fn run(cluster: Arc<Cluster>, owner: Owner) {
+    let ended = match start(&cluster, owner).await {
+        Ok(gatehouse) => Ok(live(&cluster, gatehouse).await),
+        Err(failed) => Err(failed),
+    };
+    site::ended(&cluster, owner, ended);
+}
+
+async fn start(cluster: &Arc<Cluster>, owner: Owner) -> Result<Gatehouse, Failed> {
+    let refuses = |error: &dyn ToString| Failed::Refuses(error.to_string());
+    let disk = cluster.disks.disk(owner);
+    let (clock, identity) = (site::clock(cluster, owner.slot), cluster.identity(owner.slot));
+    let settings = cluster.settings(owner.slot).map_err(|error| refuses(&error))?;
+    let mesh = site::belong(cluster, owner, &disk, &settings, &identity).await?;
+    cluster.admit(owner.slot, mesh.site_id);
+    let (endpoint, lines): (_, Arc<dyn Lines>) = match &cluster.fabric {
+        Network::Messages(fabric) => {
+            let lines = SimLines { fabric: Arc::clone(fabric), owner, slot_of: cluster.slot_of() };
+            (None, Arc::new(lines))
+        }
+        Network::Quic(datagrams) => {
+            let membership = Membership::new(clock.clone());
+            let endpoint = quic::open(datagrams, owner, &identity, &membership, &clock);
+            let endpoint = endpoint.map_err(|error| Failed::of(&error))?;
+            (Some(endpoint.clone()), mesh_lines(&endpoint))
+        }
+    };
+    let lines: Arc<dyn Lines> = match cluster.plan.mutant {
+        Some(Mutant::SafetyInvented) => Arc::new(Inventing(lines)),
+        _ => lines,
+    };
+    let Engines { index, .. } = cluster.disks.engines(owner.slot);
+    let host = GatewayHost { disk: disk.clone(), index, clock, spool: site::store_config(), lines };
+    let shutdown = CancellationToken::new();
+    let node = GatewayNode::start(settings, mesh, host, &shutdown).await;
+    let node = node.map_err(|error| Failed::of(&format!("{error:#}")))?;
+    let store = node.store().clone();
+    let recovery = store.recovery();
+    if !recovery.damage.is_empty() || !recovery.missing.is_empty() {
+        cluster.watch.instances.damaged(owner, recovery);
+    }
+    let http = node.http();
+    Ok(Gatehouse { owner, node, store, disk, http, endpoint, shutdown })
+}
+
+/// Takes in and sends until the spool may not be written any more. Returns why.
+async fn live(cluster: &Arc<Cluster>, gatehouse: Gatehouse) -> String {
+    cluster.gateway_entered(gatehouse.clone());
+    let (looking, at_start) = (Arc::clone(cluster), gatehouse.clone());
+    drop(maillage_host::spawn(async move { looking.watch.gateway.check_start(&looking, &at_start).await }));
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        if gatehouse.shutdown.is_cancelled() {
+            return "it was told to stop".to_owned();
+        }
+        if gatehouse.store.stats().await.is_ok_and(|stats| stats.is_failed) {
+            cluster.world.sometimes("a spool stopped writing after a disk error");
+            // As a sysadmin does who is told.
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            return "the spool stopped writing".to_owned();
+        }
+    }
+}
+
+/// Tells the gateway to stop, as a service supervisor does, and waits until it has.
+pub(crate) async fn stop(gatehouse: &Gatehouse) {
+    gatehouse.shutdown.cancel();
+    gatehouse.node.stop().await;
+    if let Some(endpoint) = &gatehouse.endpoint {
+        endpoint.close().await;
+    }
+}
+
+/// The way to centres over streams that the simulator makes.
+struct SimLines {
+    fabric: Arc<Fabric>,
+    owner: Owner,
+    slot_of: Box<dyn Fn(u64) -> Option<u32> + Send + Sync>,
+}
+
+type Reached = BTreeMap<u64, (PeerId, Vec<SocketAddr>)>;
+
+impl Lines for SimLines {
+    fn open(&self, centre: u64) -> BoxFuture<'_, io::Result<Duplex>> {
+        Box::pin(async move {
+            let to = (self.slot_of)(centre).ok_or(io::ErrorKind::NotFound)?;
+            self.fabric.open(self.owner, to, Plane::Gate).await
+        })
+    }
+
+    /// Who may be reached is who has a slot.
+    fn know(&self, _: Reached) {}
+}
+
+/// Lines on which every centre says that all is safe, as a mutant has them.
+struct Inventing(Arc<dyn Lines>);
+
+/// Of `mesh-gate/1`: its version, what comes before what is safe, and what it says of an instance.
+const SAFETY: [u8; 2] = [1, 8];
+const PENDING: u8 = 1;
+const SAFE: u8 = 0;
+/// More than any frame has.
+const FRAME_MAX: usize = 64 << 20;
+
+impl Lines for Inventing {
+    fn open(&self, centre: u64) -> BoxFuture<'_, io::Result<Duplex>> {
+        Box::pin(async move {
+            let Duplex { mut reader, writer } = self.0.open(centre).await?;
+            let (mut near, far) = tokio::io::duplex(64 << 10);
+            maillage_host::spawn(async move {
+                while let Ok(Some(answer)) = frame::read(&mut reader, FRAME_MAX).await {
+                    let mut answer = answer.to_vec();
+                    if answer.starts_with(&SAFETY) {
+                        // The count has one byte here: few are asked of at once.
+                        let says = answer.iter_mut().skip(SAFETY.len() + 1);
+                        says.filter(|says| **says == PENDING).for_each(|says| *says = SAFE);
+                    }
+                    let written = frame::write(&mut near, &answer, FRAME_MAX + HEADER_LEN).await;
+                    if written.is_err() || near.flush().await.is_err() {
+                        return;
+                    }
+                }
+            });
+            Ok(Duplex { reader: Box::new(far), writer })
+        })
+    }
+
+    fn know(&self, reached: Reached) {
+        self.0.know(reached);
+    }
+}
+
+/// What takes images and requests for storage commitment in a slot.
+#[derive(Clone)]
+pub(crate) enum Receiver {
+    Centre(Running),
+    Gateway(Gatehouse),
+}
+
+impl Receiver {
+    pub(crate) fn owner(&self) -> Owner {
+        match self {
+            Self::Centre(running) => running.owner,
+            Self::Gateway(gatehouse) => gatehouse.owner,
+        }
+    }
+
+    pub(crate) fn http(&self) -> Router {
+        match self {
+            Self::Centre(running) => running.http.clone(),
+            Self::Gateway(gatehouse) => gatehouse.http.clone(),
+        }
+    }
+
+    pub(crate) async fn c_store(&self, request: StoreRequest, data_set: Bytes) -> StoreStatus {
+        match self {
+            Self::Centre(running) => running.node.c_store(request, data_set).await,
+            Self::Gateway(gatehouse) => gatehouse.node.c_store(request, data_set).await,
+        }
+    }
+
+    pub(crate) async fn n_action(&self, request: ServiceRequest) -> Status {
+        match self {
+            Self::Centre(running) => running.node.n_action(request).await,
+            Self::Gateway(gatehouse) => gatehouse.node.n_action(request).await,
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! I3, I5 and I9 for a hospital's gateway: what it acknowledged is in its spool until the disks of two zones have it;
+//! what it called delivered, its hospital has, durably; it is given nothing of another hospital; and after the faults
+//! its spool owes nothing and every report of its exams has come or was delivered otherwise.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use maillage_consensus::command::Command;
+use maillage_consensus::exam::{Exam, Report};
+use maillage_consensus::ids::ExamId;
+use maillage_consensus::{Outcome, View};
+use serde_json::Value;
+
+use crate::cluster::{Cluster, Running};
+use crate::gateway::Gatehouse;
+use crate::invariants::commitments;
+use crate::invariants::instances::Acknowledged;
+use crate::rng::Rng;
+use crate::workload::hospital;
+use crate::world::{HARNESS, World, lock};
+
+/// Acknowledged instances looked at each time: the newest, and some others.
+const NEWEST: usize = 20;
+const OTHERS: usize = 10;
+/// How long after the last work the spool may owe something: as long as copies may take to be made …
+const SENT: Duration = Duration::from_secs(300);
+/// … or, where a centre's disk rots, until it is sent again to one that has it no more.
+const SENT_AGAIN: Duration = Duration::from_secs(900);
+/// … and a report may be on its way.
+const DELIVERED: Duration = Duration::from_secs(60);
+/// Between two looks.
+const LOOK: Duration = Duration::from_secs(1);
+/// Where a gateway puts reports.
+const INBOX: &str = "inbox";
+
+/// See the module.
+pub(crate) struct Gateway {
+    world: Arc<World>,
+    rng: Mutex<Rng>,
+    /// Instances that were seen to have left the spool.
+    gone: Mutex<BTreeSet<String>>,
+    /// Places in the log of deliveries that were looked at.
+    seen: Mutex<BTreeSet<u64>>,
+}
+
+/// The file of a report.
+fn file_of(exam: ExamId, report: u32) -> String {
+    format!("exam-{exam}-report-{report}.json")
+}
+
+impl Gateway {
+    pub(crate) fn new(world: Arc<World>, seed: u64) -> Self {
+        let rng = Mutex::new(Rng::stream(seed, "spool"));
+        Self { world, rng, gone: Mutex::default(), seen: Mutex::default() }
+    }
+
+    /// Looks, as the gateway starts, whether what it acknowledged is there, bytes and all, or safe in the mesh.
+    pub(crate) async fn check_start(&self, cluster: &Cluster, gatehouse: &Gatehouse) {
+        let wanted = self.drawn(cluster, gatehouse.owner.slot);
+        let mut kept = Vec::new();
+        for instance in wanted {
+            if self.is_in_spool(cluster, gatehouse, &instance).await {
+                kept.push(instance);
+            }
+        }
+        // What was dropped since is in the mesh, or the next look says so.
+        cluster.watch.instances.check_spooled(gatehouse, &kept).await;
+    }
+
+    /// Looks whether what is no more in the spool is on the disks of two zones.
+    pub(crate) async fn check(&self, cluster: &Cluster) {
+        let Some(gatehouse) = cluster.gatehouse() else { return };
+        for instance in self.drawn(cluster, gatehouse.owner.slot) {
+            self.is_in_spool(cluster, &gatehouse, &instance).await;
+        }
+    }
+
+    /// Looks at all of it, once everything is up.
+    pub(crate) async fn check_all(&self, cluster: &Cluster) {
+        let Some(gatehouse) = cluster.gatehouse() else { return };
+        for instance in self.left(cluster, gatehouse.owner.slot) {
+            self.is_in_spool(cluster, &gatehouse, &instance).await;
+        }
+    }
+
+    /// What was acknowledged, but for what was seen to be gone.
+    fn left(&self, cluster: &Cluster, slot: u32) -> Vec<Acknowledged> {
+        let mut known = cluster.watch.instances.acknowledged_at(slot);
+        let gone = lock(&self.gone);
+        known.retain(|instance| !gone.contains(&instance.sop_instance));
+        known
+    }
+
+    fn drawn(&self, cluster: &Cluster, slot: u32) -> Vec<Acknowledged> {
+        let mut known = self.left(cluster, slot);
+        let mut newest = known.split_off(known.len().saturating_sub(NEWEST));
+        lock(&self.rng).shuffle(&mut known);
+        known.truncate(OTHERS);
+        newest.append(&mut known);
+        newest
+    }
+
+    /// Whether an instance is in the spool; a violation when it is neither there nor in two zones.
+    async fn is_in_spool(&self, cluster: &Cluster, gatehouse: &Gatehouse, instance: &Acknowledged) -> bool {
+        match gatehouse.store.instance(&instance.sop_instance).await {
+            Ok(Some(_)) => return true,
+            Ok(None) if self.world.is_alive(gatehouse.owner) => {}
+            _ => return false,
+        }
+        // Whoever has it may be down; whether it is there at all is seen in the end, where it is retrieved.
+        let Some(is_safe) = commitments::is_safe(cluster, &instance.sop_instance).await else { return false };
+        self.world.sometimes("an instance left the spool");
+        lock(&self.gone).insert(instance.sop_instance.clone());
+        if !is_safe {
+            let detail = format!("{} left the spool of {:?} and is not safe", instance.sop_instance, gatehouse.owner);
+            self.world.violation("I5", detail);
+        }
+        false
+    }
+
+    /// A replica applied a command: if a gateway had a report delivered, its inbox is looked at.
+    pub(crate) fn applied(&self, cluster: &Arc<Cluster>, index: u64, command: &Command, outcome: &Outcome) {
+        let Command::Deliver { exam, report, to } = command else { return };
+        let is_news = matches!(outcome, Outcome::Done) && to.as_str().starts_with("gateway ");
+        if !is_news || !lock(&self.seen).insert(index) {
+            return;
+        }
+        self.world.sometimes("a gateway had a report delivered");
+        let (watch, cluster, exam, report) = (Arc::clone(&cluster.watch), Arc::clone(cluster), *exam, *report);
+        drop(self.world.spawn_on(HARNESS, async move { watch.gateway.is_in_inbox(&cluster, exam, report) }));
+    }
+
+    /// Whether a report is durably in the inbox, as it was signed.
+    fn is_in_inbox(&self, cluster: &Cluster, exam: ExamId, report: u32) {
+        let (Some(slot), Some(signed)) = (cluster.gateway_slot(), signed(cluster, exam, report)) else { return };
+        let path = format!("{INBOX}/{}", file_of(exam, report));
+        if !cluster.disks.keeps_in(slot, &path, &[signed.text.as_str().to_owned().into()]) {
+            let detail = format!("report {report} of exam {exam} was called delivered, and is not in the inbox");
+            self.world.violation("I3", detail);
+        }
+    }
+}
+
+/// A report as some node that is up shows it.
+fn signed(cluster: &Cluster, exam: ExamId, number: u32) -> Option<Report> {
+    let of = |running: Running| View::new(&*running.group.reader()).reports(exam).ok();
+    cluster.all_running().into_iter().filter_map(of).flatten().find(|report| report.number == number)
+}
+
+/// Waits until the spool owes nothing to the mesh; a violation when that takes too long.
+pub(crate) async fn owes_nothing(cluster: &Cluster) {
+    if cluster.gateway_slot().is_none() {
+        return;
+    }
+    let start = cluster.world.now();
+    let limit = if cluster.rotten().is_some() { SENT_AGAIN } else { SENT } + cluster.plan.grace;
+    loop {
+        let owed = cluster.gatehouse().map(|gatehouse| gatehouse.node.unsafe_instances());
+        if owed == Some(0) {
+            return;
+        }
+        if cluster.world.now() - start > limit {
+            let detail = format!("{limit:?} after the last work, the gateway owes {owed:?} instances");
+            return cluster.world.violation("I9", detail);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Waits until every report of the gateway's hospital has been delivered, and looks at all of the inbox.
+pub(crate) async fn reports_are_delivered(cluster: &Cluster) {
+    let Some(slot) = cluster.gateway_slot() else { return };
+    let start = cluster.world.now();
+    loop {
+        let open: Vec<ExamId> =
+            exams(cluster, slot).iter().filter(|(exam, _)| is_owed(exam)).map(|(exam, _)| exam.id).collect();
+        if open.is_empty() {
+            break;
+        }
+        if cluster.world.now() - start > DELIVERED {
+            let detail = format!("{DELIVERED:?} after the last work, reports of exams {open:?} are not delivered");
+            return cluster.world.violation("I9", detail);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    let Some(gatehouse) = cluster.gatehouse() else { return };
+    let exams = exams(cluster, slot);
+    for name in gatehouse.disk.list(INBOX).await.unwrap_or_default() {
+        let Ok(bytes) = gatehouse.disk.read(&format!("{INBOX}/{name}")).await else { continue };
+        let document: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        let is_of = |(exam, report): (&Exam, &Report)| {
+            name == file_of(exam.id, report.number)
+                && document["exam"] == exam.id.0
+                && document["report"]["text"] == report.text.as_str()
+        };
+        let mut reports = exams.iter().flat_map(|(exam, reports)| reports.iter().map(move |report| (exam, report)));
+        if !reports.any(is_of) {
+            cluster.world.violation("I8", format!("{name} in the inbox is no report of the gateway's hospital"));
+        }
+        cluster.world.sometimes("a report came into a gateway's inbox");
+    }
+}
+
+/// The exams of the gateway's hospital and their reports that count, as a node shows them.
+fn exams(cluster: &Cluster, slot: u32) -> Vec<(Exam, Vec<Report>)> {
+    let Some(running) = cluster.all_running().into_iter().next() else { return Vec::new() };
+    let engine = running.group.reader();
+    let view = View::new(&*engine);
+    let known = cluster.history.exams().into_iter().filter_map(|exam| view.exam(ExamId(exam)).ok().flatten());
+    let theirs = known.filter(|exam| exam.request.hospital == hospital::name(slot));
+    let with_reports = |exam: Exam| {
+        let mut reports = view.reports(exam.id).unwrap_or_default();
+        reports.retain(|report| !report.stale);
+        (exam, reports)
+    };
+    theirs.map(with_reports).collect()
+}
+
+/// Whether a report stands that nobody has.
+fn is_owed(exam: &Exam) -> bool {
+    exam.course.report.is_some() && exam.course.delivered_at.is_none()
+}
