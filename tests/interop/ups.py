@@ -64,7 +64,7 @@ def create(site, label, **more):
 
 
 def retrieve(site, uid):
-    answer = call("GET", f"{service(site)}/workitems/{uid}", 200)
+    answer = call("GET", f"{service(site)}/workitems/{uid}", 200, headers={"Cache-Control": "no-cache"})
     assert answer.headers["Content-Type"] == JSON
     [dataset] = answer.json()
     dataset = Dataset.from_json(dataset)

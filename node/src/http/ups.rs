@@ -73,6 +73,7 @@ async fn retrieve(
 ) -> Result<Response, Refused> {
     accepts_json(&headers)?;
     let scene = scene(&app, &headers)?;
+    freshly(&app, &headers).await;
     let found = steps::find(&app.node, &scene, &uid).await;
     let (exam, workitem) = found.map_err(|error| refused(error, &scene.service, None))?;
     let dataset = app.node.read(|view| scene.describe(view, &exam, &workitem))?;
@@ -90,10 +91,7 @@ async fn find_all(
     accepts_json(&headers)?;
     let query = Query::parse(&pairs).map_err(Problem::invalid)?;
     let scene = scene(&app, &headers)?;
-    if headers.get(header::CACHE_CONTROL).is_some_and(|value| value == "no-cache") {
-        // A client that wants the present state rather than a recent one waits for it.
-        app.catch_up().await;
-    }
+    freshly(&app, &headers).await;
     let (now, newest) = (app.now(), ExamId(*app.node.changes().borrow() + 1));
     let (node, fuzzy, service) = (app.node.clone(), query.fuzzy, scene.service.clone());
     let found = maillage_host::offload(move || {
@@ -113,6 +111,13 @@ async fn find_all(
         response = warned(response, &service, warnings::NOT_FUZZY);
     }
     Ok(response)
+}
+
+/// A client that wants the present state rather than a recent one waits for it (RFC 9111 section 5.2.1.4).
+async fn freshly(app: &App, headers: &HeaderMap) {
+    if headers.get(header::CACHE_CONTROL).is_some_and(|value| value == "no-cache") {
+        app.catch_up().await;
+    }
 }
 
 /// What data sets for this client are made with.

@@ -348,7 +348,7 @@ mod tests {
         assert_eq!((cut.pixels[0].form, cut.stored_len()), (Form::Raw, 64_000));
         let (rows, key) = (PixelPart { offset: 0, rows: Some((0, shape)) }, Arc::new(StudyKey::random()));
         for key in [None, Some(key)] {
-            let of = |dataset: Vec<u8>| Cutting::new(dataset.into(), Hash([0; 32]), rows, key.clone());
+            let of = |dataset: Vec<u8>| Cutting::new(dataset.clone().into(), Hash::of(&dataset), rows, key.clone());
             let (zeroes, ones) = (of(vec![0; 1000]), of(vec![1; 1000]));
             let piece = zeroes.piece(0).expect("made").expect("a piece");
             assert!(piece.form.is_coded() && zeroes.is_proven(0, &piece));
