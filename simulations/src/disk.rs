@@ -175,11 +175,11 @@ impl Disks {
 
     /// Whether this disk lies about the durability of `path`, whose last write had `len` bytes.
     fn lies(&self, path: &str, len: usize) -> bool {
-        /// A log write with a mark and a vote alone: 17 and 26 bytes.
-        const VOTE_WRITE: usize = 17 + 26;
+        /// Log writes of a vote, by their length: a mark (17 bytes), the vote (26), perhaps what is committed (33).
+        const VOTE_WRITES: [usize; 2] = [17 + 26, 17 + 26 + 33];
         match self.mutant {
             Some(Mutant::LogFsyncLies) => path.starts_with("raft/log/"),
-            Some(Mutant::VoteFsyncLies) => path.starts_with("raft/log/") && len == VOTE_WRITE,
+            Some(Mutant::VoteFsyncLies) => path.starts_with("raft/log/") && VOTE_WRITES.contains(&len),
             Some(Mutant::PackFsyncLies) => path.contains("packs/"),
             Some(Mutant::InboxFsyncLies) => path.starts_with("feed/") || path.starts_with("inbox"),
             _ => false,
