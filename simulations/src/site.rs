@@ -126,9 +126,10 @@ async fn start(cluster: &Arc<Cluster>, owner: Owner) -> Result<Running, Failed> 
     }
     let mut status = group.watch();
     let known = tokio::time::timeout(STATUS_WAIT, status.wait_for(|status| status.last_log.is_some())).await;
-    let last_log = known.ok().and_then(|known| known.ok().and_then(|status| status.last_log));
+    let known = known.ok().and_then(|known| known.ok().map(|status| (status.term, status.last_log)));
+    let (term, last_log) = known.map_or((None, None), |(term, last_log)| (Some(term), last_log));
     // No door is open yet, so no leader has added anything.
-    cluster.watch.promises.life_begins(owner, last_log);
+    cluster.watch.promises.life_begins(owner, term, last_log);
     drop(status);
     let (http, control) = (node.http(), node.control());
     Ok(Running { owner, site, node, group, store, http, control, endpoint, shutdown })

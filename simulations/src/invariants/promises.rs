@@ -116,9 +116,17 @@ impl Promises {
         }
     }
 
-    /// A life begins with this as the last entry of its log.
-    pub(crate) fn life_begins(&self, owner: Owner, last_log: Option<u64>) {
-        let acknowledged = lock(&self.by_slot).entry(owner.slot).or_default().acknowledged;
+    /// A life begins with this term and this as the last entry of its log; neither of a node that has no log.
+    pub(crate) fn life_begins(&self, owner: Owner, term: Option<u64>, last_log: Option<u64>) {
+        let (before, acknowledged) = {
+            let mut by_slot = lock(&self.by_slot);
+            let promised = by_slot.entry(owner.slot).or_default();
+            (promised.before, promised.acknowledged)
+        };
+        if term.is_some_and(|term| term < before.0) {
+            let detail = format!("{owner:?} begins in term {term:?}, but had granted {before:?}");
+            self.world.violation("I12", detail);
+        }
         if let Some((leader, index)) = acknowledged
             && last_log.unwrap_or(0) < index
         {
