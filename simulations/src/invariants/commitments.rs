@@ -40,18 +40,12 @@ impl Commitments {
         lock(&self.committed).clone()
     }
 
-    /// The node of `owner` told a sender that these instances are safe. When it was asked, so many machines were lost
-    /// for good, and this layout held.
-    pub(crate) async fn told(
-        &self,
-        cluster: &Cluster,
-        owner: Owner,
-        (lost, layout): (usize, u64),
-        instances: &[String],
-    ) {
+    /// The node of `owner` told a sender that these instances are safe. When it was asked, this layout held.
+    pub(crate) async fn told(&self, cluster: &Cluster, owner: Owner, layout: u64, instances: &[String]) {
         lock(&self.committed).extend(instances.iter().cloned());
-        // A machine that is lost may have been one of the two; a disk that rots may no longer have what it had.
-        let excused = usize::from(cluster.lost() > lost) + usize::from(cluster.rotten().is_some());
+        // A machine that is lost may be one of the two, and nobody knows yet that it is more than silent; a disk that
+        // rots may no longer have what it had.
+        let excused = usize::from(cluster.lost() > 0) + usize::from(cluster.rotten().is_some());
         let zones = zones(cluster, layout);
         for sop_instance in instances {
             let wanted = ZONES.saturating_sub(excused).max(1);

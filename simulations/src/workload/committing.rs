@@ -132,10 +132,10 @@ fn uid(rng: &mut Rng) -> String {
 }
 
 /// Whether what `slot` receives could lie in two zones, by the layout that holds now. What a gateway receives, any
-/// centre may be given.
+/// centre may be given; what has left its spool is known by its UID to that centre alone, which may be lost.
 fn can_be_safe(cluster: &Cluster, slot: u32) -> bool {
     if cluster.gateway_slot() == Some(slot) {
-        return cluster.slots().all(|centre| can_be_safe(cluster, centre));
+        return cluster.lost() == 0 && cluster.slots().all(|centre| can_be_safe(cluster, centre));
     }
     let Some(origin) = cluster.site(slot).map(SiteId) else { return false };
     let plan = cluster.all_running().first().and_then(|running| View::new(&*running.group.reader()).plan().ok());
@@ -359,8 +359,7 @@ async fn settle(cluster: &Arc<Cluster>, owner: Owner, request: &Request, told: T
             cluster.world.violation("I3", detail);
         }
     }
-    let of = (request.lost, request.layout);
-    cluster.watch.commitments.told(cluster, owner, of, &committed).await;
+    cluster.watch.commitments.told(cluster, owner, request.layout, &committed).await;
     failed.len()
 }
 
