@@ -18,6 +18,7 @@ use maillage_store::StoreError;
 use crate::config::Config;
 use crate::ingest::{Announced, Ingest, IngestError, ReceivedAs, Source};
 use crate::metrics::{Metrics, OpenAssociation};
+use crate::senders;
 
 /// The port's settings from the node's.
 ///
@@ -81,8 +82,7 @@ impl Port {
 impl StoreHandler for Port {
     fn pace(&self, association: &AssociationInfo) -> BoxFuture<'_, ()> {
         let wait = self.take_wait(&association.remote);
-        // The timer makes a millisecond and more of no time at all.
-        if wait.is_zero() { Box::pin(std::future::ready(())) } else { Box::pin(tokio::time::sleep(wait)) }
+        Box::pin(senders::pause(wait))
     }
 
     fn store(&self, request: StoreRequest, dataset: Bytes) -> BoxFuture<'_, StoreStatus> {

@@ -61,6 +61,13 @@ pub(crate) struct Senders {
     used: Mutex<BTreeMap<Sender, Used>>,
 }
 
+/// Holds an answer up for as long as its sender has earned: the timer makes a millisecond and more of no time at all.
+pub(crate) async fn pause(wait: Duration) {
+    if !wait.is_zero() {
+        tokio::time::sleep(wait).await;
+    }
+}
+
 impl Senders {
     /// By the configuration.
     pub(crate) fn new(config: &Config) -> Self {

@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout};
 
 use super::media::MediaType;
 use super::problem::Problem;
+use crate::senders;
 
 /// The largest JSON or form body: a report of the longest kind, escaped, and its fields.
 pub(crate) const JSON_BYTES_MAX: u64 = 512 * 1024;
@@ -65,11 +66,8 @@ impl Pieces {
 
     /// Reads nothing for a while, which is not held against the sender.
     pub(crate) async fn pause(&mut self, wait: Duration) {
-        // The timer makes a millisecond and more of no time at all.
-        if !wait.is_zero() {
-            tokio::time::sleep(wait).await;
-            self.started += wait;
-        }
+        senders::pause(wait).await;
+        self.started += wait;
     }
 
     /// All of it, at most `limit` bytes. Memory grows with what arrives, never with what is declared.

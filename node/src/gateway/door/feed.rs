@@ -155,19 +155,17 @@ pub(super) async fn acknowledge(node: &Node, gateway: SiteId, exam: u64, report:
                 && known.course.delivered_at.is_none()
         }))
     };
-    match is_owed() {
-        Ok(true) => {}
-        Ok(false) => {
-            // Not the one that stands, or no news; unless this centre is behind the one that gave the report.
-            if let Err(error) = node.linearize().await {
-                return not_now(&error);
-            }
-            match is_owed() {
-                Ok(true) => {}
-                Ok(false) => return Reply::Done,
-                Err(error) => return not_now(&error),
-            }
+    let mut owed = is_owed();
+    if matches!(owed, Ok(false)) {
+        // Not the one that stands, or no news; unless this centre is behind the one that gave the report.
+        if let Err(error) = node.linearize().await {
+            return not_now(&error);
         }
+        owed = is_owed();
+    }
+    match owed {
+        Ok(true) => {}
+        Ok(false) => return Reply::Done,
         Err(error) => return not_now(&error),
     }
     let to = Line::fitted(&format!("gateway {name}"));
