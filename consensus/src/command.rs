@@ -11,6 +11,7 @@ use maillage_host::UnixMillis;
 use serde::{Deserialize, Serialize};
 
 mod about;
+mod wording;
 
 use std::collections::BTreeMap;
 

@@ -34,6 +34,8 @@ const LATEST: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(1);
 /// … but no longer than this.
 const RETRY_MAX: Duration = Duration::from_secs(30);
+/// Before a study of which something is still to be coded is looked at again.
+const WHILE_CODED: Duration = Duration::from_millis(100);
 /// Studies read from the index at once when a start looks for unpublished ones.
 const PAGE: usize = 256;
 
@@ -78,6 +80,10 @@ pub(crate) async fn run(
                     due.iter().filter(|(_, due)| due.at <= now).map(|(study, _)| study.clone()).collect();
                 for study in ready {
                     let Some(mut was) = due.remove(&study) else { continue };
+                    if node.store().landing().has_of(&study) {
+                        due.insert(study, Due { at: now + WHILE_CODED, ..was });
+                        continue;
+                    }
                     if let Err(error) = publish(&node, &study).await {
                         was.failed();
                         if was.failures == 1 {

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -43,9 +44,11 @@ mod pull;
 pub(crate) use everywhere::Elsewhere;
 pub(crate) use leave::Leave;
 
-use listing::{Listing, agrees};
+use listing::{Listed, Listing, agrees};
 pub(crate) use mend::Mended;
 
+/// How long who asks for a study waits for what has landed of it to be coded.
+const CODED_WITHIN: Duration = Duration::from_secs(5);
 /// Local chunks read ahead of a reader.
 const READ_AHEAD: usize = 4;
 /// What is asked for first of a manifest whose length is not known: that of an instance of 1 GB, and of a study of
@@ -251,6 +254,8 @@ impl Images {
     /// # Errors
     /// [`ImagesError::SeveralPatients`] when its parts name different ones.
     pub(crate) async fn study(&self, uid: &str) -> Result<Option<StudyImages>, ImagesError> {
+        // Whoever was told that an image is here, and asks for it, gets it.
+        self.0.store.landing().until_coded(uid, CODED_WITHIN).await;
         let parts = self.known_study(uid)?.map(|study| study.parts).unwrap_or_default();
         let patients = || parts.iter().map(|held| &held.part.says.patient);
         if patients()
@@ -297,7 +302,7 @@ impl Images {
     async fn with_manifests(&self, uid: &str, listing: Listing) -> Result<StudyImages, ImagesError> {
         let Listing { entries, mut missing } = listing;
         let mut by_holders: BTreeMap<Vec<PeerId>, Vec<Hash>> = BTreeMap::new();
-        for (entry, holders) in entries.values() {
+        for Listed { entry, holders } in entries.values().flatten() {
             by_holders.entry(holders.to_vec()).or_default().push(entry.manifest);
         }
         let mut manifests = HashMap::new();
@@ -305,13 +310,13 @@ impl Images {
             manifests.extend(self.instance_manifests(&hashes, &holders, Class::Reader).await?);
         }
         let mut instances = Vec::with_capacity(entries.len());
-        for (entry, holders) in entries.into_values() {
-            let Some(manifest) = manifests.get(&entry.manifest) else {
+        for listed in entries.into_values() {
+            let Some((Listed { entry, holders }, manifest)) = self.nearest(listed, &manifests).await? else {
                 missing += 1;
                 continue;
             };
-            agrees(uid, &entry, manifest)?;
-            if let Err(StoreError::KeyDestroyed(_)) = self.0.store.keys().of(manifest) {
+            agrees(uid, &entry, &manifest)?;
+            if let Err(StoreError::KeyDestroyed(_)) = self.0.store.keys().of(&manifest) {
                 // Purged, and still to go from this disk.
                 continue;
             }
@@ -320,11 +325,44 @@ impl Images {
                 sop_instance: manifest.sop_instance.clone(),
                 transfer_syntax: manifest.transfer_syntax.clone(),
                 bytes: manifest.total_len,
-                manifest: Arc::clone(manifest),
+                manifest,
                 holders,
             });
         }
         Ok(StudyImages { instances, missing })
+    }
+
+    /// Of the manifests under which there is one data set: one that is here with all its chunks, else one that a
+    /// connected site has, else the first.
+    async fn nearest(
+        &self,
+        listed: Vec<Listed>,
+        manifests: &HashMap<Hash, Arc<InstanceManifest>>,
+    ) -> Result<Option<(Listed, Arc<InstanceManifest>)>, ImagesError> {
+        let had = listed.into_iter().filter_map(|listed| {
+            let manifest = Arc::clone(manifests.get(&listed.entry.manifest)?);
+            Some((listed, manifest))
+        });
+        let mut had: Vec<(Listed, Arc<InstanceManifest>)> = had.collect();
+        if had.len() > 1 {
+            let is_gone = |manifest: &InstanceManifest| {
+                matches!(self.0.store.keys().of(manifest), Err(StoreError::KeyDestroyed(_)))
+            };
+            if had.iter().any(|(_, manifest)| !is_gone(manifest)) {
+                had.retain(|(_, manifest)| !is_gone(manifest));
+            }
+            for n in 0..had.len() {
+                let chunks: Vec<Hash> = had[n].1.chunks.iter().map(|chunk| chunk.hash).collect();
+                if self.0.store.has_all(&chunks).await? {
+                    return Ok(Some(had.swap_remove(n)));
+                }
+            }
+            let is_near =
+                |(listed, _): &(Listed, _)| listed.holders.iter().any(|peer| self.0.presence.is_connected(peer));
+            let nearest = had.iter().position(is_near).unwrap_or(0);
+            return Ok(Some(had.swap_remove(nearest)));
+        }
+        Ok(had.pop())
     }
 
     async fn study_manifest(&self, hash: Hash, holders: &[PeerId], class: Class) -> Result<StudyManifest, ImagesError> {

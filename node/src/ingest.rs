@@ -2,10 +2,14 @@
 //!
 //! ```text
 //! bytes -> pre-scan, attributes, hash -> known already? -> cut: code, seal -> store (one fsync a group) ┐
-//!                                              |                          \-> prove that it decodes ────┤
-//!                                              '-> read -> acknowledged       acknowledged <────────────┘
+//!                                              |   |  ^                   \-> prove that it decodes ────┤
+//!                                              |   |  '-------------.         acknowledged <────────────┘
+//!                                              |   '-> landing, one fsync -> acknowledged               |
+//!                                              '-> read -> acknowledged                                 |
 //!                                                             gather: the study goes to the mesh <──────┘
 //! ```
+//! Where the store has a landing, what comes by C-STORE and will be coded lands first, sealed and as it came: its sender waits for a write and not
+//! for the coder, which takes it from there. What finds no room there waits for the coder.
 //! What a mesh of format 2 receives is sealed under its study's key, which is durable before it is.
 //! Nothing is acknowledged before the store says that it is durable, and what was coded was decoded again and compared.
 
@@ -23,13 +27,16 @@ use maillage_dicom::part10::{self, PreambleKind};
 use maillage_dicom::prescan::{self, NativePixels};
 use maillage_dicom::{Redacted, Rejection, Uid};
 use maillage_host::{Clock, offload};
-use maillage_store::{Hash, InstanceIdentity, ManifestFlags, PixelPart, Store, StoreError, Stored};
+use maillage_store::{Claimed, Hash, InstanceIdentity, ManifestFlags, PixelPart, Store, StoreError, Stored};
 use tokio::sync::mpsc;
 
 use crate::metrics::Metrics;
 use crate::senders::{Sender, Senders};
 
+mod landed;
 mod making;
+
+pub(crate) use landed::run as code_landed;
 
 /// Studies whose patient is remembered, so that most instances need no read of the store.
 const PATIENTS_REMEMBERED: usize = 256;
@@ -325,6 +332,8 @@ impl Ingest {
         if attributes.sop_class_uid != announced.sop_class {
             return Err(IngestError::Mismatch("class"));
         }
+        // Whatever else comes under this UID waits until it is known what this is.
+        let claimed = self.claim(attributes.study_uid.as_str(), attributes.sop_instance_uid.as_str()).await?;
         let patient = patient_of(attributes);
         let turn = self.turn(attributes.study_uid.as_str());
         let mut known = turn.lock().await;
@@ -356,16 +365,43 @@ impl Ingest {
             return Err(IngestError::Quota);
         }
         let flags = ManifestFlags { undecodable: prepared.undecodable, foreign_preamble: announced.foreign_preamble };
-        let stored = self.store(prepared, identity, flags, source.name(), listed.is_some()).await?;
+        let claimed = match source {
+            // Its sender has the next one ready, and waits for this one's answer.
+            Source::Dimse(_) if listed.is_none() => self.land(&prepared, &identity, source.name(), claimed).await?,
+            _ => Some(claimed),
+        };
+        let stored = match claimed {
+            Some(claimed) => {
+                let (ingest, source, is_anew) = (self.clone(), source.name(), listed.is_some());
+                // To its end, also when its sender goes away: until then nothing else comes in under its UID.
+                let storing = maillage_host::spawn(async move {
+                    let stored = ingest.store(prepared, identity, flags, source, is_anew).await;
+                    drop(claimed);
+                    stored
+                });
+                Some(storing.await.map_err(internal)??)
+            }
+            None => None,
+        };
         if let Some(mut known) = first {
             *known = Some(patient);
         }
         // A gather task that is gone means a node that is stopping; the study is found at its next start. A
         // duplicate that had to be stored is under a new manifest, which is to be published, too.
-        if !matches!(stored, Stored::Conflict { .. }) {
+        if !matches!(stored, Some(Stored::Conflict { .. })) {
             let _ = shared.gather.send(Arrival::Instance { study: received.study.clone() });
         }
-        Ok(Received { outcome: stored.into(), ..received })
+        Ok(Received { outcome: stored.map_or(ReceivedAs::New, ReceivedAs::from), ..received })
+    }
+
+    async fn claim(&self, study: &str, sop_instance: &str) -> Result<Claimed, IngestError> {
+        let landing = self.0.store.landing();
+        loop {
+            if let Some(claimed) = landing.claim(study, sop_instance) {
+                return Ok(claimed);
+            }
+            landing.until_done(sop_instance).await?;
+        }
     }
 
     /// What these very bytes are to the library, if they are here: who sends them again is told so, whatever it
@@ -401,6 +437,7 @@ impl Ingest {
         known: &mut Option<PatientKey>,
     ) -> Result<(), IngestError> {
         if known.is_none() {
+            self.0.store.landing().until_earlier_done(study).await?;
             *known = match self.stored_patient(study).await? {
                 Some(stored) => Some(stored),
                 None => (self.0.mesh_patient)(study),
@@ -416,7 +453,8 @@ impl Ingest {
     fn turn(&self, study: &str) -> Turn {
         let mut turns = self.0.turns.lock().unwrap_or_else(PoisonError::into_inner);
         if turns.len() >= PATIENTS_REMEMBERED {
-            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+            // What has landed is in no list yet that would say its patient.
+            turns.retain(|study, turn| Arc::strong_count(turn) > 1 || self.0.store.landing().has_of(study));
         }
         Arc::clone(turns.entry(study.to_owned()).or_default())
     }

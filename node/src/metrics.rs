@@ -137,6 +137,8 @@ struct Gauges {
     store_chunks: Gauge,
     store_bad_chunks: Gauge,
     store_free_bytes: Gauge,
+    landing_bytes: Gauge,
+    landing_lost: Gauge,
     scrub_repaired: Counter,
     scrub_unrepaired: Gauge,
     scrub_last_full_pass_age: Seconds,
@@ -182,6 +184,10 @@ pub(crate) struct Scrape {
     pub(crate) store_bad_chunks: u64,
     /// Free bytes of the volume.
     pub(crate) store_free_bytes: u64,
+    /// Bytes that were acknowledged and are still to be coded.
+    pub(crate) landing_bytes: u64,
+    /// Images among them that cannot be read or coded.
+    pub(crate) landing_lost: u64,
     /// Damaged chunks that were written anew since the node started.
     pub(crate) scrub_repaired: u64,
     /// Damaged chunks that no site has that could be asked.
@@ -450,6 +456,8 @@ impl Gauges {
             store_chunks: registered(registry, "store_chunks", "Stored chunks"),
             store_bad_chunks: registered(registry, "store_bad_chunks", "Damaged chunks that await repair"),
             store_free_bytes: registered(registry, "store_free_bytes", "Free bytes of the volume"),
+            landing_bytes: registered(registry, "landing_bytes", "Bytes acknowledged and still to be coded"),
+            landing_lost: registered(registry, "landing_lost", "Images acknowledged that cannot be coded"),
             scrub_repaired: registered(registry, "scrub_repaired", "Damaged chunks brought back"),
             scrub_unrepaired: registered(registry, "scrub_unrepaired", "Damaged chunks that no site has"),
             scrub_last_full_pass_age,
@@ -472,6 +480,8 @@ impl Gauges {
             (&self.store_chunks, scrape.store_chunks),
             (&self.store_bad_chunks, scrape.store_bad_chunks),
             (&self.store_free_bytes, scrape.store_free_bytes),
+            (&self.landing_bytes, scrape.landing_bytes),
+            (&self.landing_lost, scrape.landing_lost),
             (&self.scrub_unrepaired, scrape.scrub_unrepaired),
         ] {
             gauge.set(i64::try_from(value).unwrap_or(i64::MAX));

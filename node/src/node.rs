@@ -205,8 +205,21 @@ impl Node {
             self.metrics().command(kind, outcome_label(&refusal), started.elapsed());
             return Ok(refusal);
         }
-        let proposed = self.propose(id, user, command).await;
-        self.outcome(kind, started, proposed.map(|committed| committed.outcome))
+        let other = command.in_other_words();
+        let proposed = self.propose(id, user.clone(), command).await;
+        let outcome = self.outcome(kind, started, proposed.map(|committed| committed.outcome));
+        match (&outcome, other) {
+            (Ok(Outcome::Refused(Refusal::OtherCommand)), Some(other)) if self.has_words_for(&other).await => {
+                let proposed = self.propose(id, user, other).await;
+                self.outcome(kind, started, proposed.map(|committed| committed.outcome))
+            }
+            _ => outcome,
+        }
+    }
+
+    /// Whether the mesh's format has a command, as far as a node knows that asked for the newest state.
+    async fn has_words_for(&self, command: &Command) -> bool {
+        self.not_yet(command).is_none() || self.linearize().await.is_ok() && self.not_yet(command).is_none()
     }
 
     /// The refusal of a command that the mesh has no word for yet, or that this node is told not to use:

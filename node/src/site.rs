@@ -35,7 +35,7 @@ use crate::copies::pace::Pace;
 use crate::gateway::Gates;
 use crate::gateway::door::{self, Door};
 use crate::images::{Images, Reach, StoreSource};
-use crate::ingest::{Arrival, FORMAT_OF_SEALED_CHUNKS, Ingest};
+use crate::ingest::{Arrival, FORMAT_OF_SEALED_CHUNKS, Ingest, code_landed};
 use crate::links::MeshLinks;
 use crate::metrics::Metrics;
 use crate::node::{Node, Parts};
@@ -313,6 +313,7 @@ impl Site {
             self.run(audit::forward(node.clone(), self.0.disk.clone(), target, shutdown.clone()));
         }
         let (first, arriving) = arriving::channel();
+        self.run(code_landed(node.ingest().clone(), shutdown.clone()));
         self.run(gather::run(node.clone(), arrivals, first, shutdown.clone()));
         self.run(arriving::run(node.clone(), arriving, shutdown.clone()));
         self.run(copies::run(node.clone(), shutdown.clone()));

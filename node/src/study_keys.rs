@@ -11,7 +11,9 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
+use anyhow::Context as _;
 use maillage_consensus::command::Command;
 use maillage_consensus::ids::{self, CommandId, Name, Secret, UidText};
 use maillage_consensus::raft::Group;
@@ -37,6 +39,9 @@ impl SharedKeys for StateKeys {
     }
 }
 
+/// How long a publication waits for what is being sealed.
+const ROTATE_WITHIN: Duration = Duration::from_secs(2);
+
 /// The pending keys of a study that seal nothing new: a publication lists what they have sealed.
 pub(crate) struct Closing {
     /// Those that sealed something that is here.
@@ -48,7 +53,9 @@ pub(crate) struct Closing {
 impl Closing {
     /// Rotates the study's key, and looks which of those before have sealed anything that is here.
     pub(crate) async fn of(node: &Node, study: &str) -> anyhow::Result<Self> {
-        let pending = node.store().keys().rotate(study).await;
+        // Something of the study may be on its way in, and wait for room: other studies are not to wait for that.
+        let rotated = tokio::time::timeout(ROTATE_WITHIN, node.store().keys().rotate(study)).await;
+        let pending = rotated.context("an image of the study is still to be coded")?;
         if pending.is_empty() {
             return Ok(Self { used: pending, unused: BTreeSet::new() });
         }
@@ -56,6 +63,10 @@ impl Closing {
         let (named, is_all) = node.store().keys_of_study(study).await?;
         let (used, unused): (Vec<_>, Vec<_>) =
             pending.into_iter().partition(|key| !is_all || named.contains(&key.id()));
+        if node.store().landing().size().1 > 0 {
+            // What cannot be read or coded may be sealed under any of them, and may be mended.
+            return Ok(Self { used, unused: BTreeSet::new() });
+        }
         Ok(Self { used, unused: unused.iter().map(|key| key.id()).collect() })
     }
 

@@ -21,6 +21,7 @@ pub(crate) mod purges;
 pub(crate) mod replicas;
 pub(crate) mod retrieval;
 pub(crate) mod steps;
+pub(crate) mod time;
 pub(crate) mod tokens;
 
 use crate::plan::Plan;

@@ -12,6 +12,7 @@ use maillage_host::engine::Reader;
 use crate::cluster::Cluster;
 use crate::history::History;
 use crate::invariants::giving::Before;
+use crate::invariants::time::Time;
 use crate::invariants::{Watch, audit};
 use crate::mutant::{Mutant, Mutated};
 use crate::witness;
@@ -26,17 +27,21 @@ pub(crate) fn of(cluster: &Arc<Cluster>, slot: u32) -> Arc<dyn Machine> {
     let (world, history) = (Arc::clone(&cluster.world), Arc::clone(&cluster.history));
     let (watch, understands) = (Arc::clone(&cluster.watch), cluster.understands(slot));
     let mutant = cluster.plan.mutant;
-    Arc::new(Watched { inner, world, history, watch, mutant, understands, cluster: Arc::downgrade(cluster) })
+    let time = Time::new(Arc::clone(&world));
+    let cluster = Arc::downgrade(cluster);
+    Arc::new(Watched { inner, slot, world, history, watch, time, mutant, understands, cluster })
 }
 
 /// Tells the history what no client asks for: a leader that ends a silent site's session, an outbox that
-/// sends. Sees that every command that ran is in the audit trail, and that none comes to a version that has
-/// no word for it.
+/// sends. Sees that every command that ran is in the audit trail, that none comes to a version that has no word
+/// for it, and that stamps go on.
 struct Watched {
     inner: Arc<dyn Machine>,
+    slot: u32,
     world: Arc<World>,
     history: Arc<History>,
     watch: Arc<Watch>,
+    time: Time,
     mutant: Option<Mutant>,
     /// The newest format that the node's version understands.
     understands: u8,
@@ -86,6 +91,9 @@ impl Machine for Watched {
                 return Err(StampError::Invalid("no session ends".to_owned()));
             }
             self.history.expiry(site, session);
+        }
+        if let Ok(Some(state)) = Queue.time(state) {
+            self.time.stamped(self.slot, state, now);
         }
         let stamped = self.inner.stamp(state, command, from, now)?;
         if let Ok(envelope) = Envelope::decode(&stamped) {

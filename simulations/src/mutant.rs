@@ -119,7 +119,7 @@ impl Mutant {
             Self::WrongBytesBelieved => (&["I3", "I5", "I9", "I8", "I6"], 20),
             Self::HoldingsInvented => (&["I5", "I9", "I3"], 5),
             Self::OtherPatient => (&["I8"], 5),
-            Self::ClockStandsStill => (&["I9", "startup"], 60),
+            Self::ClockStandsStill => (&["time", "I9", "startup"], 10),
             Self::DoubleGrant => (&["I1", "I2", "I7", "events"], 5),
             Self::TakeOverKeepsClaim => (&["I1"], 5),
             Self::ReportUnfenced => (&["I1", "I2", "I3", "I4"], 10),

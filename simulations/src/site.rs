@@ -29,6 +29,7 @@ pub(crate) fn store_config() -> StoreConfig {
         reserve_bytes: 64 << 10,
         queue_bytes: 1 << 20,
         group_bytes: 256 << 10,
+        landing_bytes: 0,
         open_files: 4,
     }
 }

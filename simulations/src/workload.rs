@@ -192,7 +192,9 @@ impl Sender {
                 None => {}
                 Some(Tried::Unknown) => perhaps = true,
                 Some(Tried::Wrong(why)) => {
-                    world.violation("startup", format!("a command of the workload is refused: {why}"));
+                    let what = format!("{command:?}");
+                    let what = what.split([' ', '(']).next().unwrap_or_default();
+                    world.violation("startup", format!("a command of the workload, {what} {id:?}, is refused: {why}"));
                     return Answer::Never;
                 }
             }

@@ -15,4 +15,4 @@ pub mod task;
 pub use clock::{Clock, UnixMillis};
 pub use disk::{Disk, DiskFile};
 pub use engine::{Batch, Engine, EngineHome};
-pub use task::{offload, spawn};
+pub use task::{offload, offload_behind, spawn};

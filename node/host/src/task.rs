@@ -6,10 +6,11 @@
 
 use std::future::Future;
 use std::io;
-use std::panic::Location;
+use std::panic::{self, Location};
 use std::pin::Pin;
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::task::{Context, Poll};
+use std::thread;
 
 use tokio::task::JoinHandle;
 
@@ -51,7 +52,7 @@ where
         return tokio::spawn(future);
     };
     let scope = scheduler.scope(Location::caller());
-    let (handle_tx, handle_rx) = std::sync::mpsc::channel::<tokio::task::AbortHandle>();
+    let (handle_tx, handle_rx) = mpsc::channel::<tokio::task::AbortHandle>();
     let task = tokio::spawn(Scoped { scope, future: Some(Box::pin(future)), handle: Some(handle_rx) });
     // A failed send means the task ended already; it then needs no abort handle.
     let _ = handle_tx.send(task.abort_handle());
@@ -61,7 +62,7 @@ where
 struct Scoped<F: Future> {
     scope: Box<dyn Scope>,
     future: Option<Pin<Box<F>>>,
-    handle: Option<std::sync::mpsc::Receiver<tokio::task::AbortHandle>>,
+    handle: Option<mpsc::Receiver<tokio::task::AbortHandle>>,
 }
 
 impl<F: Future> Future for Scoped<F> {
@@ -95,4 +96,59 @@ where
         return work();
     }
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
+/// Work for the threads behind all others.
+type Job = Box<dyn FnOnce() + Send>;
+
+/// How far behind: a thread of these gets a twentieth of what another gets that wants the same processor (setpriority(2),
+/// sched(7)), and all of it while none does.
+const NICE: i32 = 13;
+
+/// As [`offload`], for work that nobody waits for, or not yet: on as many threads as there are processors, which
+/// leave them to all others.
+///
+/// # Errors
+/// As [`offload`].
+pub async fn offload_behind<T, W>(work: W) -> io::Result<T>
+where
+    T: Send + 'static,
+    W: FnOnce() -> io::Result<T> + Send + 'static,
+{
+    if SCHEDULER.get().is_some() {
+        return work();
+    }
+    let Some(queue) = behind() else { return offload(work).await };
+    let (reply, done) = tokio::sync::oneshot::channel();
+    let job: Job = Box::new(move || drop(reply.send(work())));
+    queue.send(job).map_err(|_| io::Error::other("no thread is left"))?;
+    done.await.map_err(|_| io::Error::other("the work panicked"))?
+}
+
+/// The queue of the threads behind all others; none if the machine grants no thread.
+fn behind() -> Option<&'static mpsc::Sender<Job>> {
+    static QUEUE: OnceLock<Option<mpsc::Sender<Job>>> = OnceLock::new();
+    let queue = QUEUE.get_or_init(|| {
+        let (queue, jobs) = mpsc::channel::<Job>();
+        let (jobs, mut is_served) = (Arc::new(Mutex::new(jobs)), false);
+        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+            let jobs = Arc::clone(&jobs);
+            let started = thread::Builder::new().name("behind".to_owned()).spawn(move || {
+                // Of this thread alone, on Linux. Where it is not granted, the work is done all the same.
+                let _ = rustix::process::setpriority_process(None, NICE);
+                loop {
+                    let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                    let Ok(job) = job else { return };
+                    // Who waits for it is told by the dropped reply.
+                    let _ = panic::catch_unwind(panic::AssertUnwindSafe(job));
+                }
+            });
+            match started {
+                Ok(_) => is_served = true,
+                Err(error) => tracing::error!(%error, "no thread for what nobody waits for"),
+            }
+        }
+        is_served.then_some(queue)
+    });
+    queue.as_ref()
 }

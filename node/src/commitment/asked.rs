@@ -6,9 +6,9 @@ use maillage_consensus::ids::SiteId;
 use maillage_consensus::mesh::{HeldPart, Study};
 use maillage_store::Hash;
 
-use super::judge::{Coverage, Verdict, ZONES_MIN, publications, verdict};
+use super::judge::{Coverage, Verdict, ZONES_MIN, publications};
 use super::record::Reference;
-use super::round::here;
+use super::round::{here, judge};
 use crate::node::Node;
 
 /// What is said of references, by what this node's store has of them and the state says of it: in their order.
@@ -28,7 +28,7 @@ pub(crate) async fn verdicts(node: &Node, references: &[Reference]) -> anyhow::R
         }
     }
     let judged = references.iter().zip(&found);
-    Ok(judged.map(|(reference, here)| verdict(reference, here.as_ref(), &coverage)).collect())
+    Ok(judged.map(|(reference, here)| judge(node, reference, here.as_ref(), &coverage)).collect())
 }
 
 impl Coverage {

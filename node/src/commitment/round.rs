@@ -151,10 +151,18 @@ impl Look {
             }
         }
         let judged = transaction.references.iter().zip(&self.here);
-        self.seems = judged.map(|(reference, here)| verdict(reference, here.as_ref(), &coverage)).collect();
+        self.seems = judged.map(|(reference, here)| judge(node, reference, here.as_ref(), &coverage)).collect();
         self.from = from;
         Ok(())
     }
+}
+
+/// What is to be said of a reference. What has landed is listed soon, and is safe some time after.
+pub(super) fn judge(node: &Node, reference: &Reference, here: Option<&Here>, coverage: &Coverage) -> Verdict {
+    if here.is_none() && node.store().landing().is_under_way(reference.sop_instance.as_str()) {
+        return Verdict::Pending;
+    }
+    verdict(reference, here, coverage)
 }
 
 /// What this node's store has of a reference.

@@ -205,6 +205,8 @@ impl Opened {
     /// When the spool, the commitments or the feed cannot be read.
     pub(super) async fn open(config: Config, mesh: MeshFile, host: Host) -> anyhow::Result<Self> {
         let Host { disk, index, clock, spool, lines } = host;
+        // What is spooled is on its way; only a centre's senders need not wait for the coder.
+        let spool = StoreConfig { landing_bytes: 0, ..spool };
         let store = Store::open(disk.clone(), "", index, clock.clone(), spool).await.context("open the spool")?;
         for damage in &store.recovery().damage {
             tracing::error!(pack = %damage.pack, offset = damage.offset, bytes = damage.bytes, "damaged bytes in the spool");

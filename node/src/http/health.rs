@@ -74,6 +74,9 @@ fn parts(app: &App, stats: Result<Stats, StoreError>) -> Vec<Part> {
                 (false, bad) => (Condition::Degraded, format!("{bad} damaged chunks await repair")),
             };
             parts.push(part("store", condition, says));
+            let condition = if stats.stuck > 0 { Condition::Degraded } else { Condition::Ok };
+            let says = format!("{} MiB to be coded, {} images cannot be", stats.landing >> 20, stats.stuck);
+            parts.push(part("landing", condition, says));
             let condition = if stats.free < reserve { Condition::Degraded } else { Condition::Ok };
             let says = format!("{} MiB free, reserve {} MiB", stats.free >> 20, reserve >> 20);
             parts.push(part("disk", condition, says));
@@ -162,6 +165,8 @@ pub(super) async fn metrics(State(app): State<App>) -> Response {
         store_chunks: storage.chunks,
         store_bad_chunks: storage.bad,
         store_free_bytes: storage.free,
+        landing_bytes: storage.landing,
+        landing_lost: storage.stuck,
         scrub_repaired: storage.repaired,
         scrub_unrepaired: scrub.unrepaired,
         scrub_age: scrub.age(app.node.clock().now()),

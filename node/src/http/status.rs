@@ -284,6 +284,13 @@ impl MeshStatus {
         if self.storage.bad > 0 {
             warn(format!("{} damaged chunks await repair", self.storage.bad), "maillage repair");
         }
+        if self.storage.stuck > 0 {
+            let images = self.storage.stuck;
+            warn(
+                format!("ALARM: {images} images were acknowledged and cannot be read from the landing"),
+                "journalctl -u maillage, and have them sent again",
+            );
+        }
         if self.scrub.unrepaired > 0 {
             let chunks = self.scrub.unrepaired;
             warn(format!("ALARM: {chunks} damaged chunks are on no site that can be asked"), "maillage repair");
@@ -409,6 +416,8 @@ impl MeshStatus {
                 "packs": self.storage.packs,
                 "free_bytes": self.storage.free,
                 "bad": self.storage.bad,
+                "landing_bytes": self.storage.landing,
+                "landing_lost": self.storage.stuck,
                 "writer_failed": self.storage.is_failed,
                 "studies": counts.studies,
                 "under_two_sites": counts.studies_below_two,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
-use maillage_host::offload;
+use maillage_host::{UnixMillis, offload, offload_behind};
 use maillage_store::{
     Cutting, Hash, InstanceIdentity, InstanceManifest, ManifestFlags, Piece, StoreError, Stored, StudyKey,
 };
@@ -16,6 +16,14 @@ const MADE_AT_ONCE: usize = 4;
 /// What is shorter is made, or proven, sooner than another thread is woken.
 const SHORT_BYTES: usize = 16 << 10;
 
+/// When something came, and whom from.
+pub(super) struct Reception {
+    pub(super) received_at: UnixMillis,
+    pub(super) source: String,
+    /// Whether its sender still waits.
+    pub(super) is_awaited: bool,
+}
+
 impl Ingest {
     /// Cuts, codes and seals a data set, and stores it: durable and proven when this returns.
     pub(super) async fn store(
@@ -27,10 +35,8 @@ impl Ingest {
         is_anew: bool,
     ) -> Result<Stored, IngestError> {
         let (store, received_at) = (&self.0.store, self.0.clock.now());
-        let Prepared { attributes, dataset, dataset_hash, mut part, .. } = prepared;
-        let attributes = encode_attributes(&attributes)?;
         // What is damaged here of it comes out as it was, and takes its own place.
-        let damaged = if is_anew { None } else { self.key_of(&identity, dataset_hash).await? };
+        let damaged = if is_anew { None } else { self.key_of(&identity, prepared.dataset_hash).await? };
         // Held until the instance is durable: a publication that lists the key's instances waits for it.
         let mut sealing = None;
         let key = match damaged {
@@ -39,11 +45,28 @@ impl Ingest {
                 let sealing = sealing.insert(store.keys().sealing(&identity.study_uid).await?);
                 Some(Arc::clone(sealing.key()))
             }
-            None => {
-                part.rows = None;
-                None
-            }
+            None => None,
         };
+        let reception = Reception { received_at, source, is_awaited: true };
+        self.make(prepared, identity, flags, reception, key, is_anew).await
+    }
+
+    /// Cuts a data set and stores it under `key`, coded, or without a key as it came.
+    pub(super) async fn make(
+        &self,
+        prepared: Prepared,
+        identity: InstanceIdentity,
+        flags: ManifestFlags,
+        reception: Reception,
+        key: Option<Arc<StudyKey>>,
+        is_anew: bool,
+    ) -> Result<Stored, IngestError> {
+        let (store, Reception { received_at, source, is_awaited }) = (&self.0.store, reception);
+        let Prepared { attributes, dataset, dataset_hash, mut part, .. } = prepared;
+        if key.is_none() {
+            part.rows = None;
+        }
+        let attributes = encode_attributes(&attributes)?;
         let cutting = Arc::new(Cutting::new(dataset, dataset_hash, part, key.clone()));
         let described = |pieces: Vec<Piece>| {
             let cut = cutting.finish(pieces);
@@ -54,7 +77,7 @@ impl Ingest {
             };
             Ok::<_, IngestError>((cut, manifest.map_err(internal)?))
         };
-        let pieces = on_each_piece(&cutting, |cutting, n| cutting.piece(n)).await?;
+        let pieces = on_each_piece(&cutting, is_awaited, |cutting, n| cutting.piece(n)).await?;
         let mut pieces: Vec<Piece> = pieces.into_iter().flatten().collect();
         let (cut, manifest) = described(pieces.clone())?;
         // Side by side, since either takes about as long: the raw bytes are here, and with their sender, until both
@@ -66,7 +89,7 @@ impl Ingest {
                 store.commit_instance(cut, manifest, received_at, source.clone()).await
             }
         };
-        let (stored, proven) = tokio::join!(commit, prove(&cutting, &pieces));
+        let (stored, proven) = tokio::join!(commit, prove(&cutting, is_awaited, &pieces));
         let (stored, differed) = (stored?, proven?);
         if cutting.is_coding() {
             let stored =
@@ -108,9 +131,11 @@ impl Ingest {
     }
 }
 
-/// Does something with each piece of a data set, several side by side.
+/// Does something with each piece of a data set, several side by side; if nobody waits for it, behind what others
+/// wait for.
 pub(super) async fn on_each_piece<T, E>(
     cutting: &Arc<Cutting>,
+    is_awaited: bool,
     work: impl Fn(&Cutting, usize) -> Result<T, E> + Clone + Send + 'static,
 ) -> Result<Vec<T>, IngestError>
 where
@@ -122,7 +147,11 @@ where
         async move {
             let is_short = cutting.raw_len(n) < SHORT_BYTES;
             let work = move || work(&cutting, n).map_err(std::io::Error::other);
-            if is_short { work() } else { offload(work).await }
+            match is_awaited {
+                true if is_short => work(),
+                true => offload(work).await,
+                false => offload_behind(work).await,
+            }
         }
     };
     let all = stream::iter(0..cutting.pieces()).map(one).buffered(MADE_AT_ONCE).try_collect();
@@ -130,7 +159,11 @@ where
 }
 
 /// The pieces that do not give back what they were coded from: a defect.
-pub(super) async fn prove(cutting: &Arc<Cutting>, pieces: &[Piece]) -> Result<Vec<usize>, IngestError> {
+pub(super) async fn prove(
+    cutting: &Arc<Cutting>,
+    is_awaited: bool,
+    pieces: &[Piece],
+) -> Result<Vec<usize>, IngestError> {
     if !cutting.is_coding() {
         return Ok(Vec::new());
     }
@@ -138,6 +171,6 @@ pub(super) async fn prove(cutting: &Arc<Cutting>, pieces: &[Piece]) -> Result<Ve
     let is_proven = move |cutting: &Cutting, n: usize| {
         Ok::<_, std::convert::Infallible>(pieces.get(n).is_some_and(|piece| cutting.is_proven(n, piece)))
     };
-    let proven = on_each_piece(cutting, is_proven).await?;
+    let proven = on_each_piece(cutting, is_awaited, is_proven).await?;
     Ok((0..).zip(proven).filter_map(|(n, is_proven)| (!is_proven).then_some(n)).collect())
 }

@@ -1,9 +1,10 @@
-//! What is durable and was never proven, and what is said of bytes that come again.
+//! What is durable and was never proven, what is said of bytes that come again, and what becomes of what landed.
 
 use maillage_dicom::phantom::CtPhantom;
 use maillage_host::Disk;
 use maillage_host::engine::MemoryHome;
 use maillage_store::{Cutting, InstanceManifest, Piece, StoreConfig};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::making::{on_each_piece, prove};
 use super::*;
@@ -12,31 +13,61 @@ use crate::config::Settings;
 struct Bench {
     ingest: Ingest,
     store: Store,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 async fn bench() -> Bench {
-    let directory = tempfile::tempdir().expect("a directory");
+    bench_in(tempfile::tempdir().expect("a directory")).await
+}
+
+async fn bench_in(directory: tempfile::TempDir) -> Bench {
     let (disk, clock) = (Disk::real(directory.path()), Clock::system());
-    let config = StoreConfig { reserve_bytes: 1 << 20, ..StoreConfig::default() };
+    let config = StoreConfig { reserve_bytes: 1 << 20, landing_bytes: 64 << 20, ..StoreConfig::default() };
     let store = Store::open(disk, "", Arc::<MemoryHome>::default(), clock.clone(), config).await.expect("it opens");
     let settings =
         Settings::from_toml("[node]\nname = \"a\"\nzone = \"a\"\ndata_dir = \"/nowhere\"\n").expect("settings");
     let (metrics, senders) = (Metrics::new(), Senders::new(&settings.into_config()));
     let (gather, _) = mpsc::unbounded_channel();
     let ingest = Ingest::new(store.clone(), clock, metrics, senders, gather, Box::new(|_| None), Box::new(|| true));
-    Bench { ingest, store, _directory: directory }
+    Bench { ingest, store, directory }
 }
 
 impl Bench {
     async fn receive(&self, uid: &Uid, dataset: &Bytes) -> ReceivedAs {
+        self.receive_from(Source::Local, uid, dataset).await.expect("received").outcome
+    }
+
+    async fn receive_from(&self, source: Source, uid: &Uid, dataset: &Bytes) -> Result<Received, IngestError> {
         let announced = Announced {
             sop_class: CtPhantom::SOP_CLASS,
             sop_instance: uid.clone(),
             transfer_syntax: CtPhantom::TRANSFER_SYNTAX,
             foreign_preamble: false,
         };
-        self.ingest.receive(Source::Local, announced, dataset.clone()).await.expect("received").outcome
+        self.ingest.receive(source, announced, dataset.clone()).await
+    }
+
+    /// Codes what has landed, as a node does, until the token is dropped.
+    fn start_coder(&self) -> DropGuard {
+        let shutdown = CancellationToken::new();
+        drop(maillage_host::spawn(code_landed(self.ingest.clone(), shutdown.clone())));
+        shutdown.drop_guard()
+    }
+
+    /// What the library lists, in bytes of the packs.
+    async fn stored(&self, uid: &Uid) -> Option<u64> {
+        let listed = self.store.instance(uid.as_str()).await.expect("index")?;
+        let manifest = self.store.instance_manifest(listed.entry.manifest).await.expect("read").expect("a manifest");
+        Some(manifest.chunks.iter().map(|chunk| u64::from(chunk.len)).sum())
+    }
+
+    /// The node's next life.
+    async fn reopened(self) -> Self {
+        let Self { ingest, store, directory } = self;
+        drop(ingest);
+        store.close().await.expect("closed");
+        drop(store);
+        bench_in(directory).await
     }
 
     async fn read(&self, uid: &Uid) -> Result<Vec<u8>, StoreError> {
@@ -57,7 +88,7 @@ async fn what_was_stored_and_never_proven_is_stored_anew_when_it_comes_again() {
     let sealing = bench.store.keys().sealing(phantom.study_uid().as_str()).await.expect("a key");
     let key = Arc::clone(sealing.key());
     let cutting = Arc::new(Cutting::new(other, prepared.dataset_hash, prepared.part, Some(Arc::clone(&key))));
-    let pieces = on_each_piece(&cutting, |cutting, n| cutting.piece(n)).await.expect("made");
+    let pieces = on_each_piece(&cutting, true, |cutting, n| cutting.piece(n)).await.expect("made");
     let cut = cutting.finish(pieces.into_iter().flatten().collect()).expect("all of them");
     let identity = InstanceIdentity {
         sop_instance: uid.to_string(),
@@ -87,9 +118,58 @@ async fn pieces_that_do_not_give_their_bytes_back_are_named() {
         Arc::new(Cutting::new(dataset, prepared.dataset_hash, prepared.part, None))
     };
     let (one, other) = (cutting_of(0), cutting_of(1));
-    let pieces = on_each_piece(&one, |cutting, n| cutting.piece(n)).await.expect("made");
+    let pieces = on_each_piece(&one, true, |cutting, n| cutting.piece(n)).await.expect("made");
     let pieces: Vec<Piece> = pieces.into_iter().flatten().collect();
-    assert_eq!(prove(&one, &pieces).await.expect("proven"), Vec::<usize>::new());
+    assert_eq!(prove(&one, true, &pieces).await.expect("proven"), Vec::<usize>::new());
     let pixels: Vec<usize> = (other.first_of_pixels()..other.pieces()).collect();
-    assert_eq!(prove(&other, &pieces).await.expect("looked at"), pixels, "a head is not coded");
+    assert_eq!(prove(&other, true, &pieces).await.expect("looked at"), pixels, "a head is not coded");
+}
+
+fn modality() -> Source {
+    Source::Dimse("CT1".to_owned())
+}
+
+#[tokio::test]
+async fn what_lands_is_coded_later_and_known_at_once() {
+    let (bench, phantom) = (bench().await, CtPhantom { slices: 1, ..CtPhantom::default() });
+    let (uid, dataset) = phantom.slice(0);
+    let received = bench.receive_from(modality(), &uid, &dataset).await.expect("received");
+    assert_eq!(received.outcome, ReceivedAs::New);
+    assert_eq!(bench.stored(&uid).await, None, "its sender did not wait for the coder");
+    // What comes under its UID meanwhile is judged by what it becomes.
+    let again = bench.receive_from(modality(), &uid, &dataset);
+    let other: Bytes = [&dataset[..dataset.len() - 1], &[0xff]].concat().into();
+    let others = bench.receive_from(modality(), &uid, &other);
+    let coder = async { bench.start_coder() };
+    let (again, others, _coder) = tokio::join!(again, others, coder);
+    assert_eq!(again.expect("received").outcome, ReceivedAs::Duplicate);
+    assert_eq!(others.expect("received").outcome, ReceivedAs::Conflict);
+    assert_eq!(bench.read(&uid).await.expect("it can be read"), dataset);
+    let stored = bench.stored(&uid).await.expect("listed");
+    assert!(stored < dataset.len() as u64 / 2, "it is coded: {stored} bytes of {}", dataset.len());
+    assert!(bench.store.landing().is_empty());
+}
+
+#[tokio::test]
+async fn what_landed_before_a_start_is_coded_after_it_and_says_its_patient() {
+    let (bench, phantom) = (bench().await, CtPhantom { slices: 3, ..CtPhantom::default() });
+    let slices: Vec<_> = (0..3).map(|n| phantom.slice(n)).collect();
+    for (uid, dataset) in &slices[..2] {
+        bench.receive_from(modality(), uid, dataset).await.expect("received");
+    }
+    let bench = bench.reopened().await;
+    assert_eq!(bench.stored(&slices[0].0).await, None);
+    // Another patient's image under the same study comes before what landed is coded.
+    let stranger =
+        CtPhantom { patient_id: "OTHER".to_owned(), study_uid: Some(phantom.study_uid()), ..phantom.clone() };
+    let (uid, dataset) = stranger.slice(2);
+    let strange = bench.receive_from(modality(), &uid, &dataset);
+    let (strange, _coder) = tokio::join!(strange, async { bench.start_coder() });
+    assert!(matches!(strange, Err(IngestError::OtherPatient)), "{strange:?}");
+    for (uid, dataset) in &slices[..2] {
+        bench.store.landing().until_done(uid.as_str()).await.expect("done");
+        assert_eq!(&bench.read(uid).await.expect("it can be read"), dataset);
+    }
+    let (uid, dataset) = &slices[2];
+    assert_eq!(bench.receive_from(modality(), uid, dataset).await.expect("received").outcome, ReceivedAs::New);
 }

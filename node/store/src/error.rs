@@ -108,7 +108,7 @@ pub enum OpenError {
     /// The file of pending keys could not be read: images that were acknowledged could not be opened.
     #[error("read the pending keys: {0}")]
     Keys(#[source] io::Error),
-    /// A pack could not be read or repaired.
+    /// A pack, or a file of the landing, could not be read or repaired.
     #[error("replay pack {pack}: {error}")]
     Pack {
         /// Its file name.

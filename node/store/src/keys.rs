@@ -70,7 +70,15 @@ struct Inner {
 
 /// The key that seals what comes of a study now. Whoever seals holds it for reading until what is sealed is
 /// durable; whoever makes or rotates it, for writing.
-type Turn = Arc<RwLock<Option<Arc<StudyKey>>>>;
+type Turn = Arc<OfStudy>;
+
+#[derive(Debug, Default)]
+struct OfStudy {
+    current: Arc<RwLock<Option<Arc<StudyKey>>>>,
+    /// Held for reading for what earlier keys have sealed and no list names yet: other instances may be sealed
+    /// meanwhile.
+    earlier: Arc<RwLock<()>>,
+}
 
 impl fmt::Debug for Keys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -87,6 +95,21 @@ impl Sealing {
     pub fn key(&self) -> &Arc<StudyKey> {
         &self.0
     }
+
+    /// The key apart from what keeps it from being rotated.
+    pub fn into_parts(self) -> (Arc<StudyKey>, InUse) {
+        let key = Arc::clone(&self.0);
+        (key, InUse { _sealing: Some(self), _earlier: None })
+    }
+}
+
+/// Keys of a study under which something is sealed that no list names yet: none of them is rotated, nor
+/// forgotten, while this lives.
+#[derive(Debug)]
+pub struct InUse {
+    _sealing: Option<Sealing>,
+    /// With the turn, which is not forgotten meanwhile.
+    _earlier: Option<(OwnedRwLockReadGuard<()>, Turn)>,
 }
 
 impl Keys {
@@ -140,11 +163,11 @@ impl Keys {
     pub async fn sealing(&self, study_uid: &str) -> Result<Sealing, StoreError> {
         loop {
             let turn = self.turn(study_uid);
-            let read = Arc::clone(&turn).read_owned().await;
+            let read = Arc::clone(&turn.current).read_owned().await;
             if let Ok(key) = OwnedRwLockReadGuard::try_map(read, Option::as_ref) {
                 return Ok(Sealing(key));
             }
-            let mut current = turn.write().await;
+            let mut current = turn.current.write().await;
             if current.is_none() {
                 let key = Arc::new(StudyKey::random());
                 self.0.file.add(study_uid, &key).await.map_err(|error| StoreError::Keys(Arc::new(error)))?;
@@ -153,11 +176,19 @@ impl Keys {
         }
     }
 
+    /// Keeps the keys of a study from being rotated.
+    pub(crate) async fn in_use(&self, study_uid: &str) -> InUse {
+        let turn = self.turn(study_uid);
+        let earlier = Arc::clone(&turn.earlier).read_owned().await;
+        InUse { _sealing: None, _earlier: Some((earlier, turn)) }
+    }
+
     /// Has what comes of a study from now on sealed under another key; waits for what is being sealed under the
     /// last one. Returns the pending keys of the study, which seal nothing new any more.
     pub async fn rotate(&self, study_uid: &str) -> Vec<Arc<StudyKey>> {
         let turn = self.turn(study_uid);
-        let mut current = turn.write().await;
+        let _earlier = turn.earlier.write().await;
+        let mut current = turn.current.write().await;
         *current = None;
         self.0.file.of_study(study_uid)
     }
@@ -184,7 +215,9 @@ impl Keys {
         let mut turns = self.turns();
         if turns.len() >= TURNS_REMEMBERED {
             // One that nobody else has, and that seals nothing, is as good as a new one.
-            turns.retain(|_, turn| Arc::strong_count(turn) > 1 || turn.try_read().is_ok_and(|key| key.is_some()));
+            turns.retain(|_, turn| {
+                Arc::strong_count(turn) > 1 || turn.current.try_read().is_ok_and(|key| key.is_some())
+            });
         }
         Arc::clone(turns.entry(study_uid.to_owned()).or_default())
     }

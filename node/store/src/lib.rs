@@ -10,6 +10,7 @@
 //! ```text
 //! put ─ queue (bounded in bytes) ─ writer task ─ pack file ─ fsync ─ index batch ─ acknowledgement
 //! get ─ index ─ pack file ─ BLAKE3 ─ bytes, or quarantine and an event
+//! land ─ landing ─ fsync ─ acknowledgement; cut and coded later, and put
 //! purge ─ writer task ─ intent file ─ index ─ zeroes over the bytes, or the pack removed
 //! ```
 
@@ -21,6 +22,7 @@ mod event;
 mod hash;
 mod index;
 mod keys;
+mod landing;
 mod library;
 mod manifest;
 mod pack;
@@ -40,7 +42,8 @@ pub use cut::{CutInstance, Cutting, Piece, PixelPart, cut};
 pub use error::{OpenError, Refusal, StoreError};
 pub use event::StoreEvent;
 pub use hash::{Hash, HashParseError};
-pub use keys::{Keys, Sealing, SharedKey, SharedKeys};
+pub use keys::{InUse, Keys, Sealing, SharedKey, SharedKeys};
+pub use landing::{Arrived, ArrivedError, Claimed, LANDED_BYTES_MAX, Landed, Landing};
 pub use library::{Conflict, HeldStudy, Instance, InstanceCommit, Stored, StudySeen, StudySummary};
 pub use manifest::{
     ChunkEntry, Form, FormError, INSTANCE_MANIFEST_BYTES_MAX, InstanceEntry, InstanceIdentity, InstanceManifest,

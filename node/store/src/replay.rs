@@ -319,7 +319,7 @@ impl PackReplay<'_> {
             }
             let Some(record) = record else { break };
             let is_proven = record.offset < unproven;
-            let says_nothing = matches!(record.header.kind, Kind::Seal | Kind::Void);
+            let says_nothing = matches!(record.header.kind, Kind::Seal | Kind::Void | Kind::Landed);
             if says_nothing || self.dead.of.contains_key(&record.offset) {
                 judged.complete = record.end().min(file_len);
                 continue;
@@ -378,7 +378,7 @@ impl PackReplay<'_> {
                 record::decode(&payload).map(|(number, commit)| Entry::Commit(number, commit, place))
             }
             Kind::Hold => record::decode(&payload).map(|(number, hold)| Entry::Hold(number, hold, place)),
-            Kind::Seal | Kind::Void => None,
+            Kind::Seal | Kind::Void | Kind::Landed => None,
         })
     }
 

@@ -339,7 +339,7 @@ impl Looked {
                 }
                 return looked;
             };
-            let says_nothing = matches!(header.kind, Kind::Seal | Kind::Void);
+            let says_nothing = matches!(header.kind, Kind::Seal | Kind::Void | Kind::Landed);
             if !says_nothing && Hash::of(payload) != header.hash {
                 looked.wrong.push(Walked { offset: looked.next, header });
             }

@@ -78,6 +78,8 @@ pub(crate) enum Place<'a> {
     Chunk { is_coded: bool, raw_len: u32 },
     /// The attributes of an instance.
     Attributes { sop_instance: &'a str, dataset_hash: Hash },
+    /// A whole data set that is to be cut.
+    Landed { sop_instance: &'a str, dataset_hash: Hash },
 }
 
 impl StudyKey {
@@ -158,6 +160,11 @@ impl StudyKey {
                 bound.extend_from_slice(&dataset_hash.0);
                 bound.extend_from_slice(sop_instance.as_bytes());
             }
+            Place::Landed { sop_instance, dataset_hash } => {
+                bound.push(3);
+                bound.extend_from_slice(&dataset_hash.0);
+                bound.extend_from_slice(sop_instance.as_bytes());
+            }
         }
         bound
     }
@@ -212,6 +219,7 @@ mod tests {
                 (&key, Place::Chunk { is_coded: !is_coded, raw_len }),
                 (&key, Place::Chunk { is_coded, raw_len: raw_len ^ 1 }),
                 (&key, Place::Attributes { sop_instance: "1.2", dataset_hash: Hash([0; 32]) }),
+                (&key, Place::Landed { sop_instance: "1.2", dataset_hash: Hash([0; 32]) }),
             ] {
                 prop_assert_eq!(key.open(place, sealed.clone().into()), Err(SealError::Open));
             }

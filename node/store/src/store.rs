@@ -18,6 +18,7 @@ use crate::event::StoreEvent;
 use crate::hash::Hash;
 use crate::index::{ChunkRow, Index};
 use crate::keys::Keys;
+use crate::landing::Landing;
 use crate::library::{InstanceCommit, Stored};
 use crate::manifest::{ChunkEntry, Form, InstanceManifest, STUDY_MANIFEST_BYTES_MAX};
 use crate::pack::PackFiles;
@@ -53,6 +54,7 @@ pub struct Store {
     budget: Arc<Semaphore>,
     recovery: Arc<Recovery>,
     keys: Keys,
+    landing: Landing,
 }
 
 /// What is put together: after a crash the commit is there only if all before it is.
@@ -88,6 +90,10 @@ pub struct Stats {
     pub repaired: u64,
     /// Whether writing ended after an error.
     pub is_failed: bool,
+    /// Bytes that are to be cut and coded.
+    pub landing: u64,
+    /// Data sets among them that cannot be read or opened.
+    pub stuck: u64,
 }
 
 impl Store {
@@ -110,6 +116,7 @@ impl Store {
         disk.sync_dir(&directory).await.map_err(OpenError::Directory)?;
         let pending_keys = if prefix.is_empty() { PENDING_KEYS.to_owned() } else { format!("{prefix}/{PENDING_KEYS}") };
         let keys = Keys::open(disk.clone(), pending_keys).await?;
+        let landing = Landing::open(disk.clone(), prefix, keys.clone(), clock.clone(), &config).await?;
         let (index, index_rebuilt) = open_index(home).await.map_err(OpenError::Index)?;
         let (index, files) = (Arc::new(index), Arc::new(PackFiles::new(disk, directory, config.open_files)));
         let intents = Intents::read(files.disk(), files.directory()).await.map_err(OpenError::Intent)?;
@@ -125,7 +132,7 @@ impl Store {
         let shared = Arc::new(Shared { files, index, config, clock, events, intents, is_failed, waiting, repaired });
         let (queue, requests) = mpsc::channel(QUEUE_LEN);
         Writer::start(Arc::clone(&shared), tails, next_number, requests);
-        let store = Self { shared, queue, budget, recovery: Arc::new(recovery), keys };
+        let store = Self { shared, queue, budget, recovery: Arc::new(recovery), keys, landing };
         if is_unfinished {
             drop(spawn(store.clone().finish_purges()));
         }
@@ -147,6 +154,11 @@ impl Store {
     /// The keys under which its images are sealed.
     pub fn keys(&self) -> &Keys {
         &self.keys
+    }
+
+    /// What was acknowledged and is still to be cut and coded.
+    pub fn landing(&self) -> &Landing {
+        &self.landing
     }
 
     /// Events from now on. At most 256 are kept for a receiver that lags.
@@ -274,8 +286,10 @@ impl Store {
     pub async fn stats(&self) -> Result<Stats, StoreError> {
         let files = Arc::clone(&self.shared.files);
         let space = files.disk().space().await.map_err(|error| StoreError::Space(Arc::new(error)))?;
-        let is_failed = self.shared.is_failed.load(Ordering::Relaxed) || self.keys.is_failed();
+        let is_failed =
+            self.shared.is_failed.load(Ordering::Relaxed) || self.keys.is_failed() || self.landing.is_failed();
         let repaired = self.shared.repaired.load(Ordering::Relaxed);
+        let (landing, stuck) = self.landing.size();
         self.index(move |index| {
             let mut stats = Stats { packs: files.count(), free: space.free, total: space.total, ..Stats::default() };
             for row in index.pack_rows()?.into_values().filter(|row| files.is_readable(row.id, 0)) {
@@ -283,7 +297,7 @@ impl Store {
                 stats.bytes += row.bytes;
             }
             stats.bad = index.bad(usize::MAX)?.len() as u64;
-            Ok(Stats { is_failed, repaired, ..stats })
+            Ok(Stats { is_failed, repaired, landing, stuck, ..stats })
         })
         .await
     }

@@ -91,6 +91,25 @@ fn another_text_under_the_same_id_is_another_command_also_days_later() {
 }
 
 #[test]
+fn what_was_asked_for_in_one_format_s_words_is_found_in_the_other_s() {
+    let mut bench = Bench::founded();
+    let [exam, other] = ["A1", "A2"].map(|accession| bench.add(ready(accession, Priority::Urgent)));
+    let next = Command::ClaimNext { modalities: vec![UidText::fitted("CT")] };
+    let mut asked = vec![Command::AddExam(ready("A3", Priority::Urgent)), Command::ClaimTake { exam: other }, next];
+    let token = bench.take(PARIS, exam).claim.token;
+    asked.push(Command::Complete { exam, token, report: report("bleeding") });
+    for first in asked {
+        let (id, kind) = (CommandId::random(), first.kind());
+        let told = bench.run_as(id, PARIS, first.clone());
+        assert!(!matches!(told, Outcome::Refused(_)), "{kind}: {told:?}");
+        let second = first.in_other_words().expect("both formats have words for it");
+        assert_eq!(bench.run_as(id, PARIS, second.clone()), Outcome::Refused(Refusal::OtherCommand), "{kind}");
+        let again = second.in_other_words().expect("both formats have words for it");
+        assert_eq!(bench.run_as(id, PARIS, again), told, "{kind}");
+    }
+}
+
+#[test]
 fn a_mesh_of_format_1_keeps_no_command_with_a_report() {
     let mut bench = Bench::of_format(1);
     let exam = bench.add(ready("A1", Priority::Urgent));

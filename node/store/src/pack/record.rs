@@ -35,10 +35,13 @@ pub(crate) enum Kind {
     Seal,
     /// Nothing any more: what lay here was purged and overwritten with zeroes.
     Void,
+    /// A whole data set that is still to be cut. In files of the landing alone.
+    Landed,
 }
 
 impl Kind {
-    const ALL: [Self; 6] = [Self::Chunk, Self::Manifest, Self::InstanceCommit, Self::Hold, Self::Seal, Self::Void];
+    const ALL: [Self; 7] =
+        [Self::Chunk, Self::Manifest, Self::InstanceCommit, Self::Hold, Self::Seal, Self::Void, Self::Landed];
 
     fn code(self) -> u8 {
         match self {
@@ -48,6 +51,7 @@ impl Kind {
             Self::Hold => 4,
             Self::Seal => 5,
             Self::Void => 6,
+            Self::Landed => 7,
         }
     }
 }

@@ -201,7 +201,7 @@ impl Store {
                 let from = crate::index::Place { pack, offset, len: record.header.len };
                 Ok(Kept::Yes(Move { from, what: Moved::Commit(sequence, commit) }))
             }
-            Kind::Hold | Kind::Seal | Kind::Void => Ok(Kept::No),
+            Kind::Hold | Kind::Seal | Kind::Void | Kind::Landed => Ok(Kept::No),
         }
     }
 }

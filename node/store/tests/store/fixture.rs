@@ -22,6 +22,7 @@ pub(crate) fn config() -> StoreConfig {
         extent_bytes: 32 << 10,
         reserve_bytes: 0,
         queue_bytes: 1 << 20,
+        landing_bytes: 1 << 20,
         group_bytes: 128 << 10,
         open_files: 2,
     }
