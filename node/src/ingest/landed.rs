@@ -36,8 +36,9 @@ impl Ingest {
         claimed: Claimed,
     ) -> Result<Option<Claimed>, IngestError> {
         let store = &self.0.store;
-        let is_known = store.instance(&identity.sop_instance).await?.is_some();
-        if is_known || prepared.part.rows.is_none() || !(self.0.may_seal)() {
+        let may_land = prepared.part.rows.is_some() && store.landing().may_take(prepared.dataset.len());
+        // Without a landing, nothing more is asked of the store.
+        if !may_land || !(self.0.may_seal)() || store.instance(&identity.sop_instance).await?.is_some() {
             return Ok(Some(claimed));
         }
         let sealing = store.keys().sealing(&identity.study_uid).await?;

@@ -290,6 +290,11 @@ impl Landing {
         (state.bytes, state.stuck)
     }
 
+    /// Whether a data set of so many bytes may land at all; whether there is room, [`Landing::put`] says.
+    pub fn may_take(&self, len: usize) -> bool {
+        self.inner.bytes_max > 0 && len <= LANDED_BYTES_MAX && self.inner.state().blocked.is_none()
+    }
+
     /// Seals a data set and makes it durable. The claim comes back when there is no room: nothing of it was kept.
     ///
     /// # Errors
@@ -301,8 +306,7 @@ impl Landing {
         key: (Arc<StudyKey>, InUse),
         dataset: Bytes,
     ) -> Result<Option<Claimed>, StoreError> {
-        let is_blocked = self.inner.state().blocked.is_some();
-        if is_blocked || self.inner.bytes_max == 0 || dataset.len() > LANDED_BYTES_MAX {
+        if !self.may_take(dataset.len()) {
             return Ok(Some(claimed));
         }
         let (key, in_use) = key;
