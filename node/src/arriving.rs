@@ -14,16 +14,14 @@ use maillage_consensus::exam::{Exam, ExamState, Request};
 use maillage_consensus::ids::{CommandId, ExamId, Name};
 use maillage_consensus::machine::ApplyError;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::gather;
+use crate::images::CODED_WITHIN;
 use crate::node::Node;
 
 /// First images that come within this time are told of together.
 const TOGETHER: Duration = Duration::from_millis(300);
-/// How long is waited for a study's first image to be coded.
-const CODED_WITHIN: Duration = Duration::from_secs(10);
 /// Studies that wait to be told of; a site receives from a few modalities at once. Beyond it they are not.
 const WAITING_MAX: usize = 256;
 
@@ -56,7 +54,7 @@ pub(crate) async fn run(node: Node, mut first: mpsc::Receiver<String>, shutdown:
 async fn tell(node: &Node, studies: &BTreeSet<String>) -> anyhow::Result<()> {
     let mut exams = BTreeSet::new();
     for study in studies {
-        until_coded(node, study).await?;
+        node.store().landing().until_coded(study, CODED_WITHIN).await;
         let instances = node.store().instances(study).await?;
         let Some(says) = gather::what_they_say(node, &instances).await? else { continue };
         exams.extend(node.read(|view| awaited(view, &says))?);
@@ -67,18 +65,6 @@ async fn tell(node: &Node, studies: &BTreeSet<String>) -> anyhow::Result<()> {
             Outcome::Done => tracing::debug!(exam = exam.0, "its images arrive"),
             other => tracing::debug!(exam = exam.0, ?other, "its images arrive, which is no news"),
         }
-    }
-    Ok(())
-}
-
-/// Waits until an image of the study is coded, if some are about to be.
-async fn until_coded(node: &Node, study: &str) -> anyhow::Result<()> {
-    let end = Instant::now() + CODED_WITHIN;
-    while node.store().landing().has_of(study)
-        && Instant::now() < end
-        && node.store().instances(study).await?.is_empty()
-    {
-        tokio::time::sleep(TOGETHER).await;
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use maillage_consensus::command::{Command, StudyPart, UnixMillisField};
 use maillage_consensus::exam::{Patient, Priority, Request, Text8};
 use maillage_consensus::ids::{CommandId, Line, Name, UidText};
 use maillage_dicom::{Attributes, Redacted};
-use maillage_store::{Hash, Hold, Instance, StoreError, StudyManifest};
+use maillage_store::{Hash, HeldOff, Hold, Instance, StoreError, StudyManifest};
 use maillage_transport::chunk::Class;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -81,6 +81,8 @@ pub(crate) async fn run(
                 for study in ready {
                     let Some(mut was) = due.remove(&study) else { continue };
                     if node.store().landing().has_of(&study) {
+                        // A sender that outruns the coder would put it off for as long as it sends.
+                        was.held_off = was.held_off.or_else(|| node.store().landing().hold_off(&study));
                         due.insert(study, Due { at: now + WHILE_CODED, ..was });
                         continue;
                     }
@@ -111,11 +113,13 @@ struct Due {
     at: Instant,
     since: Instant,
     failures: u32,
+    /// While it waits for what has landed of it.
+    held_off: Option<HeldOff>,
 }
 
 impl Due {
     fn now() -> Self {
-        Self { at: Instant::now(), since: Instant::now(), failures: 0 }
+        Self { at: Instant::now(), since: Instant::now(), failures: 0, held_off: None }
     }
 
     /// Something new came: later, but not for ever.
@@ -126,7 +130,7 @@ impl Due {
     fn failed(&mut self) {
         self.failures = self.failures.saturating_add(1);
         let wait = RETRY.saturating_mul(1 << self.failures.min(5)).min(RETRY_MAX);
-        *self = Self { at: Instant::now() + wait, since: Instant::now(), failures: self.failures };
+        *self = Self { at: Instant::now() + wait, failures: self.failures, ..Self::now() };
     }
 }
 

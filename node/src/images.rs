@@ -48,7 +48,7 @@ use listing::{Listed, Listing, agrees};
 pub(crate) use mend::Mended;
 
 /// How long who asks for a study waits for what has landed of it to be coded.
-const CODED_WITHIN: Duration = Duration::from_secs(5);
+pub(crate) const CODED_WITHIN: Duration = Duration::from_secs(5);
 /// Local chunks read ahead of a reader.
 const READ_AHEAD: usize = 4;
 /// What is asked for first of a manifest whose length is not known: that of an instance of 1 GB, and of a study of

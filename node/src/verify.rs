@@ -30,13 +30,15 @@ pub(crate) struct Verified {
     parts: u64,
     incomplete: u64,
     missing: u64,
+    /// Images that were acknowledged, are still to be coded, and cannot be.
+    landing_lost: u64,
 }
 
 impl Verified {
     /// As the API and the command line give it.
     pub(crate) fn to_json(&self) -> Value {
         json!({
-            "complete": self.damaged_count == 0 && self.bad == 0 && self.missing == 0,
+            "complete": self.damaged_count == 0 && self.bad == 0 && self.missing == 0 && self.landing_lost == 0,
             "bytes": self.bytes,
             "damaged": self.damaged_count,
             "damaged_hashes": self.damaged.iter().map(ToString::to_string).collect::<Vec<_>>(),
@@ -46,6 +48,7 @@ impl Verified {
             "parts": self.parts,
             "incomplete": self.incomplete,
             "missing": self.missing,
+            "landing_lost": self.landing_lost,
         })
     }
 
@@ -77,7 +80,8 @@ pub(crate) async fn packs(store: &Store, mut progress: impl FnMut(u64, u64)) -> 
         found.lost_packs.extend(step.lost.map(|pack| pack.to_string()));
         progress(found.bytes.min(total), total);
     }
-    found.bad = store.stats().await?.bad;
+    let stats = store.stats().await?;
+    (found.bad, found.landing_lost) = (stats.bad, stats.stuck);
     Ok(found)
 }
 

@@ -181,6 +181,7 @@ impl Disks {
             Some(Mutant::LogFsyncLies) => path.starts_with("raft/log/"),
             Some(Mutant::VoteFsyncLies) => path.starts_with("raft/log/") && VOTE_WRITES.contains(&len),
             Some(Mutant::PackFsyncLies) => path.contains("packs/"),
+            Some(Mutant::LandingFsyncLies) => path.contains("landing/"),
             Some(Mutant::InboxFsyncLies) => path.starts_with("feed/") || path.starts_with("inbox"),
             _ => false,
         }

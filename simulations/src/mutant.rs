@@ -33,6 +33,8 @@ pub enum Mutant {
     VoteFsyncLies,
     /// An instance is acknowledged before it is durable.
     PackFsyncLies,
+    /// What lands is acknowledged before it is durable.
+    LandingFsyncLies,
     /// New names are never made durable.
     DirectorySyncDropped,
     /// A follower's refusal of entries that don't fit its log becomes an acknowledgement.
@@ -109,6 +111,7 @@ impl Mutant {
             Self::LogFsyncLies => (&["I12", "I1", "I2", "I3", "I4", "I7", "startup"], 5),
             Self::VoteFsyncLies => (&["I12", "I7", "I3", "startup"], 20),
             Self::PackFsyncLies => (&["I3", "I5"], 5),
+            Self::LandingFsyncLies => (&["I3"], 10),
             Self::DirectorySyncDropped => (&["I3", "I5", "I12", "startup"], 5),
             Self::RefusalsForged => (&["I12", "I7", "I1", "I3", "I4", "I9", "panic"], 20),
             Self::FencingRemoved => (&["I1", "I2", "I3", "I4"], 10),
@@ -156,6 +159,7 @@ impl Mutant {
             Self::SafetyInvented | Self::InboxFsyncLies => {
                 Faults::These(vec![Fault::Gateway, Fault::Kill, Fault::CutOff])
             }
+            Self::LandingFsyncLies => Faults::These(vec![Fault::Crash, Fault::CrashMany, Fault::CrashWriting]),
             Self::GivesUpEarly | Self::GivesUpUnasked => Faults::These(vec![Fault::Relayout, Fault::Kill]),
             _ => Faults::Swarm,
         }

@@ -29,7 +29,7 @@ pub(crate) fn store_config() -> StoreConfig {
         reserve_bytes: 64 << 10,
         queue_bytes: 1 << 20,
         group_bytes: 256 << 10,
-        landing_bytes: 0,
+        landing_bytes: 256 << 10,
         open_files: 4,
     }
 }
@@ -124,6 +124,9 @@ async fn start(cluster: &Arc<Cluster>, owner: Owner) -> Result<Running, Failed> 
     }
     if recovery.torn.is_some() {
         world.sometimes("a pack's torn tail was cut");
+    }
+    if !store.landing().is_empty() {
+        world.sometimes("a node started with images still to be coded");
     }
     let mut status = group.watch();
     let known = tokio::time::timeout(STATUS_WAIT, status.wait_for(|status| status.last_log.is_some())).await;

@@ -94,6 +94,9 @@ pub(super) async fn verify(context: &Context) -> anyhow::Result<ExitCode> {
             get("incomplete"),
             get("missing"),
         ));
+        if let Some(lost @ 1..) = number(report, &["landing_lost"]) {
+            text.push_str(&format!("{lost} images that were acknowledged cannot be read from the landing\n"));
+        }
         text + if report["complete"] == json!(true) {
             "complete: every byte is as received\n"
         } else {
@@ -101,6 +104,10 @@ pub(super) async fn verify(context: &Context) -> anyhow::Result<ExitCode> {
         }
     })?;
     let is_some = |name: &str| number(&report, &[name]) != Some(0);
+    if matches!(number(&report, &["landing_lost"]), Some(1..)) {
+        let failure = Failure::new(ExitCode::Corrupt, "images that were acknowledged are lost here");
+        return Err(failure.with_hint("the log names their studies: have them sent again").into());
+    }
     if is_some("damaged") || is_some("bad") {
         let failure = Failure::new(ExitCode::Corrupt, "some bytes here are not what was received");
         return Err(failure.with_hint("`maillage repair` brings them back from the other sites").into());

@@ -250,14 +250,16 @@ async fn end_strays(node: &Node, choice: &Choice, shutdown: &CancellationToken) 
             continue;
         }
         let Some(_leave) = node.images().leave(&here.study_uid) else { continue };
-        // With a publication go all before it: none of them may be one that the mesh counts on.
-        let known = node.read(|view| view.study(&here.study_uid))?;
-        let is_counted = known
-            .iter()
-            .flat_map(|study| &study.parts)
-            .filter(|held| held.origin == origin)
-            .any(|held| held.all_holders().contains(&node.site()));
-        if is_counted {
+        // As of now: the state of a node that has just started, or was cut off, may be of before the copy came.
+        node.linearize().await?;
+        let is_wanted = node.read(|view| {
+            // With a publication go all before it: none of them may be one that the mesh counts on.
+            let known = view.study(&here.study_uid)?;
+            let mut parts = known.iter().flat_map(|study| &study.parts).filter(|held| held.origin == origin);
+            let is_counted = parts.any(|held| held.all_holders().contains(&node.site()));
+            Ok(is_counted || view.plan()?.counts(origin, node.site()))
+        })?;
+        if is_wanted {
             continue;
         }
         if shutdown.is_cancelled() {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures::future;
 use maillage_dicom::Uid;
 use maillage_host::{UnixMillis, offload_behind};
-use maillage_store::{Arrived, ArrivedError, Claimed, InstanceIdentity, Landed, ManifestFlags, StoreError};
+use maillage_store::{Arrived, ArrivedError, Claimed, InstanceIdentity, Landed, Landing, ManifestFlags, StoreError};
 use tokio_util::sync::CancellationToken;
 
 use super::making::Reception;
@@ -36,7 +36,8 @@ impl Ingest {
         claimed: Claimed,
     ) -> Result<Option<Claimed>, IngestError> {
         let store = &self.0.store;
-        let may_land = prepared.part.rows.is_some() && store.landing().may_take(prepared.dataset.len());
+        let may_land =
+            prepared.part.rows.is_some() && store.landing().may_take(&identity.study_uid, prepared.dataset.len());
         // Without a landing, nothing more is asked of the store.
         if !may_land || !(self.0.may_seal)() || store.instance(&identity.sop_instance).await?.is_some() {
             return Ok(Some(claimed));
@@ -74,29 +75,16 @@ impl Ingest {
                     tracing::info!(study, "the key of an image was destroyed before it was coded: it is gone");
                     return landing.done(arrived).await;
                 }
-                Uncoded::Arrived(
-                    error @ (ArrivedError::Damaged(_) | ArrivedError::Store(StoreError::KeyUnknown { .. })),
-                ) => {
-                    tracing::error!(study, %error, "ALARM: an image that was acknowledged is lost here");
-                    return landing.stuck(arrived);
-                }
-                Uncoded::Ingest(
-                    error @ (IngestError::Rejected(_)
-                    | IngestError::Internal(_)
-                    | IngestError::Store(StoreError::Refused(_) | StoreError::Manifest(_))),
-                ) => {
-                    tracing::error!(study, %error, "ALARM: an image that was acknowledged cannot be coded");
-                    return landing.stuck(arrived);
+                Uncoded::Arrived(ArrivedError::Damaged(_) | ArrivedError::Store(StoreError::KeyUnknown { .. }))
+                | Uncoded::Ingest(IngestError::Store(StoreError::Refused(_) | StoreError::Manifest(_))) => {
+                    return lost(landing, arrived, &error);
                 }
                 Uncoded::Arrived(ArrivedError::Store(error)) | Uncoded::Ingest(IngestError::Store(error)) => {
                     tracing::warn!(study, %error, "what has landed is not coded yet");
                     landing.set_blocked(Some(error));
                     tokio::time::sleep(AGAIN).await;
                 }
-                Uncoded::Ingest(error) => {
-                    tracing::error!(study, %error, "ALARM: an image that was acknowledged is refused");
-                    return landing.stuck(arrived);
-                }
+                Uncoded::Ingest(_) => return lost(landing, arrived, &error),
             }
         }
     }
@@ -117,6 +105,12 @@ impl Ingest {
         self.make(prepared, identity, flags, reception, Some(key), false).await?;
         Ok(())
     }
+}
+
+/// What was acknowledged cannot be had, or cannot be coded.
+fn lost(landing: &Landing, arrived: Arrived, why: &Uncoded) {
+    tracing::error!(study = arrived.landed.study_uid, %why, "ALARM: an image that was acknowledged is lost here");
+    landing.stuck(arrived);
 }
 
 /// Why a data set that landed is not in the packs.

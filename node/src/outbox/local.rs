@@ -3,6 +3,7 @@
 use maillage_consensus::exam::Exam;
 use maillage_store::{Hash, Hold, StoreError};
 
+use crate::images::CODED_WITHIN;
 use crate::ingest::decode_attributes;
 use crate::node::Node;
 
@@ -26,7 +27,12 @@ pub(crate) enum Local {
 pub(crate) async fn images_of(node: &Node, exam: &Exam) -> anyhow::Result<Local> {
     if exam.studies.is_empty() {
         let came = unpublished(node, exam).await?;
-        return Ok(if came.is_empty() { Local::Lacking(Vec::new()) } else { Local::All(came) });
+        let landing = node.store().landing();
+        for study in &came {
+            landing.until_coded(study, CODED_WITHIN).await;
+        }
+        let (lacking, here): (Vec<_>, Vec<_>) = came.into_iter().partition(|study| landing.has_of(study));
+        return Ok(if here.is_empty() || !lacking.is_empty() { Local::Lacking(lacking) } else { Local::All(here) });
     }
     let (mut here, mut lacking) = (Vec::new(), Vec::new());
     for uid in &exam.studies {

@@ -18,7 +18,7 @@ pub struct StoreConfig {
     /// Bytes that share one write and one fsync at most: bounds how long the first of them waits.
     pub group_bytes: u64,
     /// Bytes that may wait to be cut and coded after they were acknowledged; beyond it senders wait for the coder.
-    /// None with 0, as by default.
+    /// With 0 nothing lands. 1 GiB: some seconds of the coder's work behind a burst of a dozen senders.
     pub landing_bytes: u64,
     /// Sealed packs kept open for reading, for a node must stay far below its limit of descriptors.
     pub open_files: usize,
@@ -32,7 +32,7 @@ impl Default for StoreConfig {
             reserve_bytes: 1 << 30,
             queue_bytes: 64 << 20,
             group_bytes: 16 << 20,
-            landing_bytes: 0,
+            landing_bytes: 1 << 30,
             open_files: 128,
         }
     }

@@ -10,7 +10,7 @@
 //! tail from rot. A file goes when all in it is done; what a crash leaves is taken up again, and is a duplicate
 //! where it was done. What cannot be done stays in its file for whoever can mend it, and is said at each start.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -139,6 +139,8 @@ struct State {
     under_way: BTreeMap<String, Way>,
     /// How many of a study's are from before the start and not done.
     earlier: BTreeMap<String, usize>,
+    /// Studies of which nothing lands, see [`Landing::hold_off`].
+    held_off: BTreeSet<String>,
     /// Bytes of all files.
     bytes: u64,
     /// What cannot be done.
@@ -170,6 +172,13 @@ struct File {
 pub struct Claimed {
     inner: Arc<Inner>,
     sop_instance: Option<String>,
+}
+
+/// A study of which nothing lands, until dropped.
+#[derive(Debug)]
+pub struct HeldOff {
+    inner: Arc<Inner>,
+    study_uid: String,
 }
 
 impl Landing {
@@ -290,9 +299,20 @@ impl Landing {
         (state.bytes, state.stuck)
     }
 
-    /// Whether a data set of so many bytes may land at all; whether there is room, [`Landing::put`] says.
-    pub fn may_take(&self, len: usize) -> bool {
-        self.inner.bytes_max > 0 && len <= LANDED_BYTES_MAX && self.inner.state().blocked.is_none()
+    /// Has nothing more of a study land until what is returned is dropped: its senders wait for the coder, so that a
+    /// moment comes at which all of it is done. None while another holds it off.
+    pub fn hold_off(&self, study_uid: &str) -> Option<HeldOff> {
+        let is_first = self.inner.state().held_off.insert(study_uid.to_owned());
+        is_first.then(|| HeldOff { inner: Arc::clone(&self.inner), study_uid: study_uid.to_owned() })
+    }
+
+    /// Whether a data set of a study, of so many bytes, may land at all; whether there is room, [`Landing::put`] says.
+    pub fn may_take(&self, study_uid: &str, len: usize) -> bool {
+        if self.inner.bytes_max == 0 || len > LANDED_BYTES_MAX {
+            return false;
+        }
+        let state = self.inner.state();
+        state.blocked.is_none() && !state.held_off.contains(study_uid)
     }
 
     /// Seals a data set and makes it durable. The claim comes back when there is no room: nothing of it was kept.
@@ -306,7 +326,7 @@ impl Landing {
         key: (Arc<StudyKey>, InUse),
         dataset: Bytes,
     ) -> Result<Option<Claimed>, StoreError> {
-        if !self.may_take(dataset.len()) {
+        if !self.may_take(&landed.study_uid, dataset.len()) {
             return Ok(Some(claimed));
         }
         let (key, in_use) = key;
@@ -436,6 +456,12 @@ impl Claimed {
     /// What it claims is written: whoever does it gives the claim back.
     fn landed(mut self) {
         self.sop_instance = None;
+    }
+}
+
+impl Drop for HeldOff {
+    fn drop(&mut self) {
+        self.inner.state().held_off.remove(&self.study_uid);
     }
 }
 

@@ -43,7 +43,7 @@ pub use error::{OpenError, Refusal, StoreError};
 pub use event::StoreEvent;
 pub use hash::{Hash, HashParseError};
 pub use keys::{InUse, Keys, Sealing, SharedKey, SharedKeys};
-pub use landing::{Arrived, ArrivedError, Claimed, LANDED_BYTES_MAX, Landed, Landing};
+pub use landing::{Arrived, ArrivedError, Claimed, HeldOff, LANDED_BYTES_MAX, Landed, Landing};
 pub use library::{Conflict, HeldStudy, Instance, InstanceCommit, Stored, StudySeen, StudySummary};
 pub use manifest::{
     ChunkEntry, Form, FormError, INSTANCE_MANIFEST_BYTES_MAX, InstanceEntry, InstanceIdentity, InstanceManifest,

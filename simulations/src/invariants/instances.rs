@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::TryStreamExt as _;
@@ -16,6 +17,9 @@ use crate::world::{Owner, World, lock};
 /// crash can have touched.
 const NEWEST: usize = 40;
 const OTHERS: usize = 20;
+
+/// How long what landed may take to be coded before it is not looked at.
+const CODED_WITHIN: Duration = Duration::from_secs(60);
 
 /// An instance that a sender was told is stored.
 #[derive(Debug, Clone)]
@@ -105,27 +109,30 @@ impl Instances {
         let newest = wanted.split_off(wanted.len().saturating_sub(NEWEST));
         lock(&self.rng).shuffle(&mut wanted);
         wanted.truncate(OTHERS);
-        self.check_these(running, &newest).await;
-        self.check_these(running, &wanted).await;
+        self.check_in(running.owner, &running.store, &newest, false).await;
+        self.check_in(running.owner, &running.store, &wanted, false).await;
     }
 
     /// Looks at everything.
     pub(crate) async fn check_all(&self, running: &Running) {
         let wanted = lock(&self.by_slot).get(&running.owner.slot).cloned().unwrap_or_default();
-        self.check_these(running, &wanted).await;
+        self.check_in(running.owner, &running.store, &wanted, true).await;
     }
 
     /// Looks at what must be in a spool.
     pub(crate) async fn check_spooled(&self, gatehouse: &Gatehouse, wanted: &[Acknowledged]) {
-        self.check_in(gatehouse.owner, &gatehouse.store, wanted).await;
+        self.check_in(gatehouse.owner, &gatehouse.store, wanted, true).await;
     }
 
-    async fn check_these(&self, running: &Running, wanted: &[Acknowledged]) {
-        self.check_in(running.owner, &running.store, wanted).await;
-    }
-
-    async fn check_in(&self, owner: Owner, store: &Store, wanted: &[Acknowledged]) {
+    /// `lives`: the node goes on until this is done.
+    async fn check_in(&self, owner: Owner, store: &Store, wanted: &[Acknowledged], lives: bool) {
         for instance in wanted {
+            // One that landed is listed soon, unless the node ends first.
+            let coded = tokio::time::timeout(CODED_WITHIN, store.landing().until_done(&instance.sop_instance));
+            if !matches!(coded.await, Ok(Ok(()))) && !lives {
+                self.world.sometimes("an image was not coded yet when it was looked for");
+                continue;
+            }
             let why = match read(store, &instance.sop_instance).await {
                 Ok(Some(bytes)) if bytes == instance.data_set => continue,
                 Ok(Some(_)) => "has other bytes".to_owned(),

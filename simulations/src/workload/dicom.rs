@@ -17,6 +17,8 @@ const SOP_CLASSES: [(&str, &str); 5] = [
     ("PT", "1.2.840.10008.5.1.4.1.1.128"),
     ("NM", "1.2.840.10008.5.1.4.1.1.20"),
 ];
+/// Of an image; its samples have two bytes.
+const COLUMNS: u16 = 16;
 const EXPLICIT_LITTLE_ENDIAN: &str = "1.2.840.10008.1.2.1";
 
 /// An instance as its modality sends it.
@@ -37,31 +39,31 @@ pub(crate) struct Of<'a> {
 }
 
 impl Sample {
-    /// Instance `number` of a study, with `len` bytes of pixels that no other seed gives.
+    /// Instance `number` of a study, with about `len` bytes of pixels that no other seed gives: of every second seed
+    /// some that the codec shortens, of the others some that it cannot.
     pub(crate) fn new(of: &Of<'_>, number: u64, seed: u64, len: u64) -> Self {
         let sop_instance = format!("{}.1.{number}", of.study);
+        let rows = u16::try_from(len.div_ceil(2 * u64::from(COLUMNS))).unwrap_or(u16::MAX).max(1);
         let mut out = BytesMut::new();
-        let mut text = |group: u16, element: u16, vr: &[u8; 2], value: &str, pad: u8| {
-            let mut value = value.as_bytes().to_vec();
-            if value.len() % 2 == 1 {
-                value.push(pad);
-            }
-            out.put_u16_le(group);
-            out.put_u16_le(element);
-            out.put_slice(vr);
-            out.put_u16_le(u16::try_from(value.len()).unwrap_or(0));
-            out.put_slice(&value);
-        };
-        text(0x0008, 0x0016, b"UI", sop_class_of(of.modality), 0);
-        text(0x0008, 0x0018, b"UI", &sop_instance, 0);
-        text(0x0008, 0x0050, b"SH", of.accession, b' ');
-        text(0x0008, 0x0060, b"CS", of.modality, b' ');
-        text(0x0010, 0x0010, b"PN", &format!("NAME OF^{}", of.patient), b' ');
-        text(0x0010, 0x0020, b"LO", of.patient, b' ');
-        text(0x0020, 0x000d, b"UI", of.study, 0);
-        text(0x0020, 0x000e, b"UI", &format!("{}.1", of.study), 0);
-        text(0x0020, 0x0013, b"IS", &number.to_string(), b' ');
-        let pixels = noise(seed, len.next_multiple_of(2));
+        put_text(&mut out, 0x0008_0016, b"UI", sop_class_of(of.modality), 0);
+        put_text(&mut out, 0x0008_0018, b"UI", &sop_instance, 0);
+        put_text(&mut out, 0x0008_0050, b"SH", of.accession, b' ');
+        put_text(&mut out, 0x0008_0060, b"CS", of.modality, b' ');
+        put_text(&mut out, 0x0010_0010, b"PN", &format!("NAME OF^{}", of.patient), b' ');
+        put_text(&mut out, 0x0010_0020, b"LO", of.patient, b' ');
+        put_text(&mut out, 0x0020_000d, b"UI", of.study, 0);
+        put_text(&mut out, 0x0020_000e, b"UI", &format!("{}.1", of.study), 0);
+        put_text(&mut out, 0x0020_0013, b"IS", &number.to_string(), b' ');
+        put_number(&mut out, 0x0028_0002, 1);
+        put_text(&mut out, 0x0028_0004, b"CS", "MONOCHROME2", b' ');
+        let shape = [(0x0010, rows), (0x0011, COLUMNS), (0x0100, 16), (0x0101, 12), (0x0102, 11), (0x0103, 0)];
+        for (element, value) in shape {
+            put_number(&mut out, 0x0028_0000 | element, value);
+        }
+        let mut pixels = noise(seed, u64::from(rows) * u64::from(COLUMNS) * 2);
+        if seed.is_multiple_of(2) {
+            pixels.iter_mut().skip(1).step_by(2).for_each(|upper| *upper &= 0x0f);
+        }
         out.put_slice(&[0xe0, 0x7f, 0x10, 0x00]);
         out.put_slice(b"OW\0\0");
         out.put_u32_le(u32::try_from(pixels.len()).unwrap_or(0));
@@ -113,10 +115,32 @@ fn sop_class_of(modality: &str) -> &'static str {
 }
 
 /// Bytes that no other seed gives.
-fn noise(seed: u64, len: u64) -> Bytes {
+/// An element of the explicit VR little endian syntax, with a value shorter than 64 KiB.
+fn put(out: &mut BytesMut, tag: u32, vr: &[u8; 2], value: &[u8]) {
+    let [upper, lower] = [tag >> 16, tag & 0xffff].map(|half| u16::try_from(half).unwrap_or(0));
+    out.put_u16_le(upper);
+    out.put_u16_le(lower);
+    out.put_slice(vr);
+    out.put_u16_le(u16::try_from(value.len()).unwrap_or(0));
+    out.put_slice(value);
+}
+
+fn put_text(out: &mut BytesMut, tag: u32, vr: &[u8; 2], value: &str, pad: u8) {
+    let mut value = value.as_bytes().to_vec();
+    if value.len() % 2 == 1 {
+        value.push(pad);
+    }
+    put(out, tag, vr, &value);
+}
+
+fn put_number(out: &mut BytesMut, tag: u32, value: u16) {
+    put(out, tag, b"US", &value.to_le_bytes());
+}
+
+fn noise(seed: u64, len: u64) -> Vec<u8> {
     let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
     Rng::new(seed).fill(&mut bytes);
-    bytes.into()
+    bytes
 }
 
 /// The files of a `multipart/related` answer: each one's SOP Instance UID and data set.

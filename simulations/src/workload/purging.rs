@@ -32,8 +32,9 @@ const LOOK: Duration = Duration::from_millis(500);
 const LATER_MS: (u64, u64) = (0, 6_000);
 /// How often another image comes afterwards.
 const COMES_AFTER: f64 = 0.3;
-/// Bytes at the end of a stored chunk by which a disk is searched for it: where a head has its own UIDs.
-const MARK_BYTES: usize = 48;
+/// Bytes at the end of a stored chunk by which a disk is searched for it. The head of an image ends with its shape, which
+/// others share: so many that its UIDs are among them.
+const MARK_BYTES: usize = 192;
 
 /// Until the work ends; a purge that is asked for then is still carried through.
 pub(super) async fn run(cluster: Arc<Cluster>, slot: u32, rng: Rng) {

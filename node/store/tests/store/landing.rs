@@ -251,6 +251,19 @@ async fn a_failed_sync_is_never_taken_for_a_success() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nothing_lands_of_a_study_while_it_is_held_off() {
+    let store = open(&FaultyDisk::new().disk(), &Arc::default()).await;
+    landed(&store, 0).await;
+    let held_off = store.landing().hold_off(STUDY).expect("nobody else does");
+    assert!(store.landing().hold_off(STUDY).is_none(), "one at a time");
+    assert!(store.landing().may_take("1.2.3", 1_000), "other studies go on");
+    assert!(land(&store, 1).await.expect("no error").is_some(), "its claim comes back");
+    drop(held_off);
+    landed(&store, 1).await;
+    assert_eq!(waiting(&store).await.iter().map(number_of).collect::<Vec<_>>(), [0, 1]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_uid_has_one_way_in_and_a_study_s_key_waits_for_what_it_sealed() {
     let faulty = FaultyDisk::new();
     let home = Arc::new(MemoryHome::default());
