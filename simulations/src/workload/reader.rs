@@ -129,7 +129,7 @@ impl Reader {
                 cluster.world.sometimes("a claim was refused because another holds the exam");
                 Told::Held { user: number_of(&holder.user), site: holder.site.0 }
             }
-            Answer::Given(_, Outcome::Refused(Refusal::WrongState { state })) if state.is_reported() => Told::Over,
+            Answer::Given(_, Outcome::Refused(Refusal::WrongState { state })) if is_over(state) => Told::Over,
             // Its images are awaited, or the site has no session: not a question of who holds it.
             Answer::Given(..) | Answer::Never => return cluster.history.never(call),
             Answer::Unknown => return,
@@ -160,7 +160,7 @@ impl Reader {
                 let told = Some(Told::Granted { token: grant.claim.token.0 });
                 return cluster.history.answer(call, exam, Act::TakeOver { by, told });
             }
-            Answer::Given(_, Outcome::Refused(Refusal::WrongState { state })) if state.is_reported() => Told::Over,
+            Answer::Given(_, Outcome::Refused(Refusal::WrongState { state })) if is_over(state) => Told::Over,
             Answer::Given(..) | Answer::Never => return cluster.history.never(call),
             Answer::Unknown => return,
         };
@@ -325,7 +325,7 @@ impl Reader {
                     let (command, user, site) = (command_of(&claim), number_of(&claim.user), claim.site.0);
                     Some(Shown::Claimed { command, user, site })
                 }
-                (state, _) if state.is_reported() => Some(Shown::Reported),
+                (state, _) if is_over(state) => Some(Shown::Reported),
                 _ => None,
             }
         });
@@ -364,4 +364,9 @@ impl Reader {
         });
         asked.await.ok()?
     }
+}
+
+/// Whether that says that somebody reported it: an archive has exams purged that nobody did.
+fn is_over(state: ExamState) -> bool {
+    state.is_reported() && state != ExamState::Purged
 }
