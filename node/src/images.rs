@@ -243,6 +243,17 @@ impl Images {
         if connected.iter().any(is_trusted) { connected } else { peers.into() }
     }
 
+    /// The nodes to ask for what `origin` received: as [`Images::to_ask`], and where none of these is connected also who
+    /// received it: when its copy is counted on no more, as of a site that is drained, its bytes are still there.
+    fn to_ask_of(&self, sites: &[SiteId], origin: SiteId) -> Arc<[PeerId]> {
+        let asked = self.to_ask(sites);
+        let is_connected = |peer: &PeerId| self.0.presence.is_connected(peer);
+        if origin == self.0.site || sites.contains(&origin) || asked.iter().any(is_connected) {
+            return asked;
+        }
+        asked.iter().copied().chain(self.0.roster.peer(origin)).collect()
+    }
+
     /// What is held against a peer: answers that were not what it was asked for.
     pub(crate) fn penalty(&self, peer: &PeerId) -> Option<Penalty> {
         self.0.fetcher.penalty(peer)
@@ -281,7 +292,7 @@ impl Images {
     /// Lists one part, by its latest publication that can be read.
     async fn list_part(&self, uid: &str, held: &HeldPart, listing: &mut Listing) -> Result<(), ImagesError> {
         for (part, sites) in held.publications() {
-            let holders = self.to_ask(sites);
+            let holders = self.to_ask_of(sites, held.origin);
             let manifest = match self.study_manifest(Hash(part.manifest), &holders, Class::Reader).await {
                 Err(ImagesError::Unavailable(_)) => continue,
                 other => other?,

@@ -92,8 +92,8 @@ pub(crate) struct Cluster {
     rotten: Mutex<Option<u32>>,
     /// Studies of which bits flipped on that disk.
     flipped: Mutex<BTreeSet<String>>,
-    /// Whether a layout wanted one copy alone of what the site there received.
-    rotten_alone: AtomicBool,
+    /// Slots of which a layout wanted one copy alone of what they receive.
+    alone: Mutex<BTreeSet<u32>>,
     lost_one: AtomicBool,
     /// The faults that were done, in order.
     begun: Mutex<Vec<Begun>>,
@@ -177,7 +177,7 @@ impl Cluster {
             count: AtomicU32::new(sites),
             rotten: Mutex::default(),
             flipped: Mutex::default(),
-            rotten_alone: AtomicBool::new(false),
+            alone: Mutex::default(),
             lost_one: AtomicBool::new(false),
             begun: Mutex::default(),
             ending: AtomicBool::new(false),
@@ -233,7 +233,6 @@ impl Cluster {
 
     pub(crate) fn set_rotten(&self, slot: u32) {
         lock(&self.rotten).get_or_insert(slot);
-        self.look_at_layout();
     }
 
     /// Bits of a study flipped on the rotten disk.
@@ -241,21 +240,34 @@ impl Cluster {
         lock(&self.flipped).insert(study.to_owned());
     }
 
-    /// Notes whether the layout wants one copy alone of what the site with the rotten disk receives: the others give
-    /// theirs up then.
+    /// Notes of which slots the layout wants one copy alone of what they receive: the others give theirs up then.
     pub(crate) fn look_at_layout(&self) {
-        let Some(origin) = self.rotten().and_then(|slot| self.site(slot)).map(SiteId) else { return };
-        let plan = |running: Running| View::new(&*running.group.reader()).plan().ok();
-        let Some(plan) = self.all_running().into_iter().find_map(plan) else { return };
-        let could = |ground: &&Ground| ground.weight > 0 && plan.counts(origin, ground.site);
-        if plan.copies(origin).min(plan.grounds().iter().filter(could).count()) < 2 {
-            self.rotten_alone.store(true, Relaxed);
+        for running in self.all_running() {
+            let Ok(plan) = View::new(&*running.group.reader()).plan() else { continue };
+            for slot in self.slots() {
+                let Some(origin) = self.site(slot).map(SiteId) else { continue };
+                let could = |ground: &&Ground| ground.weight > 0 && plan.counts(origin, ground.site);
+                if plan.copies(origin).min(plan.grounds().iter().filter(could).count()) < 2 {
+                    lock(&self.alone).insert(slot);
+                }
+            }
         }
+    }
+
+    /// Whether a layout ever wanted one copy alone of what some slot receives.
+    pub(crate) fn laid_out_alone(&self) -> bool {
+        self.look_at_layout();
+        !lock(&self.alone).is_empty()
+    }
+
+    /// Whether a layout ever wanted one copy alone of what a slot receives.
+    pub(crate) fn was_alone(&self, slot: u32) -> bool {
+        lock(&self.alone).contains(&slot)
     }
 
     /// Whether a study may be lost by rot alone: its bits flipped where the layout wanted its only copy.
     pub(crate) fn may_have_rotted(&self, study: &str) -> bool {
-        self.rotten_alone.load(Relaxed) && lock(&self.flipped).contains(study)
+        self.rotten().is_some_and(|slot| self.was_alone(slot)) && lock(&self.flipped).contains(study)
     }
 
     /// Whether a machine was lost for good: once in a run is what the mesh promises to bear.

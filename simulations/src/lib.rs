@@ -31,4 +31,4 @@ pub use mutant::Mutant;
 pub use net::datagrams;
 pub use plan::{Fault, Faults, Settings, Transport};
 pub use run::{Begun, Report, RunError, run};
-pub use world::Violation;
+pub use world::{Violation, acting};

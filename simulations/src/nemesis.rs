@@ -255,8 +255,9 @@ impl Harm {
         }
         self.cluster.hold_down(slot);
         let mut safe = copies::held_elsewhere(&self.cluster, &running).await;
-        if self.cluster.rotten().is_none() {
-            // Their senders have deleted them. Of an image whose other copy rots there is none any more.
+        if self.cluster.rotten().is_none() && !self.cluster.was_alone(slot) {
+            // Their senders have deleted them. Of an image whose other copy rots there is none any more, nor where
+            // somebody laid out that one is enough.
             safe.extend(self.cluster.watch.commitments.committed());
         }
         let lost = self.cluster.watch.instances.lost(slot, &safe);

@@ -4,6 +4,7 @@
 //! (through `maillage_host::spawn`), so that a crash ends exactly that node's tasks at one instant.
 //! Slot 0 is the harness: clients, faults and observers, which never crash.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Arguments;
 use std::future::Future;
@@ -280,6 +281,7 @@ impl World {
     }
 
     fn act_as(&self, owner: Owner) -> Acting<'_> {
+        ACTING.set((Some(self.start), owner.slot));
         let before = std::mem::replace(&mut lock(&self.state).current, owner);
         Acting { world: self, before }
     }
@@ -333,6 +335,17 @@ impl World {
     }
 }
 
+thread_local! {
+    /// When the world of this thread began, and whose task runs.
+    static ACTING: Cell<(Option<Instant>, u32)> = const { Cell::new((None, 0)) };
+}
+
+/// The simulated time, and the slot whose task runs (0 outside of all): for log lines.
+pub fn acting() -> (Duration, u32) {
+    let (start, slot) = ACTING.get();
+    (start.map_or(Duration::ZERO, |start| start.elapsed()), slot)
+}
+
 struct Acting<'a> {
     world: &'a World,
     before: Owner,
@@ -340,6 +353,7 @@ struct Acting<'a> {
 
 impl Drop for Acting<'_> {
     fn drop(&mut self) {
+        ACTING.set((Some(self.world.start), self.before.slot));
         lock(&self.world.state).current = self.before;
     }
 }

@@ -38,7 +38,8 @@ impl Images {
         // Asked after the arrival is known: a purge either waits for its end, or is seen here.
         self.is_known(held)?;
         self.may_have(held)?;
-        let mut mending = Mending { images: self, holders: &self.to_ask(&held.all_holders()), done: Mended::default() };
+        let holders = &self.to_ask_of(&held.all_holders(), held.origin);
+        let mut mending = Mending { images: self, holders, done: Mended::default() };
         let address = Hash(held.part.manifest);
         mending.manifests(vec![(address, maillage_store::STUDY_MANIFEST_BYTES_MAX)]).await?;
         if let Some(study) = self.read_study(address).await? {

@@ -72,7 +72,7 @@ impl Images {
         self.is_known(held)?;
         self.may_keep(held)?;
         let store = &self.0.store;
-        let holders = self.to_ask(&held.all_holders());
+        let holders = self.to_ask_of(&held.all_holders(), held.origin);
         let manifest = self.study_manifest(Hash(held.part.manifest), &holders, pull.class).await?;
         if manifest.study_uid != held.part.study.as_str() {
             return Err(ImagesError::Manifest("it is another study's".to_owned()));

@@ -56,6 +56,9 @@ pub enum StoreError {
     /// The attributes of an instance are not what its manifest says.
     #[error("open the attributes of an instance: {0}")]
     Attributes(SealError),
+    /// Something of the study has landed and is still to be coded.
+    #[error("what has landed of the study is still to be coded")]
+    Landed,
     /// The operation makes no sense as asked.
     #[error("write: {0}")]
     Refused(#[from] Refusal),

@@ -24,7 +24,7 @@ mod files;
 mod writer;
 
 use files::read_all;
-use writer::{Put, Writer};
+use writer::{Put, Request, Writer};
 
 use crate::config::StoreConfig;
 use crate::error::{OpenError, StoreError};
@@ -40,6 +40,8 @@ pub const LANDED_BYTES_MAX: usize = 8 << 20;
 const FILE_BYTES: u64 = 64 << 20;
 /// Puts that wait for the writer.
 const QUEUE_LEN: usize = 256;
+/// How long a purge waits until nothing of its study is in any file.
+const CLEAR_WITHIN: Duration = Duration::from_secs(2);
 /// The directory, beside that of the packs.
 const DIRECTORY: &str = "landing";
 
@@ -114,7 +116,7 @@ pub enum ArrivedError {
 #[derive(Debug, Clone)]
 pub struct Landing {
     inner: Arc<Inner>,
-    queue: mpsc::Sender<Put>,
+    queue: mpsc::Sender<Request>,
 }
 
 #[derive(Debug)]
@@ -163,8 +165,14 @@ struct File {
     bytes: u64,
     /// Data sets in it that are not done.
     left: usize,
+    /// The studies of all data sets in it, done or not.
+    studies: BTreeSet<String>,
     /// More is being appended.
     is_open: bool,
+    /// Something in it cannot be done: it stays.
+    is_stuck: bool,
+    /// It is being removed.
+    is_going: bool,
 }
 
 /// A SOP instance that nobody else brings in meanwhile, until dropped or landed.
@@ -335,8 +343,28 @@ impl Landing {
         let sealed = sealed.map_err(|error| StoreError::Keys(Arc::new(error)))?;
         let (reply, done) = oneshot::channel();
         let put = Put { claimed, landed, in_use, sealed: sealed.into(), reply };
-        self.queue.send(put).await.map_err(|_| StoreError::Closed)?;
+        self.queue.send(Request::Put(Box::new(put))).await.map_err(|_| StoreError::Closed)?;
         done.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Waits until no file has anything of a study, durably: what is done of it there would come again after a crash,
+    /// and be stored anew once its study is purged. Files that stay for whoever can mend them are not waited for: what
+    /// they have of it opens with no key any more.
+    ///
+    /// # Errors
+    /// `Landed` when it takes too long; why nothing is done for now; `Read` when the disk fails.
+    pub(crate) async fn until_clear_of(&self, study_uid: &str) -> Result<(), StoreError> {
+        let in_the_way = |file: &File| file.studies.contains(study_uid) && !file.is_stuck;
+        if self.inner.bytes_max == 0 && self.inner.state().files.is_empty() {
+            return Ok(());
+        }
+        if self.inner.state().files.values().any(|file| file.is_open && in_the_way(file)) {
+            self.queue.send(Request::End).await.map_err(|_| StoreError::Closed)?;
+        }
+        let clear = self.until(|state| !state.files.values().any(in_the_way));
+        tokio::time::timeout(CLEAR_WITHIN, clear).await.map_err(|_| StoreError::Landed)??;
+        // Their names are gone for good, too.
+        self.inner.disk.sync_dir(&self.inner.directory).await.map_err(|error| StoreError::Read(Arc::new(error)))
     }
 
     /// The next data set that is to be cut and coded.
@@ -398,6 +426,9 @@ impl Landing {
             let mut state = self.inner.state();
             state.leaves(&arrived);
             state.stuck += 1;
+            if let Some(file) = state.files.get_mut(&arrived.at.file) {
+                file.is_stuck = true;
+            }
         }
         drop(arrived);
         self.inner.changed.notify_waiters();
@@ -411,9 +442,11 @@ impl Inner {
 
     /// Removes a file of which all is done. One that comes back after a power cut holds duplicates.
     async fn remove(&self, number: u64) {
-        if let Err(error) = self.disk.remove(&files::path(&self.directory, number)).await {
-            tracing::warn!(%error, number, "a file of the landing was not removed");
+        match self.disk.remove(&files::path(&self.directory, number)).await {
+            Ok(()) => self.state().forget(number),
+            Err(error) => tracing::warn!(%error, number, "a file of the landing was not removed"),
         }
+        self.changed.notify_waiters();
     }
 }
 
@@ -437,18 +470,24 @@ impl State {
     fn one_less_in(&mut self, number: u64) -> Option<u64> {
         let file = self.files.get_mut(&number)?;
         file.left = file.left.saturating_sub(1);
-        self.take_if_spent(number)
+        self.goes_if_spent(number)
     }
 
-    /// Forgets a file that is not appended to any more and of which all is done.
-    fn take_if_spent(&mut self, number: u64) -> Option<u64> {
-        let file = self.files.get(&number)?;
-        if file.left > 0 || file.is_open {
+    /// A file that is not appended to any more and of which all is done is to be removed.
+    fn goes_if_spent(&mut self, number: u64) -> Option<u64> {
+        let file = self.files.get_mut(&number)?;
+        if file.left > 0 || file.is_open || file.is_going {
             return None;
         }
-        self.bytes = self.bytes.saturating_sub(file.bytes);
-        self.files.remove(&number);
+        file.is_going = true;
         Some(number)
+    }
+
+    /// A file is gone.
+    fn forget(&mut self, number: u64) {
+        if let Some(file) = self.files.remove(&number) {
+            self.bytes = self.bytes.saturating_sub(file.bytes);
+        }
     }
 }
 

@@ -48,6 +48,8 @@ pub(super) async fn run(cluster: Arc<Cluster>, until: Duration) {
         if world.now() >= until || world.is_violated() {
             return;
         }
+        // As the nodes have it by now, and what is new.
+        administrator.cluster.look_at_layout();
         administrator.change().await;
         administrator.cluster.look_at_layout();
     }

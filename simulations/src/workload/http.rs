@@ -196,7 +196,8 @@ pub(super) fn outcome(command: &Command, answered: &Answered) -> Means {
     let refused = |refusal| Means::Outcome(Outcome::Refused(refusal));
     match (answered.status.as_u16(), code) {
         (503, "no-session") => refused(Refusal::NoSession),
-        (503, _) => Means::NotNow,
+        // Nothing was done: this node knows no session, or can write nothing down.
+        (503, _) | (507, "not-recorded") => Means::NotNow,
         (504, _) | (500, "halted") => Means::Unknown,
         (409, "conflict") => refused(Refusal::AlreadyClaimed(Holder {
             user: Name::fitted(said["holder"]["user"].as_str().unwrap_or_default()),

@@ -67,6 +67,7 @@ pub(super) async fn read_all(inner: &Inner) -> Result<u64, OpenError> {
             continue;
         };
         let bytes = handle.len().await.map_err(of_file)?;
+        let studies = arrived.iter().map(|(landed, _)| landed.study_uid.clone()).collect();
         let mut entries = Vec::with_capacity(arrived.len());
         for (landed, at) in arrived {
             let in_use = inner.keys.in_use(&landed.study_uid).await;
@@ -84,7 +85,10 @@ pub(super) async fn read_all(inner: &Inner) -> Result<u64, OpenError> {
         }
         state.bytes += bytes;
         state.stuck += lost as u64;
-        state.files.insert(id.number, File { handle, bytes, left, is_open: false });
+        state.files.insert(
+            id.number,
+            File { handle, bytes, left, studies, is_open: false, is_stuck: lost > 0, is_going: false },
+        );
     }
     Ok(next_number)
 }

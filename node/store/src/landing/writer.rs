@@ -1,5 +1,6 @@
 //! The landing's writer: one task that appends what waits as one group, with one fsync, and answers then.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +31,14 @@ pub(super) struct Put {
     pub(super) sealed: Bytes,
     /// The claim comes back when there was no room.
     pub(super) reply: oneshot::Sender<Result<Option<Claimed>, StoreError>>,
+}
+
+/// What the writer is asked for.
+#[derive(Debug)]
+pub(super) enum Request {
+    Put(Box<Put>),
+    /// To append no more to the file that it has open.
+    End,
 }
 
 pub(super) struct Writer {
@@ -69,7 +78,7 @@ impl Writer {
         Self { inner, clock, config, next_number, open: None, failed: None }
     }
 
-    pub(super) async fn run(mut self, mut queue: mpsc::Receiver<Put>) {
+    pub(super) async fn run(mut self, mut queue: mpsc::Receiver<Request>) {
         loop {
             let first = if self.open.is_some() {
                 match tokio::time::timeout(IDLE, queue.recv()).await {
@@ -83,14 +92,26 @@ impl Writer {
                 queue.recv().await
             };
             let Some(first) = first else { return self.end().await };
-            let mut bytes = first.sealed.len() as u64;
-            let mut puts = vec![first];
-            while bytes < self.config.group_bytes {
-                let Ok(put) = queue.try_recv() else { break };
-                bytes += put.sealed.len() as u64;
-                puts.push(put);
+            let mut next = Some(first);
+            let (mut bytes, mut puts, mut ends) = (0, Vec::new(), false);
+            while let Some(request) = next.take() {
+                match request {
+                    Request::Put(put) => {
+                        bytes += put.sealed.len() as u64;
+                        puts.push(*put);
+                    }
+                    Request::End => ends = true,
+                }
+                if bytes < self.config.group_bytes && !ends {
+                    next = queue.try_recv().ok();
+                }
             }
-            self.serve(puts).await;
+            if !puts.is_empty() {
+                self.serve(puts).await;
+            }
+            if ends {
+                self.end().await;
+            }
         }
     }
 
@@ -190,7 +211,15 @@ impl Writer {
         handle.write_at(0, vec![header.encode()], false).await?;
         handle.sync().await.map_err(Trouble::Fatal)?;
         self.inner.disk.sync_dir(&self.inner.directory).await.map_err(Trouble::Fatal)?;
-        let file = File { handle: handle.clone(), bytes: HEADER_BYTES, left: 0, is_open: true };
+        let file = File {
+            handle: handle.clone(),
+            bytes: HEADER_BYTES,
+            left: 0,
+            studies: BTreeSet::new(),
+            is_open: true,
+            is_stuck: false,
+            is_going: false,
+        };
         let mut state = self.inner.state();
         state.bytes += HEADER_BYTES;
         state.files.insert(number, file);
@@ -206,6 +235,9 @@ impl Writer {
             if let Some(file) = state.files.get_mut(&at.file) {
                 file.left += 1;
                 file.bytes += bytes;
+                if !file.studies.contains(&landed.study_uid) {
+                    file.studies.insert(landed.study_uid.clone());
+                }
             }
             state.bytes += bytes;
             state.in_use.insert(at.key(), in_use);
@@ -239,7 +271,7 @@ impl Writer {
             if let Some(file) = state.files.get_mut(&open.number) {
                 file.is_open = false;
             }
-            state.take_if_spent(open.number)
+            state.goes_if_spent(open.number)
         };
         if let Some(number) = spent {
             self.inner.remove(number).await;

@@ -39,8 +39,11 @@ impl Store {
     /// that one which was prepared here keeps nothing of it.
     ///
     /// # Errors
-    /// `Full`, `Closed`, `Failed` or `Index`; what was not purged then is by the next call or opening.
+    /// `Full`, `Closed`, `Failed`, `Landed` or `Index`; what was not purged then is by the next call or opening.
     pub async fn purge(&self, publication: &Publication, own: bool) -> Result<(), StoreError> {
+        if own {
+            self.landing().until_clear_of(&publication.study_uid).await?;
+        }
         while self.purge_step(PurgeWhat::Study { publication: publication.clone(), own }).await? {
             self.carry_out_purges().await?;
         }

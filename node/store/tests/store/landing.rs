@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use maillage_host::engine::MemoryHome;
-use maillage_store::{Arrived, ArrivedError, Claimed, Hash, Landed, Store, StoreConfig, StoreError};
+use maillage_store::{Arrived, ArrivedError, Claimed, Hash, Landed, Publication, Store, StoreConfig, StoreError};
 
 use crate::faulty_disk::FaultyDisk;
 use crate::fixture::{STUDY, config, flip, noise, open, open_with};
@@ -252,6 +252,29 @@ async fn a_failed_sync_is_never_taken_for_a_success() {
     assert!(matches!(land(&store, 3).await, Err(StoreError::Failed(_))), "nor tried again");
     assert!(store.stats().await.expect("stats").is_failed);
     assert_eq!(waiting(&store).await.iter().map(number_of).collect::<Vec<_>>(), [1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_purge_waits_until_no_file_has_anything_of_its_study() {
+    let faulty = FaultyDisk::new();
+    let store = open(&faulty.disk(), &Arc::default()).await;
+    let publication = Publication { study_uid: STUDY.to_owned(), origin: 1, sequence: 1, manifest: Hash([9; 32]) };
+    landed(&store, 0).await;
+    let [arrived] = <[Arrived; 1]>::try_from(waiting(&store).await).expect("one");
+    assert!(matches!(store.purge(&publication, true).await, Err(StoreError::Landed)), "it is still to be coded");
+    store.purge(&publication, false).await.expect("what was received elsewhere does not land here");
+    store.landing().done(arrived).await;
+    store.purge(&publication, true).await.expect("purged");
+    assert_eq!(files(&faulty).await, Vec::<String>::new(), "more might have come into the file");
+    faulty.cut_power(7);
+    drop(store);
+    let store = open(&faulty.disk(), &Arc::default()).await;
+    assert!(waiting(&store).await.is_empty(), "nothing comes back");
+    landed(&store, 1).await;
+    let [arrived] = <[Arrived; 1]>::try_from(waiting(&store).await).expect("one");
+    store.landing().stuck(arrived);
+    store.purge(&publication, true).await.expect("what cannot be coded keeps no purge waiting");
+    assert_eq!(files(&faulty).await.len(), 1);
 }
 
 #[tokio::test(start_paused = true)]

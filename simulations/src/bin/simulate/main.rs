@@ -8,13 +8,16 @@ mod shim;
 mod show;
 mod shrink;
 
+use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand};
-use maillage_simulations::{Fault, Faults, Mutant, Settings, Transport};
+use maillage_simulations::{Fault, Faults, Mutant, Settings, Transport, acting};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::FormatTime;
 
 /// A run allocates for all its nodes on one thread: an eighth of its time less than with the system's.
 #[global_allocator]
@@ -223,7 +226,18 @@ fn act(action: Action) -> anyhow::Result<bool> {
 fn log_if_asked() {
     if std::env::var_os("RUST_LOG").is_some() {
         let filter = tracing_subscriber::EnvFilter::from_default_env();
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+        let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        lines.with_ansi(false).with_timer(Simulated).init();
+    }
+}
+
+/// Before each line: the simulated time and the slot of the node, as in a trace.
+struct Simulated;
+
+impl FormatTime for Simulated {
+    fn format_time(&self, w: &mut Writer<'_>) -> fmt::Result {
+        let (now, slot) = acting();
+        write!(w, "{:>13} n{slot}", now.as_micros())
     }
 }
 
