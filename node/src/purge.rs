@@ -116,8 +116,11 @@ async fn purge(node: &Node, tombstone: &Tombstone) -> anyhow::Result<Purged> {
         sequence: tombstone.sequence,
         manifest: Hash(tombstone.manifest),
     };
-    if let Err(error) = node.store().purge(&publication, own).await {
-        return Ok(Purged::Failed(error));
+    match node.store().purge(&publication, own).await {
+        Ok(()) => {}
+        // In seconds: the next round finds it done.
+        Err(StoreError::Landed) => return Ok(Purged::Later),
+        Err(error) => return Ok(Purged::Failed(error)),
     }
     // Most are in the file no more: but a crash may have come between their publication and this.
     let keys: BTreeSet<KeyId> = tombstone.keys.iter().map(|id| KeyId(id.0)).collect();
