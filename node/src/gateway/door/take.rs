@@ -35,7 +35,8 @@ pub(super) async fn take(
     let [Ok(sop_class), Ok(sop_instance), Ok(transfer_syntax)] = parsed else { return Ok(rejected(node, "uid")) };
     let name = match Door::gateway_of(node, gateway) {
         Ok(Some((name, _))) => name,
-        Ok(None) => return Ok(rejected(node, "not-a-gateway")),
+        // Or not yet: a centre that has just joined or was cut off is behind, and what is refused is not offered again.
+        Ok(None) => return Ok(not_now(&"the site is no gateway")),
         Err(reply) => return Ok(reply),
     };
     let max = node.config().dicom.max_instance_mib.saturating_mul(1 << 20);
