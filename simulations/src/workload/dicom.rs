@@ -114,7 +114,6 @@ fn sop_class_of(modality: &str) -> &'static str {
     SOP_CLASSES.iter().find(|(known, _)| *known == modality).map_or(SOP_CLASSES[0].1, |(_, class)| *class)
 }
 
-/// Bytes that no other seed gives.
 /// An element of the explicit VR little endian syntax, with a value shorter than 64 KiB.
 fn put(out: &mut BytesMut, tag: u32, vr: &[u8; 2], value: &[u8]) {
     let [upper, lower] = [tag >> 16, tag & 0xffff].map(|half| u16::try_from(half).unwrap_or(0));
@@ -137,6 +136,7 @@ fn put_number(out: &mut BytesMut, tag: u32, value: u16) {
     put(out, tag, b"US", &value.to_le_bytes());
 }
 
+/// Bytes that no other seed gives.
 fn noise(seed: u64, len: u64) -> Vec<u8> {
     let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
     Rng::new(seed).fill(&mut bytes);

@@ -196,7 +196,7 @@ pub(super) fn outcome(command: &Command, answered: &Answered) -> Means {
     let refused = |refusal| Means::Outcome(Outcome::Refused(refusal));
     match (answered.status.as_u16(), code) {
         (503, "no-session") => refused(Refusal::NoSession),
-        // Nothing was done: this node knows no session, or can write nothing down.
+        // Nothing was done, also where the disk has no room to write it down.
         (503, _) | (507, "not-recorded") => Means::NotNow,
         (504, _) | (500, "halted") => Means::Unknown,
         (409, "conflict") => refused(Refusal::AlreadyClaimed(Holder {
