@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use blake3::Hash;
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt as _};
 use maillage_host::Clock;
+use tokio::sync::Semaphore;
 
 use crate::chunk::ChunkSource;
 use crate::{Endpoint, EndpointConfig, Identity, Membership, PeerId, Socket};
@@ -71,6 +73,8 @@ pub(crate) struct Shelf {
     pub(crate) lies: bool,
     pub(crate) fails: bool,
     pub(crate) delay: Duration,
+    /// Gives nothing until this is closed.
+    pub(crate) gate: Option<Arc<Semaphore>>,
     pub(crate) reads: AtomicUsize,
     pub(crate) reading: AtomicUsize,
     pub(crate) reading_most: AtomicUsize,
@@ -91,6 +95,9 @@ impl ChunkSource for Shelf {
             self.reading_most.fetch_max(now, Ordering::SeqCst);
             if !self.delay.is_zero() {
                 tokio::time::sleep(self.delay).await;
+            }
+            if let Some(gate) = &self.gate {
+                let _ = gate.acquire().await;
             }
             self.reading.fetch_sub(1, Ordering::SeqCst);
             if self.fails {

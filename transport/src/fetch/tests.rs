@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use blake3::Hash;
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use super::*;
 use crate::chunk::{self, Class, Limits};
@@ -81,20 +81,25 @@ async fn all_is_fetched_from_holders_of_parts_and_what_nobody_has_is_named() {
 async fn a_liars_bytes_are_refused_and_fetched_from_another() {
     let all = chunks(40, 10_000);
     let liar = Shelf { lies: true, ..Shelf::of(&all) };
-    let mut mesh = Mesh::new(vec![liar, Shelf::of(&all)]);
-    let mut wrong = None;
-    // On a busy machine the other may give all before the liar is connected.
-    for _ in 0..20 {
-        let (had, missing) = collect(mesh.fetch(&all)).await;
-        assert_eq!((had.len(), missing.len()), (40, 0));
-        // Somebody may have been found slow besides.
-        let faults: Vec<ChunkFault> = std::iter::from_fn(|| mesh.faults.try_recv().ok()).collect();
-        wrong = faults.into_iter().find(|fault| fault.reason == FaultReason::WrongBytes);
-        if wrong.is_some() {
-            break;
+    // On a busy machine the other could give all before the liar has answered.
+    let gate = Arc::new(Semaphore::new(0));
+    let mut mesh = Mesh::new(vec![liar, Shelf { gate: Some(Arc::clone(&gate)), ..Shelf::of(&all) }]);
+    let results = mesh.fetch(&all);
+    let wrong = within("a fault is reported", async {
+        loop {
+            let fault = mesh.faults.recv().await.expect("the desk is at work");
+            // Somebody may have been found slow besides.
+            if fault.reason == FaultReason::WrongBytes {
+                break fault;
+            }
         }
-    }
-    assert_eq!(wrong.map(|fault| fault.peer), Some(mesh.holders[0].peer()), "a fault is reported");
+    })
+    .await;
+    assert_eq!(wrong.peer, mesh.holders[0].peer());
+    gate.close();
+    let (had, missing) = collect(results).await;
+    assert_eq!((had.len(), missing.len()), (40, 0));
+    while mesh.faults.try_recv().is_ok() {}
     // It is remembered: the next fetch does not go there while another can give.
     let (had, _) = collect(mesh.fetch(&all)).await;
     assert_eq!(had.len(), 40);
