@@ -10,7 +10,6 @@ use maillage::site::{Settings, Site};
 use maillage_consensus::View;
 use maillage_consensus::command::FORMAT;
 use maillage_consensus::ids::SiteId;
-use maillage_consensus::placement::Ground;
 use maillage_consensus::raft::{Group, Role};
 use maillage_store::Store;
 use maillage_transport::{Endpoint, Identity, PeerId};
@@ -246,12 +245,26 @@ impl Cluster {
             let Ok(plan) = View::new(&*running.group.reader()).plan() else { continue };
             for slot in self.slots() {
                 let Some(origin) = self.site(slot).map(SiteId) else { continue };
-                let could = |ground: &&Ground| ground.weight > 0 && plan.counts(origin, ground.site);
-                if plan.copies(origin).min(plan.grounds().iter().filter(could).count()) < 2 {
+                if plan.copies(origin).min(plan.could_hold(origin).len()) < 2 {
                     lock(&self.alone).insert(slot);
                 }
             }
         }
+    }
+
+    /// Whether what `slot` receives could lie in two zones, by the layout that holds now. What a gateway receives, any
+    /// centre may be given.
+    pub(crate) fn can_be_safe(&self, slot: u32) -> bool {
+        if self.gateway_slot() == Some(slot) {
+            return self.slots().all(|centre| self.can_be_safe(centre));
+        }
+        let Some(origin) = self.site(slot).map(SiteId) else { return false };
+        let plan = self.all_running().first().and_then(|running| View::new(&*running.group.reader()).plan().ok());
+        plan.is_some_and(|plan| {
+            let there = plan.could_hold(origin).into_iter().filter(|site| !self.is_lost(site.0));
+            let zones: BTreeSet<_> = there.filter_map(|site| Some(&plan.ground(site)?.zone)).collect();
+            zones.len() > 1
+        })
     }
 
     /// Whether a layout ever wanted one copy alone of what some slot receives.

@@ -286,10 +286,9 @@ impl World {
         Acting { world: self, before }
     }
 
-    /// Whether a task of `owner` may be polled now. One that is paused, or made to wait a turn, is
+    /// Lets a task of `owner` be polled at `now`, unless it is over. One that is paused, or made to wait a turn, is
     /// woken later.
-    fn admits(&self, owner: Owner, cx: &Context<'_>) -> bool {
-        let now = self.now();
+    fn admit(&self, owner: Owner, cx: &Context<'_>, now: Duration) -> Option<Acting<'_>> {
         let mut state = lock(&self.state);
         state.polls += 1;
         state.polls_here = if state.polls_here.0 == now { (now, state.polls_here.1 + 1) } else { (now, 0) };
@@ -300,20 +299,22 @@ impl World {
         );
         let State { lives, shake, shaking, .. } = &mut *state;
         if owner != HARNESS {
-            let Some(life) = lives.get_mut(&owner.slot) else { return false };
+            let life = lives.get_mut(&owner.slot)?;
             if !life.up || life.incarnation != owner.incarnation {
-                return false;
+                return None;
             }
             if life.paused {
                 life.parked.push(cx.waker().clone());
-                return false;
+                return None;
             }
         }
         if shaking.chance(*shake) {
             cx.waker().wake_by_ref();
-            return false;
+            return None;
         }
-        true
+        ACTING.set((Some(self.start), owner.slot));
+        let before = std::mem::replace(&mut state.current, owner);
+        Some(Acting { world: self, before })
     }
 
     fn adopt(&self, owner: Owner, abort: AbortHandle) {
@@ -386,9 +387,8 @@ struct Pace {
 }
 
 impl TaskScope {
-    /// Whether the task may run on; if not, it is woken when its wait is over.
-    fn paces(&self, cx: &mut Context<'_>) -> bool {
-        let now = self.world.now();
+    /// Whether the task may run on at `now`; if not, it is woken when its wait is over.
+    fn paces(&self, cx: &mut Context<'_>, now: Duration) -> bool {
         let mut pace = lock(&self.pace);
         if let Some(wait) = &mut pace.waits {
             if wait.as_mut().poll(cx).is_pending() {
@@ -417,8 +417,10 @@ impl TaskScope {
 
 impl Scope for TaskScope {
     fn enter(&self, cx: &mut Context<'_>, poll: &mut dyn FnMut(&mut Context<'_>)) {
-        if self.world.admits(self.owner, cx) && (self.owner == HARNESS || self.paces(cx)) {
-            let _as_owner = self.world.act_as(self.owner);
+        let now = self.world.now();
+        if let Some(_acting) = self.world.admit(self.owner, cx, now)
+            && (self.owner == HARNESS || self.paces(cx, now))
+        {
             poll(cx);
         }
     }

@@ -159,7 +159,7 @@ impl Plan {
     }
 
     /// The sites that could have what `origin` receives, were they all there and had room.
-    fn could_hold(&self, origin: SiteId) -> Vec<SiteId> {
+    pub fn could_hold(&self, origin: SiteId) -> Vec<SiteId> {
         let could = |ground: &&Ground| ground.weight > 0 && self.counts(origin, ground.site);
         self.grounds.iter().filter(could).map(|ground| ground.site).collect()
     }

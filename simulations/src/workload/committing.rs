@@ -8,9 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::{Method, StatusCode};
-use maillage_consensus::View;
-use maillage_consensus::ids::SiteId;
-use maillage_consensus::placement::Ground;
 use maillage_dicom::commitment::{CommitmentRequest, PUSH_MODEL, PUSH_MODEL_INSTANCE, encode_result};
 use maillage_dicom::dimse::operation::Operation;
 use maillage_dicom::dimse::scp::{Event, EventLine, Events, ServiceRequest};
@@ -112,7 +109,9 @@ pub(super) async fn run(cluster: Arc<Cluster>, slot: u32, mut rng: Rng) {
     let mut all = references(&cluster, slot);
     rng.shuffle(&mut all);
     all.truncate(AT_END_MAX);
-    if !all.is_empty() && can_be_safe(&cluster, slot) && cluster.rotten().is_none() {
+    // What has left a gateway's spool is known by its UID to the centre alone that received it, which may be lost.
+    let is_unknown = is_gateways && cluster.lost() > 0;
+    if !all.is_empty() && !is_unknown && cluster.can_be_safe(slot) && cluster.rotten().is_none() {
         let request = Request::new(&cluster, all.clone(), true, &mut rng);
         let failed = if is_gateways {
             ask_by_dimse(&cluster, slot, request, &mut rng).await
@@ -129,21 +128,6 @@ pub(super) async fn run(cluster: Arc<Cluster>, slot: u32, mut rng: Rng) {
 
 fn uid(rng: &mut Rng) -> String {
     format!("2.25.{}", u128::from(rng.next()) << 32 | u128::from(rng.next() >> 32))
-}
-
-/// Whether what `slot` receives could lie in two zones, by the layout that holds now. What a gateway receives, any
-/// centre may be given; what has left its spool is known by its UID to that centre alone, which may be lost.
-fn can_be_safe(cluster: &Cluster, slot: u32) -> bool {
-    if cluster.gateway_slot() == Some(slot) {
-        return cluster.lost() == 0 && cluster.slots().all(|centre| can_be_safe(cluster, centre));
-    }
-    let Some(origin) = cluster.site(slot).map(SiteId) else { return false };
-    let plan = cluster.all_running().first().and_then(|running| View::new(&*running.group.reader()).plan().ok());
-    plan.is_some_and(|plan| {
-        let could = |ground: &&Ground| ground.weight > 0 && plan.counts(origin, ground.site);
-        let there = plan.grounds().iter().filter(could).filter(|ground| !cluster.is_lost(ground.site.0));
-        there.map(|ground| &ground.zone).collect::<BTreeSet<_>>().len() > 1
-    })
 }
 
 /// What was acknowledged at `slot`, as a request names it.
