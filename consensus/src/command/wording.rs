@@ -38,4 +38,10 @@ impl Command {
             _ => None,
         }
     }
+
+    /// Whether two commands ask for the same, each in the words of either format.
+    pub fn asks_for_the_same(&self, other: &Self) -> bool {
+        let plain = |command: &Self| if command.format() == 1 { None } else { command.in_other_words() };
+        plain(self).as_ref().unwrap_or(self) == plain(other).as_ref().unwrap_or(other)
+    }
 }

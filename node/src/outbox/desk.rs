@@ -3,7 +3,7 @@
 //! Pure: the one task that owns the journal asks here, writes the record, and only then answers.
 
 use maillage_consensus::command::{Envelope, UnixMillisField};
-use maillage_consensus::ids::{CommandId, ExamId, Line, Name, Prose, SiteId};
+use maillage_consensus::ids::{CommandId, ExamId, Line, Name, Prose};
 
 use super::book::{Book, Entry, GlassReport, What, text_of};
 use super::journal::WriteError;
@@ -198,11 +198,12 @@ fn report(
 fn queue(book: &Book, envelope: &Envelope, at: UnixMillisField) -> Result<Decision, Refused> {
     let id = envelope.id;
     if let Some(known) = book.get(id) {
-        // As the mesh tells commands apart: by all but when and where.
-        let bare =
-            |envelope: &Envelope| Envelope { at: UnixMillisField::default(), site: SiteId(0), ..envelope.clone() };
+        // As the mesh tells commands apart: by all but when, where and in which format's words.
+        let is_same = |queued: &Envelope| {
+            queued.user == envelope.user && queued.command.asks_for_the_same(&envelope.command)
+        };
         return match &known.what {
-            What::Command(queued) if bare(queued) == bare(envelope) => Ok(Decision::nothing(id)),
+            What::Command(queued) if is_same(queued) => Ok(Decision::nothing(id)),
             _ => Err(Refused::OtherCommand),
         };
     }

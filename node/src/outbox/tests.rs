@@ -143,7 +143,14 @@ async fn a_command_is_queued_once_under_its_id_and_only_if_it_says_something_of_
     let (outbox, _stop) = bench.open().await;
     let queue = |n, user: &str, command| outbox.queue(SiteId(7), id(n), name(user), command);
     let queued = queue(1, "dr-a", complete("done")).await.expect("queued");
-    assert_eq!(queue(1, "dr-a", complete("done")).await, Ok(queued));
+    assert_eq!(queue(1, "dr-a", complete("done")).await, Ok(queued.clone()));
+    // The mesh's format was raised meanwhile, and the client's report is put in the new words.
+    let Some(Command::Report { exam, token, kind, text, .. }) = complete("done").in_other_words() else {
+        panic!("format 2 has words for it");
+    };
+    let signed = Command::Report { exam, token, kind, text, signature: vec![7; 64].into() };
+    assert_eq!(queue(1, "dr-a", signed.clone()).await, Ok(queued));
+    assert_eq!(queue(1, "dr-b", signed).await, Err(Refused::OtherCommand));
     assert_eq!(queue(1, "dr-a", complete("other")).await, Err(Refused::OtherCommand));
     assert_eq!(queue(1, "dr-b", complete("done")).await, Err(Refused::OtherCommand));
     assert_eq!(outbox.ask(take(1, "dr-a")).await, Err(Refused::OtherCommand));
