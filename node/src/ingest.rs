@@ -365,13 +365,13 @@ impl Ingest {
             return Err(IngestError::Quota);
         }
         let flags = ManifestFlags { undecodable: prepared.undecodable, foreign_preamble: announced.foreign_preamble };
-        let claimed = match source {
+        let left = match source {
             // Its sender has the next one ready, and waits for this one's answer.
-            Source::Dimse(_) if listed.is_none() => self.land(&prepared, &identity, source.name(), claimed).await?,
-            _ => Some(claimed),
+            Source::Dimse(_) if listed.is_none() => self.land(prepared, &identity, source.name(), claimed).await?,
+            _ => Some((claimed, prepared)),
         };
-        let stored = match claimed {
-            Some(claimed) => {
+        let stored = match left {
+            Some((claimed, prepared)) => {
                 let (ingest, source, is_anew) = (self.clone(), source.name(), listed.is_some());
                 // To its end, also when its sender goes away: until then nothing else comes in under its UID.
                 let storing = maillage_host::spawn(async move {

@@ -27,20 +27,21 @@ pub(crate) async fn run(ingest: Ingest, shutdown: CancellationToken) {
 }
 
 impl Ingest {
-    /// Has a data set land, if it is one that would be coded and is new here. The claim comes back when it did not.
+    /// Has a data set land, if it is one that would be coded and is new here. It comes back, with the claim, when it did
+    /// not.
     pub(super) async fn land(
         &self,
-        prepared: &Prepared,
+        mut prepared: Prepared,
         identity: &InstanceIdentity,
         source: String,
         claimed: Claimed,
-    ) -> Result<Option<Claimed>, IngestError> {
+    ) -> Result<Option<(Claimed, Prepared)>, IngestError> {
         let store = &self.0.store;
         let may_land =
             prepared.part.rows.is_some() && store.landing().may_take(&identity.study_uid, prepared.dataset.len());
         // Without a landing, nothing more is asked of the store.
         if !may_land || !(self.0.may_seal)() || store.instance(&identity.sop_instance).await?.is_some() {
-            return Ok(Some(claimed));
+            return Ok(Some((claimed, prepared)));
         }
         let sealing = store.keys().sealing(&identity.study_uid).await?;
         let landed = Landed {
@@ -53,7 +54,9 @@ impl Ingest {
             source,
             key: sealing.key().id(),
         };
-        Ok(store.landing().put(claimed, landed, sealing.into_parts(), prepared.dataset.clone()).await?)
+        let dataset = std::mem::take(&mut prepared.dataset);
+        let refused = store.landing().put(claimed, landed, sealing.into_parts(), dataset).await?;
+        Ok(refused.map(|(claimed, dataset)| (claimed, Prepared { dataset, ..prepared })))
     }
 
     /// Cuts and codes one data set; as often as it takes, while there is no room for it.

@@ -323,28 +323,32 @@ impl Landing {
         state.blocked.is_none() && !state.held_off.contains(study_uid)
     }
 
-    /// Seals a data set and makes it durable. The claim comes back when there is no room: nothing of it was kept.
+    /// Seals a data set and makes it durable. Claim and data set come back when there is no room: nothing of it was kept.
+    /// While it waits it is in memory in its sealed form alone.
     ///
     /// # Errors
-    /// `Failed` after an error of the disk, for good; `Closed`.
+    /// `Failed` after an error of the disk, for good; `Keys`; `Closed`.
     pub async fn put(
         &self,
         claimed: Claimed,
         landed: Landed,
         key: (Arc<StudyKey>, InUse),
         dataset: Bytes,
-    ) -> Result<Option<Claimed>, StoreError> {
+    ) -> Result<Option<(Claimed, Bytes)>, StoreError> {
         if !self.may_take(&landed.study_uid, dataset.len()) {
-            return Ok(Some(claimed));
+            return Ok(Some((claimed, dataset)));
         }
         let (key, in_use) = key;
-        let sealing = landed.clone();
-        let sealed = offload(move || key.seal(sealing.place(), &dataset).map_err(io::Error::other)).await;
-        let sealed = sealed.map_err(|error| StoreError::Keys(Arc::new(error)))?;
+        let (of, sealing) = (landed.clone(), Arc::clone(&key));
+        let sealed = offload(move || sealing.seal(of.place(), &dataset).map_err(io::Error::other)).await;
+        let sealed = sealed.map_err(|error| StoreError::Keys(Arc::new(error)))?.into();
         let (reply, done) = oneshot::channel();
-        let put = Put { claimed, landed, in_use, sealed: sealed.into(), reply };
+        let of = landed.clone();
+        let put = Put { claimed, landed, in_use, sealed, reply };
         self.queue.send(Request::Put(Box::new(put))).await.map_err(|_| StoreError::Closed)?;
-        done.await.map_err(|_| StoreError::Closed)?
+        let Some((claimed, sealed)) = done.await.map_err(|_| StoreError::Closed)?? else { return Ok(None) };
+        let opened = offload(move || key.open(of.place(), sealed).map_err(io::Error::other)).await;
+        Ok(Some((claimed, opened.map_err(|error| StoreError::Keys(Arc::new(error)))?)))
     }
 
     /// Waits until no file has anything of a study, durably: what is done of it there would come again after a crash,

@@ -18,7 +18,7 @@ use super::pdu::{PDU_HEADER_LEN, PDV_HEADER_LEN, PduError, PduHeader, PduKind, P
 /// Buffer while negotiating: connections of strangers cost no more than this and their request.
 const NEGOTIATION_BUFFER_LEN: usize = 4 << 10;
 /// Buffer of an association: large enough that a system call costs little beside its bytes.
-const DATA_BUFFER_LEN: usize = 256 << 10;
+const DATA_BUFFER_LEN: usize = 64 << 10;
 /// Fragments with more than this left are read directly into their instance: below, the buffer's
 /// fewer system calls win.
 const DIRECT_LEN_MIN: usize = 32 << 10;

@@ -29,8 +29,8 @@ pub(super) struct Put {
     pub(super) landed: Landed,
     pub(super) in_use: InUse,
     pub(super) sealed: Bytes,
-    /// The claim comes back when there was no room.
-    pub(super) reply: oneshot::Sender<Result<Option<Claimed>, StoreError>>,
+    /// The claim and the sealed bytes come back when there was no room.
+    pub(super) reply: oneshot::Sender<Result<Option<(Claimed, Bytes)>, StoreError>>,
 }
 
 /// What the writer is asked for.
@@ -126,7 +126,7 @@ impl Writer {
             Err(Trouble::NoRoom) => {
                 // What of the group is in the file now is never read: its senders are told nothing of it.
                 self.end().await;
-                puts.into_iter().for_each(|put| drop(put.reply.send(Ok(Some(put.claimed)))));
+                puts.into_iter().for_each(|put| drop(put.reply.send(Ok(Some((put.claimed, put.sealed))))));
             }
             Err(Trouble::Fatal(error)) => {
                 let failed: Arc<str> = format!("landing: {error}").into();

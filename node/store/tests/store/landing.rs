@@ -32,7 +32,11 @@ async fn land(store: &Store, number: u64) -> Result<Option<Claimed>, StoreError>
         source: "CT1".to_owned(),
         key: sealing.key().id(),
     };
-    store.landing().put(claimed, landed, sealing.into_parts(), dataset(number)).await
+    let refused = store.landing().put(claimed, landed, sealing.into_parts(), dataset(number)).await?;
+    Ok(refused.map(|(claimed, as_it_came)| {
+        assert_eq!(as_it_came, dataset(number));
+        claimed
+    }))
 }
 
 async fn landed(store: &Store, number: u64) {

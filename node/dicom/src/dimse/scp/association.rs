@@ -372,7 +372,9 @@ impl Association<'_> {
                     return Ok(Received::Refused(StoreStatus::out_of_resources("busy, try again later")));
                 }
                 bytes.reserve(capacity - bytes.len());
-                capacity_wanted = capacity * 2;
+                // Half as much again: a hundred senders' first slices, each in twice its length, made a node half as large
+                // again.
+                capacity_wanted = capacity + capacity / 2;
             }
             self.wire.take(&mut bytes, pdv.len).await?;
             if pdv.is_last {
