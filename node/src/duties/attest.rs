@@ -73,14 +73,18 @@ fn compare(node: &Node, known: &mut BTreeSet<SiteId>) {
 fn due(node: &Node, started: UnixMillis) -> Result<Option<Link>, ApplyError> {
     let applied = node.group().applied();
     let site = node.site();
-    let (newest, last, open, now) = node.read(|view| {
-        let newest = view.audit_back(applied.saturating_add(1), 1)?.pop();
-        let last = view.attestations()?.into_iter().find(|said| said.site == site);
-        let open = view.site(site)?.is_some_and(|site| site.session_open);
-        Ok((newest, last, open, node.state_time(view)?))
-    })?;
     let since_start_ms = node.clock().now().since(started);
-    Ok(newest.filter(|newest| open && is_due(site, newest.entry.index, last.as_ref(), now.into(), since_start_ms)))
+    node.read(|view| {
+        let last = view.attestations()?.into_iter().find(|said| said.site == site);
+        let now = node.state_time(view)?.into();
+        // Entries are large, and most of the time it is not: no entry is newer than what was applied.
+        let is_due = |newest| is_due(site, newest, last.as_ref(), now, since_start_ms);
+        if !is_due(applied) || !view.site(site)?.is_some_and(|site| site.session_open) {
+            return Ok(None);
+        }
+        let newest = view.audit_back(applied.saturating_add(1), 1)?.pop();
+        Ok(newest.filter(|newest| is_due(newest.entry.index)))
+    })
 }
 
 fn is_due(site: SiteId, newest: u64, last: Option<&Attestation>, now: UnixMillisField, since_start_ms: u64) -> bool {
