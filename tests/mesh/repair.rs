@@ -450,6 +450,15 @@ async fn a_byzantine_peer_is_found_out_penalised_and_reported_and_never_believed
 
     study.is_whole_at(site.http()).await;
     assert_eq!(liar.asked.load(Ordering::Relaxed), asked, "others are asked first");
+    // Its own copy is read there, and is none.
+    let verify = ["-o", "json", "study", "verify", &study.study, "--everywhere"];
+    until("its copy is called damaged", async || {
+        let report: Value = serde_json::from_str(&mesh.sites[0].run(&verify).await.stdout).ok()?;
+        let mut sites = report["elsewhere"].as_array()?.iter();
+        let its = sites.find(|site| site["site_name"].as_str() == Some(mesh.sites[other].name()))?;
+        (its["state"] == json!("damaged") && its["damaged"].as_array()?.len() > 1).then_some(())
+    })
+    .await;
     // Now it is the only one that says it has them.
     mesh.sites[0].kill();
     let accept = [("accept", ACCEPT)];
