@@ -256,7 +256,8 @@ impl Cluster {
     /// centre may be given.
     pub(crate) fn can_be_safe(&self, slot: u32) -> bool {
         if self.gateway_slot() == Some(slot) {
-            return self.slots().all(|centre| self.can_be_safe(centre));
+            let mut centres = self.slots().filter(|centre| self.site(*centre).is_some());
+            return centres.all(|centre| self.can_be_safe(centre));
         }
         let Some(origin) = self.site(slot).map(SiteId) else { return false };
         let plan = self.all_running().first().and_then(|running| View::new(&*running.group.reader()).plan().ok());
@@ -276,6 +277,18 @@ impl Cluster {
     /// Whether a layout ever wanted one copy alone of what a slot receives.
     pub(crate) fn was_alone(&self, slot: u32) -> bool {
         lock(&self.alone).contains(&slot)
+    }
+
+    /// Whether a layout ever wanted one copy alone of some part of a study; of what a site received that is no more, one
+    /// may have.
+    pub(crate) fn was_alone_with(&self, study: &str) -> bool {
+        self.look_at_layout();
+        let slot_of = self.slot_of();
+        let was_alone = |site: SiteId| slot_of(site.0).is_none_or(|slot| self.was_alone(slot));
+        self.all_running().iter().any(|running| {
+            let known = View::new(&*running.group.reader()).study(study).ok().flatten();
+            known.is_some_and(|known| known.parts.iter().any(|held| was_alone(held.origin)))
+        })
     }
 
     /// Whether a study may be lost by rot alone: its bits flipped where the layout wanted its only copy.

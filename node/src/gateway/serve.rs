@@ -183,6 +183,12 @@ impl Node {
         let counts = self.gateway.schedule().counts();
         counts.waiting + counts.in_flight + counts.pushed
     }
+
+    /// Those of them that no centre has yet.
+    pub fn unsent_instances(&self) -> u64 {
+        let counts = self.gateway.schedule().counts();
+        counts.waiting + counts.in_flight
+    }
 }
 
 async fn close(gateway: &Gateway) {

@@ -199,9 +199,8 @@ fn queue(book: &Book, envelope: &Envelope, at: UnixMillisField) -> Result<Decisi
     let id = envelope.id;
     if let Some(known) = book.get(id) {
         // As the mesh tells commands apart: by all but when, where and in which format's words.
-        let is_same = |queued: &Envelope| {
-            queued.user == envelope.user && queued.command.asks_for_the_same(&envelope.command)
-        };
+        let is_same =
+            |queued: &Envelope| queued.user == envelope.user && queued.command.asks_for_the_same(&envelope.command);
         return match &known.what {
             What::Command(queued) if is_same(queued) => Ok(Decision::nothing(id)),
             _ => Err(Refused::OtherCommand),

@@ -78,10 +78,10 @@ impl Commitments {
 
 /// Whether an instance is safe, as far as that can be said at any moment: on the disks of two sites, but for machines
 /// that are lost, disks that rot, and layouts that want one copy alone. None while who may have it is down.
-pub(crate) async fn is_safe(cluster: &Cluster, sop_instance: &str) -> Option<bool> {
+pub(crate) async fn is_safe(cluster: &Cluster, study: &str, sop_instance: &str) -> Option<bool> {
     let excused = usize::from(cluster.lost() > 0)
         + usize::from(cluster.rotten().is_some())
-        + usize::from(cluster.laid_out_alone());
+        + usize::from(cluster.was_alone_with(study));
     let zones = cluster.slots().map(|slot| (slot, own_zone(slot))).collect();
     let found = zones_with(cluster, sop_instance, &zones).await?;
     let is_safe = found >= ZONES.saturating_sub(excused).max(1);

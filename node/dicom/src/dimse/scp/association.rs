@@ -371,12 +371,14 @@ impl Association<'_> {
                     self.pass_over_rest(context, pdv.len, pdv.is_last).await?;
                     return Ok(Received::Refused(StoreStatus::out_of_resources("busy, try again later")));
                 }
-                bytes.reserve(capacity - bytes.len());
-                // Half as much again: a hundred senders' first slices, each in twice its length, made a node half as large
-                // again.
+                // As much as was paid for: `reserve` would take twice what there was.
+                let mut longer = BytesMut::with_capacity(capacity);
+                longer.extend_from_slice(&bytes);
+                bytes = longer;
                 capacity_wanted = capacity + capacity / 2;
             }
             self.wire.take(&mut bytes, pdv.len).await?;
+            debug_assert!(share.covers(bytes.capacity()), "more is taken than was paid for");
             if pdv.is_last {
                 return Ok(Received::Whole(bytes.freeze(), share));
             }

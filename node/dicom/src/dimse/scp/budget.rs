@@ -56,6 +56,12 @@ impl Share {
             else => {}
         }
     }
+
+    /// Whether so many bytes in all were paid for.
+    pub(super) fn covers(&self, len: usize) -> bool {
+        let held = self.held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        self.overdrawn.is_some() || len.div_ceil(UNIT_LEN) <= held
+    }
 }
 
 #[cfg(test)]
