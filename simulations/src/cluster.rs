@@ -291,9 +291,11 @@ impl Cluster {
         })
     }
 
-    /// Whether a study may be lost by rot alone: its bits flipped where the layout wanted its only copy.
+    /// Whether a study may be lost by rot: its bits flipped where the layout wanted its only copy, or where it was the only
+    /// one after a machine was lost with its disk.
     pub(crate) fn may_have_rotted(&self, study: &str) -> bool {
-        self.rotten().is_some_and(|slot| self.was_alone(slot)) && lock(&self.flipped).contains(study)
+        let may_be_only = |slot| self.was_alone(slot) || self.has_lost_one();
+        self.rotten().is_some_and(may_be_only) && lock(&self.flipped).contains(study)
     }
 
     /// Whether a machine was lost for good: once in a run is what the mesh promises to bear.

@@ -1,5 +1,5 @@
 //! The state's clock: no leader stamps a command before the state's time, and while nothing moves that
-//! time, stamps go on about as fast as time does.
+//! time, stamps go on from it about as fast as time does.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -14,7 +14,6 @@ const AT_MOST: Duration = Duration::from_secs(2);
 /// The first stamp that a node gave at a time of the state.
 struct First {
     state: UnixMillis,
-    stamp: UnixMillis,
     at: Duration,
 }
 
@@ -38,11 +37,12 @@ impl Time {
         let at = self.world.now();
         let mut first = lock(&self.first);
         let Some(seen) = first.as_ref().filter(|seen| seen.state == state) else {
-            *first = Some(First { state, stamp, at });
+            *first = Some(First { state, at });
             return;
         };
         let elapsed = at.saturating_sub(seen.at);
-        let gone_on = Duration::from_millis(stamp.0.saturating_sub(seen.stamp.0));
+        // Not from the first stamp: that may have been of a wall clock that was put back since.
+        let gone_on = Duration::from_millis(stamp.0.saturating_sub(state.0));
         if elapsed > AT_MOST && gone_on < elapsed / 2 {
             let detail = format!("{slot}'s stamps went on by {gone_on:?} in {elapsed:?}");
             drop(first);
