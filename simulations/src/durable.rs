@@ -14,6 +14,17 @@ pub(crate) async fn of_instance(store: &Store, sop_instance: &str) -> Option<Vec
     of_manifest(store, listed.entry.manifest).await
 }
 
+/// As [`of_instance`], where a store has it as a copy: by the manifests of the parts that the mesh knows.
+pub(crate) async fn of_instance_in(store: &Store, parts: &[Hash], sop_instance: &str) -> Option<Vec<Bytes>> {
+    for part in parts {
+        let Ok(Some(study)) = store.study_manifest(*part).await else { continue };
+        if let Some(entry) = study.instances.iter().find(|entry| entry.sop_instance == sop_instance) {
+            return of_manifest(store, entry.manifest).await;
+        }
+    }
+    None
+}
+
 /// Instances of a part whose bytes are looked for: its first and last ones.
 const LOOKED_FOR: usize = 2;
 

@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use maillage_consensus::View;
 use maillage_consensus::ids::SiteId;
+use maillage_store::Hash;
 use tokio::task::JoinHandle;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Running};
 use crate::durable;
 use crate::world::{Owner, World, lock};
 
@@ -99,11 +100,25 @@ async fn zones_with(cluster: &Cluster, sop_instance: &str, zones: &BTreeMap<u32,
     for running in cluster.all_running() {
         forms.extend(durable::of_instance(&running.store, sop_instance).await);
     }
+    if forms.is_empty() {
+        // Who received it may have given it up, and others have copies.
+        for running in cluster.all_running() {
+            let parts = parts(&running);
+            forms.extend(durable::of_instance_in(&running.store, &parts, sop_instance).await);
+        }
+    }
     let mut found = BTreeSet::new();
     for marks in &forms {
         found.extend(durable::zones_with(cluster, marks, zones, ZONES));
     }
     (!forms.is_empty()).then_some(found.len())
+}
+
+/// The manifests of all parts, as a node knows them.
+fn parts(running: &Running) -> Vec<Hash> {
+    let engine = running.group.reader();
+    let studies = View::new(&*engine).studies(None, usize::MAX).unwrap_or_default();
+    studies.iter().flat_map(|study| &study.parts).map(|held| Hash(held.part.manifest)).collect()
 }
 
 /// As each site says of itself.
