@@ -36,11 +36,13 @@ pub(crate) trait Record: Serialize + DeserializeOwned {
     fn decode(bytes: &[u8]) -> Result<Self, ApplyError> {
         let corrupt = |detail: String| ApplyError::Corrupt(format!("{} record{detail}", Self::WHAT));
         let read = |body: &[u8]| postcard::from_bytes(body).map_err(|e| corrupt(format!(": {e}")));
-        match (bytes.split_first(), Self::added()) {
-            (Some((&version, body)), _) if version == Self::VERSION => read(body),
-            (Some((1, body)), Some(added)) => read(&[body, &added].concat()),
-            (Some((version, _)), _) => Err(corrupt(format!(" of version {version}"))),
-            (None, _) => Err(corrupt(" that is empty".to_owned())),
+        let Some((&version, body)) = bytes.split_first() else { return Err(corrupt(" that is empty".to_owned())) };
+        if version == Self::VERSION {
+            return read(body);
+        }
+        match Self::added().filter(|_| version == 1) {
+            Some(added) => read(&[body, &added].concat()),
+            None => Err(corrupt(format!(" of version {version}"))),
         }
     }
 }

@@ -83,6 +83,20 @@ impl<'a> View<'a> {
         self.all(&keys::TOKENS, usize::MAX)
     }
 
+    /// A hash of all that is kept of sites and join tokens: whether either changed, without decoding them.
+    pub fn members_hash(&self) -> Result<[u8; 32], ApplyError> {
+        let mut hasher = blake3::Hasher::new();
+        for prefix in [keys::SITES, keys::TOKENS] {
+            scan_within(self.0, &prefix, Bound::Unbounded, &mut |key, value| {
+                for part in [key, value] {
+                    hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
+                }
+                true
+            })?;
+        }
+        Ok(hasher.finalize().into())
+    }
+
     /// One exam.
     pub fn exam(&self, id: ExamId) -> Result<Option<Exam>, ApplyError> {
         self.read::<Exam>(&keys::exam(id))?.map(|exam| self.whole(exam)).transpose()
@@ -373,6 +387,11 @@ impl<'a> View<'a> {
         self.all(&keys::ATTESTATIONS, usize::MAX)
     }
 
+    /// What one site said last of its audit chain.
+    pub fn attestation(&self, site: SiteId) -> Result<Option<Attestation>, ApplyError> {
+        self.read(&keys::attestation(site))
+    }
+
     /// The format at which the mesh runs.
     pub fn format(&self) -> Result<u8, ApplyError> {
         Ok(self.mesh()?.map_or(1, |mesh| mesh.format))
@@ -462,13 +481,18 @@ impl<'a> View<'a> {
 
     /// Another layout over them.
     pub fn plan_of(&self, layout: Layout) -> Result<Plan, ApplyError> {
-        let mut sites = Vec::new();
-        for site in self.sites()?.into_iter().filter(|site| !site.is_gateway()) {
+        self.plan_over(layout, self.sites()?)
+    }
+
+    /// Another layout over the sites of this view, which the caller has read already.
+    pub fn plan_over(&self, layout: Layout, sites: Vec<Site>) -> Result<Plan, ApplyError> {
+        let mut placed = Vec::new();
+        for site in sites.into_iter().filter(|site| !site.is_gateway()) {
             let place = self.situation(site.id)?.place;
-            sites.push((site, place));
+            placed.push((site, place));
         }
         let copies = self.mesh()?.map_or(1, |mesh| mesh.copies);
-        Ok(Plan::new(layout, copies, sites, &self.standings()?))
+        Ok(Plan::new(layout, copies, placed, &self.standings()?))
     }
 
     /// Whether a site may have a part's images: those of a patient who refuses the transfer stay where they

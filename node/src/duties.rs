@@ -72,17 +72,21 @@ async fn follow_state(node: Node, shutdown: CancellationToken) {
     let mut changes = node.changes();
     let mut known = None;
     loop {
-        match node.read(|view| Ok((view.sites()?, view.tokens()?))) {
-            Ok(now) if known.as_ref() != Some(&now) => {
-                let (sites, tokens) = &now;
-                if node.roster().update(sites, tokens)
-                    && let Err(error) = node.save_members(sites).await
+        let members = node.read(|view| {
+            let hash = view.members_hash()?;
+            let is_new = known != Some(hash);
+            is_new.then(|| Ok((hash, view.sites()?, view.tokens()?))).transpose()
+        });
+        match members {
+            Ok(Some((hash, sites, tokens))) => {
+                if node.roster().update(&sites, &tokens)
+                    && let Err(error) = node.save_members(&sites).await
                 {
                     tracing::error!(error = format!("{error:#}"), "save the members");
                 }
-                known = Some(now);
+                known = Some(hash);
             }
-            Ok(_) => {}
+            Ok(None) => {}
             Err(error) => tracing::error!(%error, "read the sites"),
         }
         match shutdown.run_until_cancelled(changes.changed()).await {

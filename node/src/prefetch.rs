@@ -179,7 +179,7 @@ impl Duty {
 /// what comes from the hospitals goes first.
 async fn budget(node: &Node, kept: u64) -> anyhow::Result<u64> {
     let storage = &node.config().storage;
-    let free = node.store().stats().await?.free;
+    let free = node.store().space().await?.free;
     let left = storage.reserve_mib.saturating_mul(2 << 20);
     let by_disk = kept.saturating_add(free).saturating_sub(left);
     Ok(storage.prefetch_mib_max.saturating_mul(1 << 20).min(by_disk))

@@ -281,9 +281,12 @@ impl World {
     }
 
     fn act_as(&self, owner: Owner) -> Acting<'_> {
+        self.act_in(&mut lock(&self.state), owner)
+    }
+
+    fn act_in(&self, state: &mut State, owner: Owner) -> Acting<'_> {
         ACTING.set((Some(self.start), owner.slot));
-        let before = std::mem::replace(&mut lock(&self.state).current, owner);
-        Acting { world: self, before }
+        Acting { world: self, before: std::mem::replace(&mut state.current, owner) }
     }
 
     /// Lets a task of `owner` be polled at `now`, unless it is over. One that is paused, or made to wait a turn, is
@@ -312,9 +315,7 @@ impl World {
             cx.waker().wake_by_ref();
             return None;
         }
-        ACTING.set((Some(self.start), owner.slot));
-        let before = std::mem::replace(&mut state.current, owner);
-        Some(Acting { world: self, before })
+        Some(self.act_in(&mut state, owner))
     }
 
     fn adopt(&self, owner: Owner, abort: AbortHandle) {

@@ -82,6 +82,7 @@ pub(crate) struct Inner {
     /// One change of membership at a time (openraft loses track of two).
     changing: Arc<Semaphore>,
     status: watch::Sender<GroupStatus>,
+    members: upkeep::Members,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 

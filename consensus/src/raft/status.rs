@@ -1,6 +1,7 @@
 //! What a node can say of its group, without asking anybody.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What this node does in the group now.
@@ -33,9 +34,9 @@ pub struct GroupStatus {
     /// Index of the last entry applied here.
     pub applied: Option<u64>,
     /// Nodes with a vote, of both halves of a joint configuration.
-    pub voters: BTreeSet<u64>,
+    pub voters: Arc<BTreeSet<u64>>,
     /// Nodes without a vote.
-    pub learners: BTreeSet<u64>,
+    pub learners: Arc<BTreeSet<u64>>,
     /// Whether a change of voters is half done.
     pub joint: bool,
     /// On the leader: time since a quorum last acknowledged it. `None` elsewhere, or never.

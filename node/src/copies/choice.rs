@@ -11,7 +11,7 @@ use maillage_consensus::View;
 use maillage_consensus::ids::SiteId;
 use maillage_consensus::machine::ApplyError;
 use maillage_consensus::mesh::{HeldPart, Site};
-use maillage_consensus::placement::{Ground, Plan};
+use maillage_consensus::placement::{Ground, Layout, Plan};
 use maillage_transport::placement::{self, SiteWeight};
 
 use crate::node::Node;
@@ -26,13 +26,14 @@ pub(crate) struct Choice {
 impl Choice {
     /// By the layout that holds.
     pub(crate) fn now(node: &Node, view: &View<'_>) -> Result<Self, ApplyError> {
-        Self::by(view.plan()?, node, view)
+        Self::by(view.placement()?.applied, node, view)
     }
 
     /// By another.
-    pub(crate) fn by(plan: Plan, node: &Node, view: &View<'_>) -> Result<Self, ApplyError> {
-        let there = eligible(node, view)?.into_iter().map(|site| site.id).collect();
-        Ok(Self::of(plan, there))
+    pub(crate) fn by(layout: Layout, node: &Node, view: &View<'_>) -> Result<Self, ApplyError> {
+        let sites = view.sites()?;
+        let there = eligible(node, view, &sites)?;
+        Ok(Self::of(view.plan_over(layout, sites)?, there))
     }
 
     fn of(plan: Plan, there: BTreeSet<SiteId>) -> Self {
@@ -81,15 +82,14 @@ impl Choice {
 }
 
 /// The sites that can hold copies: in session, or away for less than the grace.
-fn eligible(node: &Node, view: &View<'_>) -> Result<Vec<Site>, ApplyError> {
+fn eligible(node: &Node, view: &View<'_>, sites: &[Site]) -> Result<BTreeSet<SiteId>, ApplyError> {
     let now = node.state_time(view)?.0;
     let grace_ms = node.config().storage.placement_grace_s.saturating_mul(1000);
-    let mut sites = view.sites()?;
-    sites.retain(|site| {
+    let can = |site: &&Site| {
         let away = site.away_since.is_some_and(|at| now.saturating_sub(at.0) < grace_ms);
         !site.is_gateway() && site.description.weight > 0 && (site.session_open || away)
-    });
-    Ok(sites)
+    };
+    Ok(sites.iter().filter(can).map(|site| site.id).collect())
 }
 
 /// Those of `stay` that are among `grounds`, then others by rendezvous hashing until there are `copies`, zones not

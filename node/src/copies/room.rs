@@ -43,7 +43,7 @@ pub(crate) async fn run(node: Node, shutdown: CancellationToken) {
 }
 
 async fn round(node: &Node) -> anyhow::Result<()> {
-    let free = node.store().stats().await?.free;
+    let free = node.store().space().await?.free;
     let (format, plan) = node.read(|view| Ok((view.format()?, view.plan()?)))?;
     let Some(known) = plan.ground(node.site()).filter(|_| format >= FORMAT) else { return Ok(()) };
     let reserve = node.config().storage.reserve_mib.saturating_mul(1 << 20);

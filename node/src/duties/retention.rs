@@ -14,9 +14,12 @@ use maillage_consensus::outcome::Outcome;
 
 use crate::node::Node;
 
-/// Exams looked at in one round of duties: at a round a second, a million of them in two hours, of a retention of
-/// months.
-const EXAMS_A_ROUND: usize = 128;
+/// Rounds of duties, one a second, in which all exams are looked at …
+const ROUNDS: usize = 30;
+/// … with no more than so many in one: a million of them take two hours, of a retention of months.
+const EXAMS_A_ROUND_MAX: usize = 128;
+/// … and no fewer than so many.
+const EXAMS_A_ROUND_MIN: usize = 32;
 /// Purges proposed in one round: the queue's own commands go first.
 const PURGES_A_ROUND: usize = 32;
 
@@ -25,6 +28,9 @@ const PURGES_A_ROUND: usize = 32;
 pub(super) struct Retention {
     /// The last exam looked at; the next round goes on behind it. None: from the start.
     after: Option<ExamId>,
+    /// Exams looked at since the start, and in all when the end was last reached.
+    seen: usize,
+    all: usize,
 }
 
 impl Retention {
@@ -33,8 +39,8 @@ impl Retention {
     /// # Errors
     /// The state cannot be read, or nothing can be proposed.
     pub(super) async fn end(&mut self, node: &Node, term: u64) -> anyhow::Result<()> {
-        let after = self.after;
-        let (over, last) = node.read(|view| look(view, node.state_time(view)?.0, after))?;
+        let (after, at_once) = (self.after, exams_a_round(self.all));
+        let Looked { over, seen, last } = node.read(|view| look(view, node.state_time(view)?.0, after, at_once))?;
         for exam in over {
             let command = Command::Purge { exam, reason: Line::default(), withdrawn: false };
             match node.command_in_term(term, command).await? {
@@ -43,27 +49,59 @@ impl Retention {
             }
         }
         self.after = last;
+        self.seen += seen;
+        if last.is_none() {
+            self.all = std::mem::take(&mut self.seen);
+        }
         Ok(())
     }
 }
 
-/// The exams behind `after` whose time is over, and where to go on: from the start again behind the last.
-fn look(view: &View<'_>, now: u64, after: Option<ExamId>) -> Result<(Vec<ExamId>, Option<ExamId>), ApplyError> {
-    let exams = view.exams(after, None, EXAMS_A_ROUND)?;
+/// How many exams of so many are looked at in one round.
+fn exams_a_round(all: usize) -> usize {
+    all.div_ceil(ROUNDS).clamp(EXAMS_A_ROUND_MIN, EXAMS_A_ROUND_MAX)
+}
+
+/// What a look at some exams found.
+#[derive(Debug, PartialEq, Eq)]
+struct Looked {
+    /// Those whose time is over.
+    over: Vec<ExamId>,
+    /// How many were looked at.
+    seen: usize,
+    /// The last one; none when there are no more behind it.
+    last: Option<ExamId>,
+}
+
+/// Looks at up to `at_once` exams behind `after`.
+fn look(view: &View<'_>, now: u64, after: Option<ExamId>, at_once: usize) -> Result<Looked, ApplyError> {
+    let exams = view.exams(after, None, at_once)?;
     let mut over = Vec::new();
-    for exam in &exams {
+    for (seen, exam) in (1..).zip(&exams) {
         if is_over(view, exam, now)? {
             over.push(exam.id);
             if over.len() == PURGES_A_ROUND {
-                return Ok((over, Some(exam.id)));
+                return Ok(Looked { over, seen, last: Some(exam.id) });
             }
         }
     }
-    let last = exams.last().filter(|_| exams.len() == EXAMS_A_ROUND).map(|exam| exam.id);
-    Ok((over, last))
+    let last = exams.last().filter(|_| exams.len() == at_once).map(|exam| exam.id);
+    Ok(Looked { over, seen: exams.len(), last })
 }
 
 fn is_over(view: &View<'_>, exam: &Exam, now: u64) -> Result<bool, ApplyError> {
     let may = exam.after(Step::Purge).is_ok() && exam.course.legal_hold.is_none() && !exam.studies.is_empty();
     Ok(may && view.retained_until(exam)?.0 <= now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_mesh_is_gone_through_twice_a_minute_and_a_large_one_at_a_bounded_cost() {
+        assert_eq!(exams_a_round(0), EXAMS_A_ROUND_MIN);
+        assert!(1_900 / exams_a_round(1_900) <= ROUNDS);
+        assert_eq!(exams_a_round(1_000_000), EXAMS_A_ROUND_MAX);
+    }
 }

@@ -39,7 +39,7 @@ const BASE: &str = "/api/v1";
 
 /// Routes of `/api/v1`.
 pub(super) fn routes() -> Router<App> {
-    table().router()
+    table(Table::new(BASE)).router()
 }
 
 /// Routes of `/admin/v1`, on the unix socket only.
@@ -58,9 +58,9 @@ pub(super) fn admin() -> Router<App> {
         .router()
 }
 
-/// Everything under [`BASE`].
-fn table() -> Table {
-    let table = Table::new(BASE).get("/openapi.json", openapi, "This document");
+/// Everything under [`BASE`], documented if `empty` is.
+fn table(empty: Table) -> Table {
+    let table = empty.get("/openapi.json", openapi, "This document");
     let table = of_the_mesh(table);
     let table = of_exams(table);
     let table = without_quorum(of_claims(table));
@@ -165,7 +165,7 @@ fn of_images(table: Table) -> Table {
 /// `GET /openapi.json`
 async fn openapi() -> Response {
     static DOCUMENT: OnceLock<String> = OnceLock::new();
-    let document = DOCUMENT.get_or_init(|| table().document().to_string());
+    let document = DOCUMENT.get_or_init(|| table(Table::documented(BASE)).document().to_string());
     let kind = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
     (kind, document.as_str()).into_response()
 }

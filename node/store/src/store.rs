@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{self, Stream, StreamExt as _};
+use maillage_host::disk::Space;
 use maillage_host::{Clock, Disk, EngineHome, offload, spawn};
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
 
@@ -279,13 +280,21 @@ impl Store {
         self.index(move |index| index.studies_of(&hashes)).await
     }
 
+    /// The room on the store's volume.
+    ///
+    /// # Errors
+    /// `Space`.
+    pub async fn space(&self) -> Result<Space, StoreError> {
+        self.shared.files.disk().space().await.map_err(|error| StoreError::Space(Arc::new(error)))
+    }
+
     /// The size of the store.
     ///
     /// # Errors
     /// `Index` or `Space`.
     pub async fn stats(&self) -> Result<Stats, StoreError> {
         let files = Arc::clone(&self.shared.files);
-        let space = files.disk().space().await.map_err(|error| StoreError::Space(Arc::new(error)))?;
+        let space = self.space().await?;
         let is_failed =
             self.shared.is_failed.load(Ordering::Relaxed) || self.keys.is_failed() || self.landing.is_failed();
         let repaired = self.shared.repaired.load(Ordering::Relaxed);

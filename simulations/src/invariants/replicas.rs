@@ -12,6 +12,8 @@ use crate::world::{Owner, World, lock};
 
 /// Whole states remembered, by index.
 const STATES_KEPT: usize = 4_096;
+/// Bytes of rows that are hashed together.
+const ROWS_AT_ONCE: usize = 64 << 10;
 
 #[derive(Default)]
 struct Known {
@@ -51,12 +53,20 @@ impl Replicas {
         let index = running.group.applied();
         let view = running.group.reader().view();
         let mut hasher = blake3::Hasher::new();
+        // Hashed many rows at a time, which the hash does several times as fast as one after the other.
+        let mut rows = Vec::with_capacity(2 * ROWS_AT_ONCE);
         let scanned = view.scan(Bound::Unbounded, Bound::Unbounded, &mut |key, value| {
             for part in [key, value] {
-                hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
+                rows.extend_from_slice(&(part.len() as u64).to_le_bytes());
+                rows.extend_from_slice(part);
+            }
+            if rows.len() >= ROWS_AT_ONCE {
+                hasher.update(&rows);
+                rows.clear();
             }
             true
         });
+        hasher.update(&rows);
         if let Err(error) = scanned {
             self.world.violation("I7", format!("{:?} can't read its state: {error}", running.owner));
         }

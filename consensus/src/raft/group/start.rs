@@ -95,6 +95,7 @@ pub(super) async fn start(config: GroupConfig) -> Result<Group, StartError> {
         under_way: Arc::new(Semaphore::new(propose::UNDER_WAY_KIB)),
         changing: Arc::new(Semaphore::new(1)),
         status: watch::channel(GroupStatus::default()).0,
+        members: upkeep::Members::default(),
         tasks: Mutex::new(Vec::new()),
     });
     inner.publish_status();

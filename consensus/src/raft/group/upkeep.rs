@@ -1,6 +1,7 @@
 //! The tasks that run as long as the group: the status for others, checkpoints, what was left undone.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use maillage_host::Disk;
@@ -12,6 +13,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use super::{Inner, membership};
 use crate::raft::client::quorum_age;
 use crate::raft::status::{GroupStatus, Role};
+use crate::raft::types::StoredMembership;
 
 /// The longest time between two publications of the status, and between two checkpoints.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -48,6 +50,28 @@ async fn keep_up(inner: &Arc<Inner>) {
         }
         inner.snapshots.sweep().await;
         membership::flatten(inner).await;
+    }
+}
+
+/// Who votes and who does not, of the membership seen last: it changes seldom and is said with every heartbeat.
+#[derive(Debug, Default)]
+pub(super) struct Members(Mutex<Option<(Arc<StoredMembership>, Ids, Ids)>>);
+
+type Ids = Arc<BTreeSet<u64>>;
+
+impl Members {
+    /// Voters of both halves of a joint configuration, and learners.
+    fn of(&self, membership: &Arc<StoredMembership>) -> (Ids, Ids) {
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (_, voters, learners) = match seen.take().filter(|(of, ..)| Arc::ptr_eq(of, membership)) {
+            Some(same) => seen.insert(same),
+            None => seen.insert((
+                Arc::clone(membership),
+                Arc::new(membership.voter_ids().collect()),
+                Arc::new(membership.membership().learner_ids().collect()),
+            )),
+        };
+        (Arc::clone(voters), Arc::clone(learners))
     }
 }
 
@@ -125,6 +149,7 @@ impl Inner {
         let behind = |matched: Option<u64>| Some(metrics.last_log_index?.saturating_sub(matched?));
         let others = metrics.replication.iter().flatten().filter(|(id, _)| **id != metrics.id);
         let lag = others.map(|(id, matched)| (*id, behind(matched.as_ref().map(|id| id.index)))).collect();
+        let (voters, learners) = self.members.of(&metrics.membership_config);
         let status = GroupStatus {
             role: match state {
                 ServerState::Leader => Role::Leader,
@@ -137,8 +162,8 @@ impl Inner {
             last_log: metrics.last_log_index,
             committed: metrics.local_committed.map(|id| id.index),
             applied: metrics.last_applied.map(|id| id.index),
-            voters: metrics.membership_config.voter_ids().collect(),
-            learners: metrics.membership_config.membership().learner_ids().collect(),
+            voters,
+            learners,
             joint: metrics.membership_config.get_joint_config().len() > 1,
             quorum_ack_age,
             lag: if leads { lag } else { Default::default() },

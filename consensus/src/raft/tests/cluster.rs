@@ -65,7 +65,7 @@ async fn a_command_proposed_anywhere_is_applied_everywhere() {
         let statuses: Vec<_> = groups.iter().map(|group| group.watch().borrow().clone()).collect();
         let leader = statuses.iter().position(|status| status.role == Role::Leader).map(|at| at as u64 + 1);
         let followers = statuses.iter().filter(|status| status.role == Role::Follower).count();
-        let agree = statuses.iter().all(|status| status.leader == leader && status.voters == voters);
+        let agree = statuses.iter().all(|status| status.leader == leader && *status.voters == voters);
         leader.is_some() && followers == 2 && agree
     })
     .await;
@@ -262,7 +262,7 @@ async fn members_come_and_go_one_change_at_a_time() {
     let status = groups[3].watch();
     eventually("the members are known", || {
         let status = status.borrow();
-        status.voters == BTreeSet::from([1, 4]) && status.learners.is_empty() && !status.joint
+        *status.voters == BTreeSet::from([1, 4]) && status.learners.is_empty() && !status.joint
     })
     .await;
     leader.transfer_leader(4).await.expect("handed over");
@@ -280,7 +280,7 @@ async fn a_change_of_voters_whose_caller_went_away_is_finished_all_the_same() {
     let status = groups[0].watch();
     eventually("the change is complete", || {
         let status = status.borrow();
-        status.voters == BTreeSet::from([1, 2]) && !status.joint
+        *status.voters == BTreeSet::from([1, 2]) && !status.joint
     })
     .await;
     stop(&groups).await;

@@ -132,3 +132,23 @@ async fn a_leader_whose_disk_stalls_hands_over_and_writes_go_on() {
         group.shutdown().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_has_nothing_to_write_notices_that_its_disk_stalls() {
+    let mesh = Mesh::default();
+    let disks: Vec<CrashDisk> = (23..26).map(CrashDisk::new).collect();
+    let groups = mesh.found(disks.iter().map(site).collect()).await;
+    assert!(groups[0].leads().is_some());
+    let written = groups[0].watch().borrow().last_log;
+    disks[0].stall();
+    eventually("another node leads", || {
+        let is_idle = groups[0].watch().borrow().last_log == written;
+        assert!(is_idle || groups[0].leads().is_none(), "only its heartbeat asks the disk of the leader");
+        groups[1].leads().is_some() || groups[2].leads().is_some()
+    })
+    .await;
+    commit(&groups[1], toy_command(1, b"")).await;
+    for group in &groups[1..] {
+        group.shutdown().await;
+    }
+}

@@ -2,18 +2,26 @@
 
 use std::io;
 
-use bytes::{BufMut, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use bytes::{Buf as _, BufMut, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::{Frame, MAX_FRAME};
 use crate::raft::codec::Malformed;
 use crate::raft::links::Duplex;
 
-/// What a reader allocates before bytes arrive, whatever length is declared.
-const FIRST_ALLOCATION: usize = 16 << 10;
+/// Bytes of the length that stands before a frame.
+const LENGTH: usize = 4;
+/// The least room in which bytes are read: most frames are a heartbeat or its answer.
+const ROOM_MIN: usize = 4 << 10;
+/// What a reader allocates at once before bytes arrive, whatever length is declared.
+const ROOM_MAX: usize = 32 << 10;
 
 /// Reads frames from a stream.
-pub(crate) struct FrameReader(BufReader<Box<dyn AsyncRead + Send + Unpin>>);
+pub(crate) struct FrameReader {
+    reader: Box<dyn AsyncRead + Send + Unpin>,
+    /// What has arrived and was not given out.
+    arrived: BytesMut,
+}
 
 /// Writes frames to a stream, several at a time if wanted.
 pub(crate) struct FrameWriter {
@@ -22,7 +30,7 @@ pub(crate) struct FrameWriter {
 }
 
 pub(crate) fn split(stream: Duplex) -> (FrameReader, FrameWriter) {
-    let reader = FrameReader(BufReader::with_capacity(32 << 10, stream.reader));
+    let reader = FrameReader { reader: stream.reader, arrived: BytesMut::new() };
     (reader, FrameWriter { writer: stream.writer, queued: BytesMut::new() })
 }
 
@@ -32,27 +40,38 @@ impl FrameReader {
     /// # Errors
     /// `InvalidData` when what arrives is no frame: the stream is then useless.
     pub(crate) async fn next(&mut self, max: usize) -> io::Result<Option<Frame>> {
-        let mut length = [0; 4];
-        let mut read = 0;
-        while read < length.len() {
-            match self.0.read(&mut length[read..]).await? {
-                0 if read == 0 => return Ok(None),
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                more => read += more,
+        while self.arrived.len() < LENGTH {
+            if self.more(LENGTH).await? == 0 {
+                return if self.arrived.is_empty() { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
             }
         }
-        let len = u32::from_le_bytes(length) as usize;
+        let [a, b, c, d, ..] = *self.arrived else { unreachable!("four bytes have arrived") };
+        let len = u32::from_le_bytes([a, b, c, d]) as usize;
         if len == 0 || len > max {
             return Err(Malformed("frame: too long").into());
         }
-        let mut bytes = BytesMut::with_capacity(len.min(FIRST_ALLOCATION));
-        let mut body = (&mut self.0).take(len as u64);
-        while bytes.len() < len {
-            if body.read_buf(&mut bytes).await? == 0 {
+        self.arrived.advance(LENGTH);
+        while self.arrived.len() < len {
+            if self.more(len).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
-        Ok(Some(Frame::decode(bytes.freeze())?))
+        let frame = if len <= ROOM_MIN {
+            // An entry that is kept must not keep the whole room with it.
+            let frame = Bytes::copy_from_slice(&self.arrived[..len]);
+            self.arrived.advance(len);
+            frame
+        } else {
+            self.arrived.split_to(len).freeze()
+        };
+        Ok(Some(Frame::decode(frame)?))
+    }
+
+    /// Reads some of what makes `wanted` bytes, and more if it is there; 0 at the end of the stream.
+    async fn more(&mut self, wanted: usize) -> io::Result<usize> {
+        let missing = wanted.saturating_sub(self.arrived.len());
+        self.arrived.reserve(missing.clamp(ROOM_MIN, ROOM_MAX));
+        self.reader.read_buf(&mut self.arrived).await
     }
 }
 

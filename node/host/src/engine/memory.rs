@@ -17,12 +17,17 @@ pub struct MemoryHome {
 }
 
 impl MemoryHome {
-    /// What is left of it after a crash. Who still has its engine changes nothing of that.
+    /// What is left of it after a crash. Who still has its engine changes nothing of that; this home is empty
+    /// from now on, so that an engine that nobody has is not copied.
     #[must_use]
     pub fn crashed(&self) -> Self {
-        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        let left = current.as_ref().map(|engine| engine.content().persisted()).unwrap_or_default();
-        let engine = MemoryEngine(RwLock::new(Content { map: Arc::new(left), undo: Undo::default() }));
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let content = match current.map(Arc::try_unwrap) {
+            None => Content::default(),
+            Some(Ok(engine)) => engine.0.into_inner().unwrap_or_else(PoisonError::into_inner),
+            Some(Err(shared)) => shared.content().clone(),
+        };
+        let engine = MemoryEngine(RwLock::new(content.persisted()));
         Self { current: Mutex::new(Some(Arc::new(engine))) }
     }
 }
@@ -46,7 +51,7 @@ impl EngineHome for MemoryHome {
 #[derive(Debug, Default)]
 struct MemoryEngine(RwLock<Content>);
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Content {
     map: Arc<Map>,
     undo: Undo,
@@ -56,15 +61,17 @@ struct Content {
 type Undo = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
 
 impl Content {
-    fn persisted(&self) -> Map {
-        let mut map = Map::clone(&self.map);
-        for (key, value) in &self.undo {
-            match value {
-                Some(value) => map.insert(key.clone(), value.clone()),
-                None => map.remove(key),
-            };
+    fn persisted(mut self) -> Self {
+        if !self.undo.is_empty() {
+            let map = Arc::make_mut(&mut self.map);
+            for (key, value) in std::mem::take(&mut self.undo) {
+                match value {
+                    Some(value) => map.insert(key, value),
+                    None => map.remove(&key),
+                };
+            }
         }
-        map
+        self
     }
 }
 

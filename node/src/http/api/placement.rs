@@ -377,7 +377,7 @@ impl ImpossibleLine {
 pub(super) async fn diff(State(app): State<App>, UrlQuery(query): UrlQuery<FreshQuery>) -> Result<Read<Diff>, Problem> {
     let read = app.read(query.fresh, |view| {
         let Some(staged) = view.placement()?.staged else { return Ok(None) };
-        Choice::by(view.plan_of(staged)?, &app.node, view).map(Some)
+        Choice::by(staged, &app.node, view).map(Some)
     });
     let read = read.await?.try_map(|choice| choice.ok_or_else(|| Problem::not_found("no layout is staged")))?;
     let moves = census::moves(&app.node, read.value()).await?;

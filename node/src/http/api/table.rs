@@ -22,9 +22,10 @@ pub(crate) use says::{Handles, Operation};
 /// Where the document keeps its schemas.
 const SCHEMAS: &str = "/components/schemas";
 
-/// Routes under one base, and what the document says of them.
+/// Routes under one base, and, in a table that was made for it, what the document says of them.
 pub(crate) struct Table {
     base: &'static str,
+    is_documented: bool,
     router: Router<App>,
     paths: BTreeMap<&'static str, Map<String, Value>>,
     taken: SchemaGenerator,
@@ -32,8 +33,13 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// An empty table of what is served under `base`.
+    /// An empty table of what is served under `base`, for its router: schemas are not made.
     pub(crate) fn new(base: &'static str) -> Self {
+        Self { is_documented: false, ..Self::documented(base) }
+    }
+
+    /// An empty table of what is served under `base`, for its document.
+    pub(crate) fn documented(base: &'static str) -> Self {
         let settings = || {
             SchemaSettings::draft2020_12().with(|settings| {
                 settings.definitions_path = SCHEMAS.into();
@@ -42,6 +48,7 @@ impl Table {
         };
         Self {
             base,
+            is_documented: true,
             router: Router::new(),
             paths: BTreeMap::new(),
             taken: settings().for_deserialize().into_generator(),
@@ -97,10 +104,12 @@ impl Table {
         H: Handler<T, App> + Handles<A>,
         T: 'static,
     {
-        let mut operation = Operation::new(path, summary, &method, &mut self.taken, &mut self.given);
-        H::describe(&mut operation);
-        let value = operation.finish();
-        self.paths.entry(path).or_default().insert(method.as_str().to_ascii_lowercase(), value);
+        if self.is_documented {
+            let mut operation = Operation::new(path, summary, &method, &mut self.taken, &mut self.given);
+            H::describe(&mut operation);
+            let value = operation.finish();
+            self.paths.entry(path).or_default().insert(method.as_str().to_ascii_lowercase(), value);
+        }
         self.router = self.router.route(path, on(filter, handler));
         self
     }
@@ -110,7 +119,7 @@ impl Table {
         self.router
     }
 
-    /// The OpenAPI document (OpenAPI 3.1.0) of all routes.
+    /// The OpenAPI document (OpenAPI 3.1.0) of all routes of a documented table.
     pub(crate) fn document(mut self) -> Value {
         let mut schemas = self.taken.take_definitions(true);
         // A type that is both taken and given has one schema; the test of the document holds it to that.

@@ -39,12 +39,10 @@ impl Budget {
 impl Share {
     /// Grows the share to cover `len` bytes in all; waits until there are so many.
     pub(super) async fn cover(&mut self, len: usize) {
-        let held = self.held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let missing = len.div_ceil(UNIT_LEN).saturating_sub(held);
-        if missing == 0 || self.overdrawn.is_some() {
+        if self.covers(len) {
             return;
         }
-        let missing = u32::try_from(missing).unwrap_or(u32::MAX);
+        let missing = u32::try_from(self.missing(len)).unwrap_or(u32::MAX);
         tokio::select! {
             biased;
             // Neither semaphore is ever closed.
@@ -59,8 +57,13 @@ impl Share {
 
     /// Whether so many bytes in all were paid for.
     pub(super) fn covers(&self, len: usize) -> bool {
+        self.overdrawn.is_some() || self.missing(len) == 0
+    }
+
+    /// Units between what is held and `len` bytes.
+    fn missing(&self, len: usize) -> usize {
         let held = self.held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        self.overdrawn.is_some() || len.div_ceil(UNIT_LEN) <= held
+        len.div_ceil(UNIT_LEN).saturating_sub(held)
     }
 }
 
