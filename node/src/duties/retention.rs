@@ -28,9 +28,10 @@ const PURGES_A_ROUND: usize = 32;
 pub(super) struct Retention {
     /// The last exam looked at; the next round goes on behind it. None: from the start.
     after: Option<ExamId>,
-    /// Exams looked at since the start, and in all when the end was last reached.
+    /// Exams looked at since the start.
     seen: usize,
-    all: usize,
+    /// … in all, when the end was last reached. None before: there may be any number.
+    all: Option<usize>,
 }
 
 impl Retention {
@@ -40,30 +41,34 @@ impl Retention {
     /// The state cannot be read, or nothing can be proposed.
     pub(super) async fn end(&mut self, node: &Node, term: u64) -> anyhow::Result<()> {
         let (after, at_once) = (self.after, exams_a_round(self.all));
-        let Looked { over, seen, last } = node.read(|view| look(view, node.state_time(view)?.0, after, at_once))?;
-        for exam in over {
+        let looked = node.read(|view| look(view, node.state_time(view)?.0, after, at_once))?;
+        for exam in looked.over {
             let command = Command::Purge { exam, reason: Line::default(), withdrawn: false };
             match node.command_in_term(term, command).await? {
                 Outcome::Done => tracing::info!(exam = exam.0, "the retention of the images is over: they are purged"),
                 other => tracing::debug!(exam = exam.0, ?other, "not purged"),
             }
         }
+        self.go_on(looked.seen, looked.last);
+        Ok(())
+    }
+
+    /// A round is done: the next begins behind `last`, or from the start.
+    fn go_on(&mut self, seen: usize, last: Option<ExamId>) {
         self.after = last;
         self.seen += seen;
         if last.is_none() {
-            self.all = std::mem::take(&mut self.seen);
+            self.all = Some(std::mem::take(&mut self.seen));
         }
-        Ok(())
     }
 }
 
 /// How many exams of so many are looked at in one round.
-fn exams_a_round(all: usize) -> usize {
-    all.div_ceil(ROUNDS).clamp(EXAMS_A_ROUND_MIN, EXAMS_A_ROUND_MAX)
+fn exams_a_round(all: Option<usize>) -> usize {
+    all.map_or(EXAMS_A_ROUND_MAX, |all| all.div_ceil(ROUNDS).clamp(EXAMS_A_ROUND_MIN, EXAMS_A_ROUND_MAX))
 }
 
 /// What a look at some exams found.
-#[derive(Debug, PartialEq, Eq)]
 struct Looked {
     /// Those whose time is over.
     over: Vec<ExamId>,
@@ -99,9 +104,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_small_mesh_is_gone_through_twice_a_minute_and_a_large_one_at_a_bounded_cost() {
-        assert_eq!(exams_a_round(0), EXAMS_A_ROUND_MIN);
-        assert!(1_900 / exams_a_round(1_900) <= ROUNDS);
-        assert_eq!(exams_a_round(1_000_000), EXAMS_A_ROUND_MAX);
+    fn a_pass_takes_half_a_minute_in_a_small_mesh_and_has_a_bounded_cost_in_a_large_one() {
+        assert_eq!(exams_a_round(Some(0)), EXAMS_A_ROUND_MIN);
+        assert_eq!(exams_a_round(Some(1_900)), 64);
+        assert_eq!(exams_a_round(Some(1_000_000)), EXAMS_A_ROUND_MAX);
+    }
+
+    #[test]
+    fn the_first_pass_goes_at_full_speed_and_counts_the_exams_for_the_next() {
+        let mut retention = Retention::default();
+        for last in [Some(ExamId(200)), Some(ExamId(400)), None] {
+            assert_eq!(exams_a_round(retention.all), EXAMS_A_ROUND_MAX);
+            retention.go_on(640, last);
+            assert_eq!(retention.after, last);
+        }
+        assert_eq!((retention.all, exams_a_round(retention.all)), (Some(1_920), 64));
+        retention.go_on(64, Some(ExamId(40)));
+        assert_eq!(retention.all, Some(1_920), "until the end is reached again");
+        retention.go_on(1, None);
+        assert_eq!(retention.all, Some(65));
     }
 }

@@ -139,6 +139,8 @@ async fn a_leader_that_has_nothing_to_write_notices_that_its_disk_stalls() {
     let disks: Vec<CrashDisk> = (23..26).map(CrashDisk::new).collect();
     let groups = mesh.found(disks.iter().map(site).collect()).await;
     assert!(groups[0].leads().is_some());
+    // Until the voters are known, and what is committed is noted in the log, which waits a while for company.
+    tokio::time::sleep(Duration::from_secs(1)).await;
     let written = groups[0].watch().borrow().last_log;
     disks[0].stall();
     eventually("another node leads", || {

@@ -35,7 +35,8 @@ pub(crate) fn split(stream: Duplex) -> (FrameReader, FrameWriter) {
 }
 
 impl FrameReader {
-    /// The next frame, of at most `max` bytes; `None` at a clean end of the stream.
+    /// The next frame, of at most `max` bytes; `None` at a clean end of the stream. Nothing is lost when the future is
+    /// dropped.
     ///
     /// # Errors
     /// `InvalidData` when what arrives is no frame: the stream is then useless.
@@ -50,12 +51,12 @@ impl FrameReader {
         if len == 0 || len > max {
             return Err(Malformed("frame: too long").into());
         }
-        self.arrived.advance(LENGTH);
-        while self.arrived.len() < len {
-            if self.more(len).await? == 0 {
+        while self.arrived.len() < LENGTH + len {
+            if self.more(LENGTH + len).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
+        self.arrived.advance(LENGTH);
         let frame = if len <= ROOM_MIN {
             // An entry that is kept must not keep the whole room with it.
             let frame = Bytes::copy_from_slice(&self.arrived[..len]);

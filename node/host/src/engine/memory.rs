@@ -178,8 +178,13 @@ mod tests {
         assert_eq!(all(&home), ["b3", "c1", "e1"]);
         let crashed = home.crashed();
         assert_eq!(all(&crashed), ["a1", "b1", "c1"]);
+        assert_eq!(all(&home), [""; 0]);
         // A task of before the crash that still writes is not heard.
         engine.persist().expect("persist");
+        assert_eq!(all(&crashed), ["a1", "b1", "c1"]);
+        // One that nobody has any more.
+        write(&*crashed.open().expect("open"), &[("a", Some("4")), ("b", None), ("f", Some("1"))]);
+        let crashed = crashed.crashed();
         assert_eq!(all(&crashed), ["a1", "b1", "c1"]);
         assert_eq!(all(&crashed.crashed()), ["a1", "b1", "c1"]);
     }

@@ -13,8 +13,10 @@ use maillage_simulations::{Fault, Settings};
 use crate::show::{PLAN, RESULT, plan, replay};
 use crate::{Shape, shim};
 
-/// Real time that one run may take before it counts as stuck.
-const STUCK: Duration = Duration::from_secs(600);
+/// Real time that a run may take before it counts as stuck: at least so much …
+const STUCK_MIN: Duration = Duration::from_secs(600);
+/// … and so much for each minute of one site; of sixteen sites one takes 1.4 s.
+const STUCK_A_SITE_MINUTE: Duration = Duration::from_secs(20);
 
 /// The faults that a run had.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -71,7 +73,9 @@ pub(crate) fn wait_for<T>(future: impl Future<Output = T>) -> anyhow::Result<T> 
 pub(crate) async fn run_apart(settings: &Settings) -> anyhow::Result<Outcome> {
     let mut arguments = settings.arguments();
     arguments.extend(settings.trace.iter().map(|trace| format!("--trace={}", trace.display())));
-    apart(settings.seed, &arguments, STUCK).await
+    let site_minutes = settings.minutes.saturating_mul(u64::from(settings.sites));
+    let stuck = STUCK_A_SITE_MINUTE.saturating_mul(u32::try_from(site_minutes).unwrap_or(u32::MAX));
+    apart(settings.seed, &arguments, stuck.max(STUCK_MIN)).await
 }
 
 /// Runs this program with these arguments in a process of its own, for at most `limit` of real time.

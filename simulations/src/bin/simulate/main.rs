@@ -137,6 +137,9 @@ struct Shape {
     /// Simulated minutes with faults.
     #[arg(long, default_value_t = MINUTES)]
     minutes: u64,
+    /// … or hours.
+    #[arg(long, conflicts_with = "minutes", value_parser = clap::value_parser!(u64).range(1..=168))]
+    hours: Option<u64>,
     /// Sites, each with one node.
     #[arg(long, default_value_t = SITES)]
     sites: u32,
@@ -159,7 +162,8 @@ struct Shape {
 
 impl Shape {
     fn settings(&self, seed: u64, trace: Option<PathBuf>) -> Settings {
-        let Self { minutes, sites, faults, without, only_faults, transport, mutant } = self.clone();
+        let Self { minutes, hours, sites, faults, without, only_faults, transport, mutant } = self.clone();
+        let minutes = hours.map_or(minutes, |hours| hours * 60);
         let only_faults = only_faults.map(|Numbers(numbers)| numbers);
         Settings { seed, minutes, sites, faults, without, only_faults, transport, mutant, trace }
     }
@@ -168,6 +172,7 @@ impl Shape {
     fn swarm() -> Self {
         Self {
             minutes: MINUTES,
+            hours: None,
             sites: SITES,
             faults: Faults::Swarm,
             without: Vec::new(),
