@@ -65,7 +65,8 @@ pub enum StoreError {
     /// A stored manifest does not decode, though its bytes are right: written by a newer version.
     #[error("decode manifest: {0}")]
     Manifest(#[from] ManifestError),
-    /// The index could not be read or written.
+    /// The index could not be read or written. If that is because it is damaged, nothing is written any more, and
+    /// the next opening makes it anew from the packs.
     #[error("use the index: {0}")]
     Index(Arc<io::Error>),
     /// A pack could not be read for a reason other than damage.

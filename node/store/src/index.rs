@@ -1,43 +1,50 @@
 //! The index: where each chunk lies and what the library lists, in the embedded engine.
 //!
 //! Nothing here is the truth. Each batch also records up to which offset of which pack the index is
-//! complete, so that after a crash exactly what it lacks is replayed, however far it fell behind.
+//! complete, so that after a crash exactly what it lacks is replayed, however far it fell behind. An index that is
+//! damaged, lacks a batch between others, or is behind its [`Mark`] is made anew from the packs.
 //! All calls block for the engine and belong inside `offload`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Bound;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use maillage_host::engine::{scan_prefix, scan_within};
-use maillage_host::{Batch, Engine, EngineHome};
+use maillage_host::engine::{Reader as _, scan_prefix, scan_within};
+use maillage_host::{Batch, Engine as _, EngineHome};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::hash::Hash;
 use crate::pack::{PackFiles, PackId};
 
+mod batches;
 pub(crate) mod key;
+mod mark;
 mod places;
 mod rows;
+mod watched;
 
+pub(crate) use mark::Mark;
 pub(crate) use places::InPack;
 pub(crate) use rows::{ChunkRow, EdgesRow, HeldRow, InstanceRow, PackRow, Place, StudyRow};
+use watched::Watched;
 
 /// Rises when keys or rows change; an index of another version is made anew from the packs.
-const FORMAT: &[u8] = &[2];
+const FORMAT: &[u8] = &[3];
 
 /// An open index.
 #[derive(Debug)]
 pub(crate) struct Index {
-    engine: Arc<dyn Engine>,
-    /// Held over read-check-write of a chunk's row, which readers (quarantine) and the writer do.
-    turn: Mutex<()>,
+    engine: Watched,
+    /// The number of the last batch. Held over read-check-write of a chunk's row, which readers (quarantine) and the
+    /// writer do.
+    last_batch: Mutex<u64>,
 }
 
 /// Reads that see their own writes, and the batch of those writes.
 pub(crate) struct Txn<'a> {
-    engine: &'a dyn Engine,
+    engine: &'a Watched,
     changes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
     /// What the changes do to the counts of packs.
     tallies: BTreeMap<PackId, Tally>,
@@ -62,16 +69,23 @@ impl Tally {
 
 impl Index {
     /// Opens the index, which may be empty: new, or all its batches behind. `InvalidData` when it is
-    /// of another format or damaged.
-    pub(crate) fn open(home: &dyn EngineHome) -> io::Result<Self> {
-        let engine = home.open()?;
+    /// of another format, lacks a batch or is behind `batch`.
+    pub(crate) fn open(home: &dyn EngineHome, batch: u64) -> io::Result<Self> {
+        let invalid = |why| io::Error::new(io::ErrorKind::InvalidData, why);
+        let engine = Watched::new(home.open()?);
         let format = engine.get(key::FORMAT)?;
-        let is_empty = format.is_none() && scan_prefix(&*engine, &[], 1)?.is_empty();
-        let index = Self { engine, turn: Mutex::default() };
+        let is_empty = format.is_none() && scan_prefix(&engine, &[], 1)?.is_empty();
+        let index = Self { engine, last_batch: Mutex::default() };
         if is_empty {
             index.mark_format()?;
         } else if format.as_deref() != Some(FORMAT) {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the index has another format"));
+            return Err(invalid("the index has another format"));
+        } else {
+            let (numbers, lasts) = (index.rows(key::BATCH, None, usize::MAX)?, index.txn().keys(key::LAST)?);
+            *index.turn() = batches::last(&numbers, &lasts).ok_or_else(|| invalid("the index lacks a batch"))?;
+        }
+        if index.last_batch() < batch {
+            return Err(invalid("the index is behind what it was"));
         }
         index.pack_rows()?;
         Ok(index)
@@ -79,7 +93,8 @@ impl Index {
 
     /// An empty index in place of whatever there is.
     pub(crate) fn rebuild(home: &dyn EngineHome) -> io::Result<Self> {
-        let index = Self { engine: home.replace(&mut |_| Ok(()))?, turn: Mutex::default() };
+        let engine = Watched::new(home.replace(&mut |_| Ok(()))?);
+        let index = Self { engine, last_batch: Mutex::default() };
         index.mark_format()?;
         Ok(index)
     }
@@ -87,17 +102,37 @@ impl Index {
     fn mark_format(&self) -> io::Result<()> {
         let mut batch = Batch::default();
         batch.put(key::FORMAT, FORMAT);
-        self.engine.commit(batch)
+        self.commit(batch)
+    }
+
+    fn turn(&self) -> MutexGuard<'_, u64> {
+        self.last_batch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The number of the last batch.
+    pub(crate) fn last_batch(&self) -> u64 {
+        *self.turn()
+    }
+
+    /// Whether the engine found its files damaged.
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.engine.is_damaged()
     }
 
     pub(crate) fn txn(&self) -> Txn<'_> {
-        Txn { engine: &*self.engine, changes: BTreeMap::new(), tallies: BTreeMap::new() }
+        Txn { engine: &self.engine, changes: BTreeMap::new(), tallies: BTreeMap::new() }
     }
 
     /// Applies the changes of a transaction at once. Durable after [`Index::persist`].
     pub(crate) fn commit(&self, batch: Batch) -> io::Result<()> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        self.engine.commit(batch)
+        self.commit_next(&mut self.turn(), batch)
+    }
+
+    fn commit_next(&self, last: &mut u64, mut batch: Batch) -> io::Result<()> {
+        batches::number(&mut batch, *last + 1)?;
+        self.engine.commit(batch)?;
+        *last += 1;
+        Ok(())
     }
 
     pub(crate) fn persist(&self) -> io::Result<()> {
@@ -106,14 +141,14 @@ impl Index {
 
     /// Marks the chunk bad unless its row has moved on from `seen`. Whether it was marked now.
     pub(crate) fn mark_bad(&self, hash: Hash, seen: &ChunkRow) -> io::Result<bool> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.turn();
         let mut txn = self.txn();
         if seen.bad || txn.chunk(hash)?.as_ref() != Some(seen) {
             return Ok(false);
         }
         txn.put(key::chunk(hash), &ChunkRow { bad: true, ..*seen })?;
         txn.put_empty(key::bad(hash));
-        self.engine.commit(txn.into_batch(None)?.0)?;
+        self.commit_next(&mut last, txn.into_batch(None)?.0)?;
         Ok(true)
     }
 
@@ -127,7 +162,7 @@ impl Index {
 
     /// Addresses of quarantined chunks and manifests.
     pub(crate) fn bad(&self, limit: usize) -> io::Result<Vec<Hash>> {
-        let pairs = scan_prefix(&*self.engine, key::BAD, limit)?;
+        let pairs = scan_prefix(&self.engine, key::BAD, limit)?;
         Ok(pairs.iter().filter_map(|(key, _)| key[key::BAD.len()..].try_into().ok().map(Hash)).collect())
     }
 
@@ -141,7 +176,7 @@ impl Index {
         let mut rows = Vec::new();
         let mut failed = None;
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        scan_within(&*self.engine, prefix, from, &mut |_, value| {
+        scan_within(&self.engine, prefix, from, &mut |_, value| {
             if rows.len() >= limit {
                 return false;
             }

@@ -5,7 +5,7 @@ use crate::pack::PackId;
 /// The account of one opening, for the log and for whoever repairs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Recovery {
-    /// The index was unusable and made anew from the packs.
+    /// The index was unusable, found damaged before, or not all there, and made anew from the packs.
     pub index_rebuilt: bool,
     /// Records that the index lacked.
     pub records_replayed: u64,

@@ -18,7 +18,7 @@ use maillage_host::{DiskFile, offload};
 
 use crate::error::OpenError;
 use crate::hash::Hash;
-use crate::index::{ChunkRow, HeldRow, Index, PackRow, Place, Txn, key};
+use crate::index::{ChunkRow, HeldRow, Index, Mark, PackRow, Place, Txn, key};
 use crate::library::{HoldRecord, InstanceCommit, apply_commit, apply_hold, link, record};
 use crate::pack::{
     HEADER_BYTES, HEADER_LEN, HeaderError, Kind, PackFiles, PackHeader, PackId, RECORD_HEADER_BYTES, RECORD_HEADER_LEN,
@@ -50,11 +50,12 @@ pub(crate) struct Replayed {
 pub(crate) async fn replay(
     files: &Arc<PackFiles>,
     index: &Arc<Index>,
+    mark: &Mark,
     intents: &Intents,
 ) -> Result<Replayed, OpenError> {
     let reader = Arc::clone(index);
     let mut rows = offload(move || reader.pack_rows()).await.map_err(OpenError::Index)?;
-    finish_dropping(files, index, &mut rows).await.map_err(OpenError::Directory)?;
+    finish_dropping(files, index, mark, &mut rows).await.map_err(OpenError::Directory)?;
     let names = files.disk().list(files.directory()).await.map_err(OpenError::Directory)?;
     let mut packs: Vec<PackId> = names.iter().filter_map(|name| PackId::parse(name)).collect();
     packs.sort_unstable();
@@ -89,6 +90,7 @@ pub(crate) async fn replay(
 async fn finish_dropping(
     files: &PackFiles,
     index: &Arc<Index>,
+    mark: &Mark,
     rows: &mut BTreeMap<PackId, PackRow>,
 ) -> io::Result<()> {
     let dropped: Vec<PackId> = rows.values().filter(|row| row.dropped).map(|row| row.id).collect();
@@ -102,8 +104,7 @@ async fn finish_dropping(
         offload(move || forget_dropped(&index, id)).await?;
         rows.remove(&id);
     }
-    let index = Arc::clone(index);
-    offload(move || index.persist()).await
+    mark.persist(index).await
 }
 
 /// The packs that may still have been written to: the last of each day, and the last of all.

@@ -17,7 +17,7 @@ use crate::config::StoreConfig;
 use crate::error::{OpenError, Refusal, StoreError};
 use crate::event::StoreEvent;
 use crate::hash::Hash;
-use crate::index::{ChunkRow, Index};
+use crate::index::{ChunkRow, Index, Mark};
 use crate::keys::Keys;
 use crate::landing::Landing;
 use crate::library::{InstanceCommit, Stored};
@@ -118,10 +118,16 @@ impl Store {
         let pending_keys = if prefix.is_empty() { PENDING_KEYS.to_owned() } else { format!("{prefix}/{PENDING_KEYS}") };
         let keys = Keys::open(disk.clone(), pending_keys).await?;
         let landing = Landing::open(disk.clone(), prefix, keys.clone(), clock.clone(), &config).await?;
-        let (index, index_rebuilt) = open_index(home).await.map_err(OpenError::Index)?;
-        let (index, files) = (Arc::new(index), Arc::new(PackFiles::new(disk, directory, config.open_files)));
+        let mark = Mark::read(disk.clone(), prefix).await.map_err(OpenError::Index)?;
+        let (mut index, mut index_rebuilt) = open_index(&home, &mark).await.map_err(OpenError::Index)?;
+        let files = Arc::new(PackFiles::new(disk, directory, config.open_files));
         let intents = Intents::read(files.disk(), files.directory()).await.map_err(OpenError::Intent)?;
-        let Replayed { mut recovery, tails, next_number } = replay(&files, &index, &intents).await?;
+        let mut replayed = replay(&files, &index, &mark, &intents).await;
+        if replayed.is_err() && index.is_damaged() {
+            (index, index_rebuilt) = (rebuild_index(&home, &mark).await.map_err(OpenError::Index)?, true);
+            replayed = replay(&files, &index, &mark, &intents).await;
+        }
+        let Replayed { mut recovery, tails, next_number } = replayed?;
         recovery.index_rebuilt = index_rebuilt;
         log(&recovery);
         let units = usize::try_from(config.queue_bytes.div_ceil(PERMIT_BYTES)).unwrap_or(usize::MAX);
@@ -130,7 +136,8 @@ impl Store {
         let is_unfinished = !intents.pending().is_empty();
         let is_failed = AtomicBool::new(false);
         let (waiting, repaired) = (AtomicUsize::default(), AtomicU64::default());
-        let shared = Arc::new(Shared { files, index, config, clock, events, intents, is_failed, waiting, repaired });
+        let shared =
+            Arc::new(Shared { files, index, mark, config, clock, events, intents, is_failed, waiting, repaired });
         let (queue, requests) = mpsc::channel(QUEUE_LEN);
         Writer::start(Arc::clone(&shared), tails, next_number, requests);
         let store = Self { shared, queue, budget, recovery: Arc::new(recovery), keys, landing };
@@ -365,13 +372,22 @@ impl Store {
         outcome.await.map_err(|_| StoreError::Closed)?
     }
 
-    /// Asks the index away from the async threads.
+    /// Asks the index away from the async threads. One that turns out to be damaged ends writing: what it says
+    /// of what is here is no ground to purge on, and the next opening makes it anew.
     pub(crate) async fn index<T: Send + 'static>(
         &self,
         ask: impl FnOnce(&Index) -> io::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
         let index = Arc::clone(&self.shared.index);
-        offload(move || ask(&index)).await.map_err(|error| StoreError::Index(Arc::new(error)))
+        let asked = offload(move || ask(&index)).await;
+        if let Err(error) = &asked
+            && self.shared.index.is_damaged()
+            && self.shared.mark.condemn().await
+        {
+            // Closed: nothing is written any more, and the next opening knows.
+            let _ = self.queue.send(Request::Fail(format!("use the index: {error}"))).await;
+        }
+        asked.map_err(|error| StoreError::Index(Arc::new(error)))
     }
 
     /// Takes a damaged chunk out of service. Returns the error for who asked.
@@ -406,19 +422,42 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// Opens the index; makes it anew only when it stays unusable, for it may be held a moment longer by
-/// what is just ending.
-async fn open_index(home: Arc<dyn EngineHome>) -> io::Result<(Index, bool)> {
+/// Opens the index; makes it anew when its mark says so, or it stays unusable.
+async fn open_index(home: &Arc<dyn EngineHome>, mark: &Mark) -> io::Result<(Arc<Index>, bool)> {
+    if let Some(batch) = mark.begin_opening().await
+        && let Some(index) = try_index(home, batch).await
+    {
+        mark.end_opening().await;
+        return Ok((index, false));
+    }
+    Ok((rebuild_index(home, mark).await?, true))
+}
+
+/// The index, if it can be used. It may be held a moment longer by what is just ending.
+async fn try_index(home: &Arc<dyn EngineHome>, batch: u64) -> Option<Arc<Index>> {
     for _ in 0..INDEX_ATTEMPTS {
-        let tried = Arc::clone(&home);
-        match offload(move || Index::open(&*tried)).await {
-            Ok(index) => return Ok((index, false)),
-            Err(error) => tracing::warn!(%error, "the index can't be used"),
+        let tried = Arc::clone(home);
+        match offload(move || Index::open(&*tried, batch)).await {
+            Ok(index) => return Some(Arc::new(index)),
+            Err(error) => {
+                tracing::warn!(%error, "the index can't be used");
+                if error.kind() == io::ErrorKind::InvalidData {
+                    return None;
+                }
+            }
         }
         tokio::time::sleep(INDEX_ATTEMPT_INTERVAL).await;
     }
+    None
+}
+
+async fn rebuild_index(home: &Arc<dyn EngineHome>, mark: &Mark) -> io::Result<Arc<Index>> {
     tracing::warn!("the index is made anew from the packs");
-    offload(move || Index::rebuild(&*home)).await.map(|index| (index, true))
+    let home = Arc::clone(home);
+    let index = offload(move || Index::rebuild(&*home)).await?;
+    // Behind it: until then the old index is the current one.
+    mark.reset().await?;
+    Ok(Arc::new(index))
 }
 
 /// Damage of the medium or the file, beside failures of the machine (descriptors, memory).

@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use crate::config::StoreConfig;
 use crate::error::{Refusal, StoreError};
 use crate::event::StoreEvent;
-use crate::index::Index;
+use crate::index::{Index, Mark};
 use crate::library::Stored;
 use crate::pack::PackFiles;
 use crate::purge::{self, Intents, PurgeWhat, Step};
@@ -49,6 +49,7 @@ pub(crate) const RETENTION_DAYS: u64 = 90;
 pub(crate) struct Shared {
     pub(crate) files: Arc<PackFiles>,
     pub(crate) index: Arc<Index>,
+    pub(crate) mark: Mark,
     pub(crate) config: StoreConfig,
     pub(crate) clock: Clock,
     pub(crate) events: broadcast::Sender<StoreEvent>,
@@ -151,7 +152,7 @@ impl Writer {
                 Some(Request::Purge(what, reply)) => {
                     let _ = reply.send(self.purge(what).await);
                 }
-                Some(Request::Fail(error)) => self.fail(error, Vec::new()),
+                Some(Request::Fail(error)) => self.fail(error, Vec::new()).await,
                 Some(Request::Put(_)) | None => {}
             }
         }
@@ -191,7 +192,7 @@ impl Writer {
                 Ok(()) => {}
                 // Who puts next is told whether there is room for it.
                 Err(RoomError::Full { .. }) => break,
-                Err(RoomError::Io(what, error)) => self.fail(format!("{what}: {error}"), Vec::new()),
+                Err(RoomError::Io(what, error)) => self.fail(format!("{what}: {error}"), Vec::new()).await,
             }
         }
         queue.recv().await
@@ -226,7 +227,7 @@ impl Writer {
                 self.set_full(true);
                 self.answer_without_room(&contents, waiting, free).await;
             }
-            Err(WriteError::Fatal(error)) => self.fail(error, waiting),
+            Err(WriteError::Fatal(error)) => self.fail(error, waiting).await,
         }
     }
 
@@ -295,7 +296,7 @@ impl Writer {
             Ok(left) => Ok(left),
             Err(WriteError::Full { free }) => Err(StoreError::Full { free, reserve: self.shared.config.reserve_bytes }),
             Err(WriteError::Fatal(error)) => {
-                self.fail(error.clone(), Vec::new());
+                self.fail(error.clone(), Vec::new()).await;
                 Err(StoreError::Failed(error.into()))
             }
         }
@@ -360,8 +361,11 @@ impl Writer {
         }
     }
 
-    fn fail(&mut self, error: String, waiting: Vec<Waiting>) {
+    async fn fail(&mut self, error: String, waiting: Vec<Waiting>) {
         tracing::error!(%error, "the store stops writing: restart the node once the disk is sound");
+        if self.shared.index.is_damaged() {
+            self.shared.mark.condemn().await;
+        }
         self.shared.is_failed.store(true, Ordering::Relaxed);
         self.shared.emit(StoreEvent::WriterFailed(error.clone()));
         let error: Arc<str> = error.into();

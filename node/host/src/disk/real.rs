@@ -7,7 +7,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -115,6 +115,16 @@ fn missing_is_fine(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
+/// Makes a file's bytes durable. One that has no name any more, since somebody removed it, is gone with this process:
+/// what is written to it is not durable.
+fn sync_data(file: &File) -> io::Result<()> {
+    file.sync_data()?;
+    if file.metadata()?.nlink() == 0 {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "the file was removed while it was written"));
+    }
+    Ok(())
+}
+
 struct RealFile(Arc<File>);
 
 impl FileBackend for RealFile {
@@ -137,13 +147,13 @@ impl FileBackend for RealFile {
                 file.write_all_at(&part, offset)?;
                 offset += part.len() as u64;
             }
-            if sync { file.sync_data() } else { Ok(()) }
+            if sync { sync_data(&file) } else { Ok(()) }
         }))
     }
 
     fn sync(&self) -> IoFuture<'_, ()> {
         let file = Arc::clone(&self.0);
-        Box::pin(offload(move || file.sync_data()))
+        Box::pin(offload(move || sync_data(&file)))
     }
 
     fn set_len(&self, len: u64) -> IoFuture<'_, ()> {
@@ -175,7 +185,11 @@ mod tests {
         assert_eq!(file.read_at(3, usize::MAX).await.expect("read the tail"), "ond");
         assert_eq!(disk.list("a/b").await.expect("list"), ["c"]);
         assert_eq!(disk.open("a/none").await.expect_err("absent").kind(), io::ErrorKind::NotFound);
+        file.write_at(0, vec![Bytes::from_static(b"third")], true).await.expect("write durably");
         disk.remove_dir("a").await.expect("remove");
+        let gone = file.write_at(0, vec![Bytes::from_static(b"lost")], true).await.expect_err("nothing durable");
+        assert_eq!(gone.kind(), io::ErrorKind::NotFound);
+        assert_eq!(file.sync().await.expect_err("nor so").kind(), io::ErrorKind::NotFound);
         assert!(disk.list("a/b").await.expect("list nothing").is_empty());
         fs::remove_dir_all(&root).expect("clean up");
     }

@@ -68,16 +68,22 @@ impl Generations {
     fn tidy(&self, used: &mut BTreeMap<u64, Weak<()>>) -> io::Result<()> {
         used.retain(|_, in_use| in_use.strong_count() > 0);
         let current = self.current()?;
-        for entry in fs::read_dir(&self.root)? {
-            let entry = entry?;
-            let generation = entry.file_name().to_str().and_then(|name| name.parse::<u64>().ok());
-            if generation.is_some_and(|number| Some(number) != current && !used.contains_key(&number)) {
-                fs::remove_dir_all(entry.path())?;
+        for generation in self.there()? {
+            if Some(generation) != current && !used.contains_key(&generation) {
+                fs::remove_dir_all(self.root.join(generation.to_string()))?;
             }
         }
         Ok(())
     }
 
+    /// All that have a directory.
+    fn there(&self) -> io::Result<Vec<u64>> {
+        let names = fs::read_dir(&self.root)?.map(|entry| entry.map(|entry| entry.file_name()));
+        let numbers = names.map(|name| name.map(|name| name.to_str().and_then(|name| name.parse().ok())));
+        numbers.filter_map(Result::transpose).collect()
+    }
+
+    /// What `CURRENT` names; `InvalidData` when it names nothing.
     fn current(&self) -> io::Result<Option<u64>> {
         match fs::read_to_string(self.root.join("CURRENT")) {
             Ok(text) => {
@@ -132,8 +138,12 @@ impl EngineHome for FjallHome {
         let mut used = self.generations.used();
         fs::create_dir_all(&self.generations.root)?;
         // One that was not filled to its end among them.
-        self.generations.tidy(&mut used)?;
-        let generation = self.generations.current()?.max(used.last_key_value().map(|(last, _)| *last)).unwrap_or(0) + 1;
+        match self.generations.tidy(&mut used) {
+            // A damaged `CURRENT` is replaced with what it named.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
+            tidied => tidied?,
+        }
+        let generation = self.generations.there()?.into_iter().chain(used.keys().copied()).max().unwrap_or(0) + 1;
         let engine = self.open_generation(generation, &mut used)?;
         fill(&engine)?;
         engine.persist()?;
@@ -308,6 +318,22 @@ mod tests {
         new.compact().expect("compact");
         assert!(!is_there());
         drop(new);
+        fs::remove_dir_all(directory).expect("clean up");
+    }
+
+    #[test]
+    fn content_whose_name_is_damaged_is_not_opened_and_can_be_replaced() {
+        let directory = std::env::temp_dir().join(format!("maillage-unnamed-{}", std::process::id()));
+        let home = FjallHome::new(directory.clone(), 1 << 20);
+        drop(home.open().expect("open"));
+        for damaged in [&b""[..], b"\xff\xfe", b"one"] {
+            fs::write(directory.join("CURRENT"), damaged).expect("damage");
+            assert_eq!(home.open().map(drop).expect_err("which one?").kind(), io::ErrorKind::InvalidData);
+            let engine = home.replace(&mut |engine| engine.ingest(&mut |take| take(b"a", damaged))).expect("replaced");
+            drop(engine);
+            assert_eq!(home.open().expect("open").get(b"a").expect("read").as_deref(), Some(damaged));
+        }
+        assert_eq!(home.generations.there().expect("look").len(), 1, "what it named before is gone");
         fs::remove_dir_all(directory).expect("clean up");
     }
 

@@ -10,6 +10,8 @@ use crate::pack::PackId;
 pub(crate) const FORMAT: &[u8] = b"v";
 pub(crate) const PACK: &[u8] = b"p";
 pub(crate) const BAD: &[u8] = b"b";
+pub(crate) const BATCH: &[u8] = b"n";
+pub(crate) const LAST: &[u8] = b"l";
 pub(crate) const CHUNK: &[u8] = b"c";
 /// Instances, by study.
 pub(crate) const INSTANCE: &[u8] = b"s";
@@ -21,6 +23,16 @@ pub(crate) const SEQUENCE: &[u8] = b"q";
 
 pub(crate) fn pack(pack: PackId) -> Vec<u8> {
     [PACK, &pack.number.to_be_bytes(), &pack.generation.to_be_bytes()].concat()
+}
+
+/// Where a batch says its number.
+pub(crate) fn batch(slot: u16) -> Vec<u8> {
+    [BATCH, &slot.to_be_bytes()].concat()
+}
+
+/// Where a batch says that none follows it.
+pub(crate) fn last(slot: u16) -> Vec<u8> {
+    [LAST, &slot.to_be_bytes()].concat()
 }
 
 pub(crate) fn chunk(hash: Hash) -> Vec<u8> {

@@ -78,7 +78,7 @@ impl Index {
     /// Looks at every row whose key begins with `prefix`.
     fn each<T: serde::de::DeserializeOwned>(&self, prefix: &[u8], mut look: impl FnMut(&[u8], T)) -> io::Result<()> {
         let mut failed = None;
-        scan_within(&*self.engine, prefix, Bound::Unbounded, &mut |key, value| {
+        scan_within(&self.engine, prefix, Bound::Unbounded, &mut |key, value| {
             match decode(value) {
                 Ok(row) => look(key, row),
                 Err(error) => failed = Some(error),

@@ -159,7 +159,11 @@ impl PendingFile {
 /// Overwrites a file that has no name any more.
 async fn wipe(old: &maillage_host::DiskFile) -> io::Result<()> {
     let len = usize::try_from(old.len().await?).map_err(io::Error::other)?;
-    old.write_at(0, vec![Bytes::from(vec![0; len])], true).await
+    match old.write_at(0, vec![Bytes::from(vec![0; len])], true).await {
+        // Synced, and said to be no file any more.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        written => written,
+    }
 }
 
 /// What [`Disk::replace`] writes before it has its name.

@@ -169,10 +169,15 @@ impl Writer {
             open.end += header.record_len();
         }
         let written = self.write(&open, begin, parts).await;
+        if written.is_err() {
+            // Or a seal would say that the group was durable once.
+            open.end = begin;
+        }
         self.open = Some(open);
         written.map(|()| places)
     }
 
+    /// Writes what is from `begin` to the end.
     async fn write(&self, open: &Open, begin: u64, parts: Vec<Bytes>) -> Result<(), Trouble> {
         // Each time: what has landed must find room once more, which what is in the packs need not.
         self.ask_for_room(open.end - begin).await?;

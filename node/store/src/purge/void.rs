@@ -41,8 +41,7 @@ async fn carry_out(shared: &Arc<Shared>) -> io::Result<()> {
     let pending = shared.intents.pending();
     if !pending.is_empty() {
         // Before the first byte goes, or an older index would point at zeroes.
-        let index = Arc::clone(&shared.index);
-        offload(move || index.persist()).await?;
+        shared.mark.persist(&shared.index).await?;
     }
     for (number, intent) in pending {
         overwrite(shared, &intent).await?;
@@ -115,10 +114,10 @@ async fn drop_pack(shared: &Arc<Shared>, row: PackRow) -> io::Result<()> {
     offload(move || {
         let mut txn = index.txn();
         txn.put(key::pack(row.id), &PackRow { dropped: true, ..row })?;
-        index.commit(txn.into_batch(None)?.0)?;
-        index.persist()
+        index.commit(txn.into_batch(None)?.0)
     })
     .await?;
+    shared.mark.persist(&shared.index).await?;
     shared.files.forget(row.id);
     remove_dropped(shared, row.id).await?;
     tracing::info!(pack = %row.id, day = row.day, "pack removed: nothing in it is kept any more");

@@ -106,17 +106,20 @@ pub(crate) async fn flip(disk: &Disk, path: &str, at: u64, bit: u8) {
 
 /// The library as one comparable text.
 pub(crate) async fn listing(store: &Store) -> String {
+    try_listing(store).await.expect("index")
+}
+
+pub(crate) async fn try_listing(store: &Store) -> Result<String, StoreError> {
     let mut text = String::new();
-    for study in store.studies(None, 1000).await.expect("studies") {
+    for study in store.studies(None, 1000).await? {
         text += &format!("{study:?}\n");
-        for instance in store.instances(&study.study_uid).await.expect("instances") {
+        for instance in store.instances(&study.study_uid).await? {
             text += &format!("  {instance:?}\n");
         }
     }
-    text +=
-        &format!("{:?}\n{:?}\n", store.conflicts(1000).await.expect("conflicts"), store.held().await.expect("held"));
-    let stats = store.stats().await.expect("stats");
-    text + &format!("{} chunks, {} bytes", stats.chunks, stats.bytes)
+    text += &format!("{:?}\n{:?}\n", store.conflicts(1000).await?, store.held().await?);
+    let stats = store.stats().await?;
+    Ok(text + &format!("{} chunks, {} bytes", stats.chunks, stats.bytes))
 }
 
 /// Where the payload of a stored chunk lies: path and offset.

@@ -219,6 +219,7 @@ async fn without_room_the_claim_comes_back_and_nothing_is_left_of_it() {
         assert!(taken.len() >= 2 && taken.len() < 24, "{taken:?}");
         faulty.cut_power(5);
         let store = open_with(&faulty.disk(), Arc::<MemoryHome>::clone(&home), config).await;
+        assert_eq!(store.landing().size().1, 0, "what there was no room for is not lost");
         let mut found = Vec::new();
         for arrived in waiting(&store).await {
             match store.landing().read(&arrived).await {

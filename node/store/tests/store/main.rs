@@ -6,6 +6,7 @@ mod damage;
 mod disk_full;
 mod faulty_disk;
 mod fixture;
+mod index_damage;
 mod landing;
 mod library;
 mod purge;
