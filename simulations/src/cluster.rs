@@ -10,6 +10,7 @@ use maillage::site::{Settings, Site};
 use maillage_consensus::View;
 use maillage_consensus::command::FORMAT;
 use maillage_consensus::ids::SiteId;
+use maillage_consensus::placement::Ground;
 use maillage_consensus::raft::{Group, Role};
 use maillage_store::Store;
 use maillage_transport::{Endpoint, Identity, PeerId};
@@ -20,6 +21,7 @@ use crate::gateway::{self, Gatehouse, Receiver};
 use crate::history::History;
 use crate::invariants::Watch;
 use crate::liars::Liars;
+use crate::mutant::Mutant;
 use crate::net::datagrams::Datagrams;
 use crate::net::{Fabric, Listener, Network, Quality, Watcher};
 use crate::plan::{Fault, Plan, Transport};
@@ -239,13 +241,16 @@ impl Cluster {
         lock(&self.flipped).insert(study.to_owned());
     }
 
-    /// Notes of which slots the layout wants one copy alone of what they receive: the others give theirs up then.
+    /// Notes of which slots the layout wants one copy alone of what they receive, or lets one site alone have it: the
+    /// others give theirs up then.
     pub(crate) fn look_at_layout(&self) {
+        let gateway = self.gateway_slot().and_then(|slot| self.site(slot));
         for running in self.all_running() {
             let Ok(plan) = View::new(&*running.group.reader()).plan() else { continue };
             for slot in self.slots() {
                 let Some(origin) = self.site(slot).map(SiteId) else { continue };
-                if plan.copies(origin).min(plan.could_hold(origin).len()) < 2 {
+                let may = |ground: &&Ground| Some(ground.site.0) != gateway && plan.allows(origin, ground.site);
+                if plan.copies(origin).min(plan.grounds().iter().filter(may).count()) < 2 {
                     lock(&self.alone).insert(slot);
                 }
             }
@@ -341,7 +346,8 @@ impl Cluster {
             return Settings::from_toml(&self.plan.gateway_configuration(slot));
         }
         let generation = lock(&self.generations).get(&slot).copied().unwrap_or(0);
-        Settings::from_toml(&self.plan.configuration(slot, generation, self.understands(slot)))
+        let says = if self.plan.mutant == Some(Mutant::FormatOverstated) { FORMAT } else { self.understands(slot) };
+        Settings::from_toml(&self.plan.configuration(slot, generation, says))
     }
 
     /// The newest format that the version installed at `slot` understands.

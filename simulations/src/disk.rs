@@ -33,11 +33,18 @@ const CAPACITY: u64 = 1 << 34;
 /// How long a lying disk keeps what it called durable in its cache.
 const LIE_LASTS: Duration = Duration::from_secs(5);
 
+/// Between two looks of who waits for a stalled disk.
+const STALL_LOOK: Duration = Duration::from_millis(100);
+
 /// What is wrong with a disk now.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct DiskFaults {
     /// Latencies are multiplied by it.
     pub(crate) slowness: u32,
+    /// Nothing is answered while it lasts.
+    pub(crate) is_stalled: bool,
+    /// … as it was before.
+    pub(crate) has_stalled: bool,
     /// Bytes beyond what is used that can still be written.
     pub(crate) room: Option<u64>,
     /// Probability that an fsync fails.
@@ -48,7 +55,7 @@ pub(crate) struct DiskFaults {
 
 impl Default for DiskFaults {
     fn default() -> Self {
-        Self { slowness: 1, room: None, sync_fails: 0.0, dies_writing: 0.0 }
+        Self { slowness: 1, is_stalled: false, has_stalled: false, room: None, sync_fails: 0.0, dies_writing: 0.0 }
     }
 }
 
@@ -111,6 +118,11 @@ impl Disks {
         self.with(slot, |drive| change(&mut drive.faults));
     }
 
+    /// Whether it stalls now, or did since the faults began.
+    pub(crate) fn has_stalled(&self, slot: u32) -> bool {
+        self.with(slot, |drive| drive.faults.is_stalled || drive.faults.has_stalled)
+    }
+
     /// The disk is lost; an empty one takes its place.
     pub(crate) fn forget(&self, slot: u32) {
         self.with(slot, |drive| (drive.volume, drive.engines) = (Volume::default(), Engines::default()));
@@ -121,9 +133,9 @@ impl Disks {
         self.with(slot, |drive| drive.volume.rot("packs/", what, bit))
     }
 
-    /// A file among the images of `slot` in which one of `marks` can be read, as the process or after a power cut.
+    /// A file of `slot`, whatever it is for, in which one of `marks` can be read, as the process or after a power cut.
     pub(crate) fn find(&self, slot: u32, marks: &BTreeSet<Bytes>) -> Option<String> {
-        self.with(slot, |drive| drive.volume.find("packs/", marks))
+        self.with(slot, |drive| drive.volume.find(marks))
     }
 
     /// Whether the images of `slot` have each of `marks`, durably.
@@ -162,6 +174,9 @@ impl Disks {
             Duration::from_micros(micros) * drive.faults.slowness
         });
         tokio::time::sleep(wait).await;
+        while self.world.is_alive(owner) && self.with(owner.slot, |drive| drive.faults.is_stalled) {
+            tokio::time::sleep(STALL_LOOK).await;
+        }
         self.guard(owner)
     }
 
@@ -344,8 +359,8 @@ impl FileBackend for SimFile {
     fn read_at(&self, offset: u64, len: usize) -> IoFuture<'_, Bytes> {
         Box::pin(async move {
             self.disks.guard(self.owner)?;
-            let slowness = self.disks.with(self.owner.slot, |drive| drive.faults.slowness);
-            if slowness > 1 {
+            let faults = self.disks.with(self.owner.slot, |drive| drive.faults);
+            if faults.slowness > 1 || faults.is_stalled {
                 self.disks.wait(self.owner, 100).await?;
             }
             let at = usize::try_from(offset).map_err(io::Error::other)?;

@@ -59,6 +59,10 @@ pub enum Mutant {
     ClockStandsStill,
     /// A claim is answered, then its exam is claimed again for somebody else.
     DoubleGrant,
+    /// Now and then a claim is answered with a token that was granted before.
+    TokensFall,
+    /// A node of the old version says that it understands the new format.
+    FormatOverstated,
     /// A take-over leaves the workitem of whoever had the exam in progress.
     TakeOverKeepsClaim,
     /// A report is taken whatever its fencing token.
@@ -124,6 +128,8 @@ impl Mutant {
             Self::OtherPatient => (&["I8"], 5),
             Self::ClockStandsStill => (&["time", "I9", "startup"], 10),
             Self::DoubleGrant => (&["I1", "I2", "I7", "events"], 5),
+            Self::TokensFall => (&["I2"], 5),
+            Self::FormatOverstated => (&["format"], 5),
             Self::TakeOverKeepsClaim => (&["I1"], 5),
             Self::ReportUnfenced => (&["I1", "I2", "I3", "I4"], 10),
             Self::DraftsThrownAway => (&["I3"], 10),
@@ -160,6 +166,7 @@ impl Mutant {
                 Faults::These(vec![Fault::Gateway, Fault::Kill, Fault::CutOff])
             }
             Self::LandingFsyncLies => Faults::These(vec![Fault::Crash, Fault::CrashMany, Fault::CrashWriting]),
+            Self::FormatOverstated => Faults::These(vec![Fault::Upgrade, Fault::Kill]),
             Self::GivesUpEarly | Self::GivesUpUnasked => Faults::These(vec![Fault::Relayout, Fault::Kill]),
             _ => Faults::Swarm,
         }
@@ -211,6 +218,7 @@ impl Mutated {
                 | Mutant::HoldingsInvented
                 | Mutant::OtherPatient
                 | Mutant::ClockStandsStill
+                | Mutant::TokensFall
                 | Mutant::TakeOverKeepsClaim
                 | Mutant::ReportUnfenced
                 | Mutant::DraftsThrownAway
@@ -273,6 +281,13 @@ impl Mutated {
             _ => {}
         }
     }
+}
+
+/// The answer to a claim with the first token that there ever was.
+fn with_an_old_token(outcome: &[u8]) -> Result<Option<Vec<u8>>, ApplyError> {
+    let Outcome::Claimed(mut grant) = Outcome::decode(outcome)? else { return Ok(None) };
+    grant.claim.token = FencingToken(1);
+    Ok(Some(Outcome::Claimed(grant).encode()))
 }
 
 /// Tags of keys, as persisted.
@@ -492,6 +507,9 @@ impl Machine for Mutated {
                 aside(transaction, index, &release, &event_keys(index))?;
             }
             lock(&self.grants).insert(grant.exam, (grant.claim.token, grant.claim.transaction_uid));
+        }
+        if self.mutant == Mutant::TokensFall && index.is_multiple_of(8) {
+            return Ok(with_an_old_token(&outcome)?.unwrap_or(outcome));
         }
         Ok(outcome)
     }

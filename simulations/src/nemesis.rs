@@ -1,5 +1,6 @@
 //! What goes wrong: one fault after another, of the kinds that the seed drew, some overlapping.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,9 @@ pub(crate) mod upgrade;
 
 /// Probability that a write is a node's last act, while writes may be.
 const DIES_WRITING: f64 = 0.002;
+/// How often a slow disk answers nothing at all, and for how long: a leader hands over after 5 s, a node ends after 20.
+const STALLS: f64 = 0.3;
+const STALL_MS: (u64, u64) = (3_000, 28_000);
 /// The most that a lossy link does to its datagrams. Two in a hundred lost is what poor lines of the
 /// public internet have in the evening; beyond, QUIC's rate falls below what a mesh can live on.
 const LOSS_MAX: f64 = 0.02;
@@ -227,9 +231,9 @@ impl Harm {
         self.cluster.set_rotten(self.slot);
         let Some(slot) = self.cluster.rotten() else { return };
         let Some(running) = self.cluster.running(slot) else { return };
-        let safe = copies::held_elsewhere(&self.cluster, &running).await;
+        let held = copies::held(&self.cluster, &running).await;
         let mut mine = self.cluster.watch.instances.acknowledged_at(slot);
-        mine.retain(|instance| safe.contains(&instance.sop_instance));
+        mine.retain(|instance| held.elsewhere.contains(&instance.sop_instance));
         for _ in 0..self.rng.between(1, 4) {
             let Some(instance) = self.rng.pick(&mine) else { return };
             let Some(what) = last_stored(&running.store, &instance.sop_instance).await else { continue };
@@ -254,10 +258,12 @@ impl Harm {
             return;
         }
         self.cluster.hold_down(slot);
-        let mut safe = copies::held_elsewhere(&self.cluster, &running).await;
-        if self.cluster.rotten().is_none() && !self.cluster.was_alone(slot) {
-            // Their senders have deleted them. Of an image whose other copy rots there is none any more, nor where
-            // somebody laid out that one is enough.
+        let copies::Held { elsewhere: mut safe, here_alone } = copies::held(&self.cluster, &running).await;
+        if self.cluster.was_alone(slot) {
+            // Where somebody laid out that one copy is enough, there is none any more.
+            self.forgo(here_alone).await;
+        } else if self.cluster.rotten().is_none() {
+            // Their senders have deleted them. Of an image whose other copy rots there is none any more either.
             safe.extend(self.cluster.watch.commitments.committed());
         }
         let lost = self.cluster.watch.instances.lost(slot, &safe);
@@ -269,6 +275,22 @@ impl Harm {
         self.cluster.boot(slot);
         self.cluster.world.sometimes("a lost site was replaced");
         workload::send_again(&self.cluster, slot, lost, &mut self.rng).await;
+    }
+
+    /// What a gateway had acknowledged, and has no more, of what is lost: nobody sends it again.
+    async fn forgo(&self, lost: BTreeSet<String>) {
+        let Some(gateway) = self.cluster.gateway_slot() else { return };
+        let gatehouse = self.cluster.gatehouse();
+        for instance in self.cluster.watch.instances.acknowledged_at(gateway) {
+            let in_spool = match &gatehouse {
+                Some(gatehouse) => gatehouse.store.instance(&instance.sop_instance).await,
+                None => Ok(None),
+            };
+            if lost.contains(&instance.sop_instance) && matches!(in_spool, Ok(None)) {
+                self.cluster.world.sometimes("an image was lost with the only copy that the layout wanted");
+                self.cluster.watch.instances.forgo(gateway, &instance.sop_instance);
+            }
+        }
     }
 
     fn any_slot(&mut self) -> u32 {
@@ -303,9 +325,14 @@ impl Harm {
             }
             _ => {
                 let slowness = [20, 100, 500][self.rng.index(3)];
-                disks.set_faults(slot, |faults| faults.slowness = slowness);
-                tokio::time::sleep(self.lasts).await;
-                disks.set_faults(slot, |faults| faults.slowness = 1);
+                let stalls = self.rng.chance(STALLS).then(|| self.rng.millis(STALL_MS.0, STALL_MS.1));
+                disks.set_faults(slot, |faults| (faults.slowness, faults.is_stalled) = (slowness, stalls.is_some()));
+                tokio::time::sleep(stalls.unwrap_or(self.lasts)).await;
+                disks.set_faults(slot, |faults| (faults.slowness, faults.is_stalled) = (1, false));
+                if stalls.is_some() {
+                    disks.set_faults(slot, |faults| faults.has_stalled = true);
+                    self.cluster.world.sometimes("a disk stalled");
+                }
             }
         }
     }

@@ -30,7 +30,7 @@ pub enum Fault {
     DiskFull,
     /// An fsync fails.
     FsyncFails,
-    /// A disk is slow.
+    /// A disk is slow, or answers nothing for a while.
     SlowDisk,
     /// The sites fall into two halves.
     Partition,
@@ -145,6 +145,9 @@ const GATEWAY: f64 = 0.4;
 /// The share of runs whose nodes prefetch, and of those the share with hardly any room for it.
 const PREFETCHES: f64 = 0.6;
 const LITTLE_ROOM: f64 = 0.6;
+
+/// What users do at most in a run is sized for one that lasts no longer.
+const SHORT: Duration = Duration::from_secs(600);
 
 /// Which faults a run has.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -407,6 +410,11 @@ impl Plan {
              [gateway]\nkeep_s = {keep_s}\n\
              [storage]\ncommitment_timeout_s = {timeout}\nreserve_mib = 1\n"
         )
+    }
+
+    /// What a user does at most in a run: `most` in a short one, and as much more as a longer one lasts.
+    pub(crate) fn at_most(&self, most: u64) -> u64 {
+        most * (self.duration.as_secs() / SHORT.as_secs()).max(1)
     }
 
     /// Whether this fault is done, or left out.

@@ -243,8 +243,9 @@ pub(crate) async fn look_around(cluster: Arc<Cluster>) {
 
 fn judge(cluster: &Arc<Cluster>, recovered: Duration) -> Report {
     let world = &cluster.world;
-    let histories = claims::check_all(world, &cluster.history);
+    // The simplest first: a token that falls also makes histories that nothing explains.
     tokens::check_all(world, &cluster.history);
+    let histories = claims::check_all(world, &cluster.history);
     let (exams, completed) = cluster.watch.finality.counts();
     let compared = usize::try_from(cluster.watch.replicas.compared()).unwrap_or(usize::MAX);
     let simulated = world.now();

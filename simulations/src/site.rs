@@ -281,7 +281,8 @@ async fn live(cluster: &Arc<Cluster>, running: Running) -> String {
                 return "it was told to stop".to_owned();
             }
             cluster.world.sometimes("a node halted by itself");
-            if !is_excused(&reason) {
+            let stalled = reason.contains(STALLED) && cluster.disks.has_stalled(running.owner.slot);
+            if !stalled && !is_excused(&reason) {
                 cluster.world.violation("startup", format!("slot {} halted: {reason}", running.owner.slot));
             }
             return reason;
@@ -326,6 +327,9 @@ async fn open_doors(cluster: Arc<Cluster>, running: Running) {
         }
     }
 }
+
+/// Why a node ends whose disk answers nothing for too long.
+const STALLED: &str = "the disk has not answered";
 
 /// Reasons to halt that an honest disk's faults give.
 fn is_excused(reason: &str) -> bool {

@@ -124,9 +124,8 @@ impl Volume {
     }
 
     /// The file under `directory` that holds one of `marks`, synced or not.
-    pub(super) fn find(&self, directory: &str, marks: &BTreeSet<Bytes>) -> Option<String> {
-        let mut files = self.names.iter().filter(|(path, _)| path.contains(directory));
-        files.find_map(|(path, inode)| {
+    pub(super) fn find(&self, marks: &BTreeSet<Bytes>) -> Option<String> {
+        self.names.iter().find_map(|(path, inode)| {
             let content = self.contents.get(inode)?;
             let holds = |bytes: &[u8]| marks.iter().any(|mark| memchr::memmem::find(bytes, mark).is_some());
             let is_there = [&content.durable, &content.seen].iter().any(|pages| holds(&pages.read(0, usize::MAX)));

@@ -112,7 +112,7 @@ pub(crate) fn check_all(world: &World, history: &History) -> usize {
     for (exam, operations) in exams {
         match check::<ExamModel>(operations.clone(), BUDGET) {
             Verdict::Linearizable => {}
-            Verdict::TooHard => world.sometimes("a history was too hard to decide"),
+            Verdict::TooHard => world.violation("I1", format!("exam {exam}: its history is too hard to decide")),
             Verdict::Violation { explained } => {
                 let mut told = String::new();
                 for operation in &operations {

@@ -2,8 +2,10 @@
 //! says that it holds, it has, and a site that is drained, or must not have it, is rid of what others have.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
+use axum::http::{Method, StatusCode};
 use maillage_consensus::View;
 use maillage_consensus::ids::SiteId;
 use maillage_consensus::mesh::{HeldPart, Study};
@@ -11,9 +13,12 @@ use maillage_consensus::placement::{Ground, Plan};
 use maillage_store::{Hash, StudyManifest};
 
 use crate::cluster::{Cluster, Running};
+use crate::workload::http;
 
 /// How long after the last work all copies must be made, besides the grace of silent sites.
 const COPIED: Duration = Duration::from_secs(300);
+/// A repair may take so long.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(2);
 /// Studies that a node lists at once.
@@ -35,26 +40,33 @@ fn studies(running: &Running) -> Vec<Study> {
     }
 }
 
-/// The instances that other sites hold than the one in `slot` and the one with the rotten disk, as far as
-/// the node of `running` can tell.
-pub(crate) async fn held_elsewhere(cluster: &Cluster, running: &Running) -> BTreeSet<String> {
+/// Instances of the parts that a site has, by whether others have them.
+#[derive(Default)]
+pub(crate) struct Held {
+    pub(crate) elsewhere: BTreeSet<String>,
+    pub(crate) here_alone: BTreeSet<String>,
+}
+
+/// The instances that other sites hold than that of `running` and the one with the rotten disk, and those that none of
+/// them does, as far as the node of `running` can tell.
+pub(crate) async fn held(cluster: &Cluster, running: &Running) -> Held {
     let rotten = cluster.rotten().and_then(|slot| cluster.site(slot));
-    let mut safe = BTreeSet::new();
+    let mut instances = Held::default();
     for study in studies(running) {
         for held in study.parts {
             let others = held
                 .holders
                 .iter()
                 .filter(|site| site.0 != running.site && Some(site.0) != rotten && !cluster.is_lost(site.0));
-            if others.count() == 0 {
-                continue;
-            }
+            let is_elsewhere = others.count() > 0;
             let Ok(Some(bytes)) = running.store.get_manifest(Hash(held.part.manifest)).await else { continue };
             let Ok(manifest) = StudyManifest::decode(&bytes) else { continue };
-            safe.extend(manifest.instances.into_iter().map(|instance| instance.sop_instance));
+            let of = if is_elsewhere { &mut instances.elsewhere } else { &mut instances.here_alone };
+            of.extend(manifest.instances.into_iter().map(|instance| instance.sop_instance));
         }
     }
-    safe
+    instances.here_alone.retain(|sop_instance| !instances.elsewhere.contains(sop_instance));
+    instances
 }
 
 /// What is not as it should be; sites that are lost hold nothing.
@@ -78,8 +90,10 @@ async fn lacking(cluster: &Cluster) -> Option<String> {
             if let Some(other) = others.iter().find(|other| plan.spares(held, SiteId(other.site))) {
                 return Some(format!("slot {} has not given up study {}", other.owner.slot, study.uid));
             }
-            let sound = counted.into_iter().filter(|holder| cluster.rotten() != Some(holder.owner.slot));
-            for holder in sound {
+            // What rotted is brought back from another that has it.
+            let is_sound = |holder: &&Running| cluster.rotten() != Some(holder.owner.slot);
+            let can_mend = counted.iter().any(&is_sound);
+            for holder in counted.iter().filter(|holder| can_mend || is_sound(holder)) {
                 let verified = holder.store.verify_study(Hash(held.part.manifest)).await;
                 if let Err(error) = verified.as_ref().map(|report| report.is_complete()) {
                     return Some(format!("slot {} does not have study {}: {error}", holder.owner.slot, study.uid));
@@ -118,11 +132,23 @@ async fn left_behind(all: &[Running], plan: &Plan, held: &HeldPart) -> Option<St
     None
 }
 
+/// Has the node with the rotten disk bring back what it lacks, as its sysadmin does who is told.
+async fn repair(cluster: &Arc<Cluster>) {
+    let Some(running) = cluster.rotten().and_then(|slot| cluster.running(slot)) else { return };
+    let request = http::request(Method::POST, "/admin/v1/repair", None, None);
+    let answered = http::ask_on_socket(cluster, &running, PATIENCE, request).await;
+    if answered.is_some_and(|answered| answered.status == StatusCode::OK) {
+        cluster.world.sometimes("a rotten disk was repaired");
+    }
+}
+
 /// Waits until all copies are made; a violation when that takes too long.
-pub(crate) async fn all_are_made(cluster: &Cluster) {
+pub(crate) async fn all_are_made(cluster: &Arc<Cluster>) {
     let start = cluster.world.now();
     let limit = COPIED + cluster.plan.grace;
-    while let Some(lacking) = lacking(cluster).await {
+    loop {
+        repair(cluster).await;
+        let Some(lacking) = lacking(cluster).await else { break };
         if cluster.world.now() - start > limit {
             cluster.world.violation("I9", format!("{limit:?} after the last work, {lacking}"));
             return;

@@ -19,7 +19,7 @@ use maillage_consensus::{Outcome, View};
 use maillage_host::engine::Reader;
 use maillage_store::Hash;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Running};
 use crate::durable;
 use crate::rng::Rng;
 use crate::world::{HARNESS, World, lock};
@@ -28,10 +28,15 @@ use crate::world::{HARNESS, World, lock};
 const PAGE: usize = 64;
 /// Zones that images are in at least, where there are so many.
 const ZONES: usize = 2;
+/// Copies without which images are not safe.
+const COPIES: usize = 2;
 
-/// Whether the leader counts on a site's copy that is not on its disk, which neither rots nor is lost.
+/// Whether the leader counts on a site's copy that is not on its disk, which neither rots nor is lost. A leader of whom
+/// most have not heard for as long as it takes to know of what was given up may lead no more, and knows nothing new.
 async fn is_missing(cluster: &Cluster, held: &HeldPart, site: SiteId) -> bool {
-    let Some(leader) = cluster.leader().and_then(|slot| cluster.running(slot)) else { return false };
+    let leader = cluster.leader().and_then(|slot| cluster.running(slot));
+    let is_heard = |leader: &Running| leader.group.watch().borrow().quorum_ack_age.is_some_and(|age| age < KNOWN / 2);
+    let Some(leader) = leader.filter(is_heard) else { return false };
     let parts = View::new(&*leader.group.reader()).study(held.part.study.as_str()).ok().flatten();
     let same = |known: &&HeldPart| known.part.manifest == held.part.manifest && known.holders.contains(&site);
     let is_listed = parts.is_some_and(|study| study.parts.iter().any(|known| same(&known)));
@@ -79,6 +84,7 @@ impl Reader for Overlay<'_, '_> {
 /// A part that a site says it is, or would be, rid of, and the layout, before the command.
 pub(crate) struct Before {
     held: HeldPart,
+    site: SiteId,
     plan: Plan,
 }
 
@@ -97,16 +103,17 @@ impl Before {
         let before = held.holders.len();
         held.holders.retain(|site| *site != envelope.site);
         (held.holders.len() < before).then_some(())?;
-        Some(Self { held, plan: view.plan().ok()? })
+        Some(Self { held, site: envelope.site, plan: view.plan().ok()? })
     }
 
-    /// The others that the mesh counts on, and how many of them it wants.
+    /// The others that the mesh counts on, and how many of them it wants: two at least of what may lie where it is.
     fn others(&self) -> (Vec<SiteId>, usize) {
         let (origin, plan) = (self.held.origin, &self.plan);
         let is_counted =
             |site: &SiteId| plan.ground(*site).is_some_and(|ground| ground.is_here) && plan.counts(origin, *site);
         let others = self.held.holders.iter().copied().filter(is_counted).collect();
-        (others, plan.copies(origin).min(self.could().count()).max(1))
+        let at_least = if plan.allows(origin, self.site) { COPIES.min(plan.copies(origin)) } else { 1 };
+        (others, plan.copies(origin).min(self.could().count()).max(at_least))
     }
 
     /// The sites that could have it, were they all there.
@@ -123,6 +130,8 @@ impl Before {
     }
 }
 
+/// What is looked for on disks is what had to be there this long before.
+const SOON: Duration = Duration::from_millis(100);
 /// After this long a node that was behind knows of what was given up.
 const KNOWN: Duration = Duration::from_secs(8);
 
@@ -210,9 +219,13 @@ impl Giving {
         let slots: Vec<u32> = others.iter().filter_map(|site| slot_of(site.0)).collect();
         let mut up = cluster.all_running();
         up.retain(|running| others.contains(&SiteId(running.site)));
-        let mut marks = None;
+        let (mut marks, start) = (None, self.world.now());
         for running in &up {
             marks = marks.or(durable::of_part(&running.store, Hash(manifest)).await);
+        }
+        if self.world.now() - start > SOON {
+            // From a disk that hardly answers: others may have given theirs up meanwhile, for new ones.
+            return;
         }
         match marks {
             Some(marks) if slots.iter().filter(|slot| cluster.disks.keeps(**slot, &marks)).count() < wanted => {

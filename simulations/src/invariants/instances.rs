@@ -35,6 +35,8 @@ pub(crate) struct Instances {
     by_slot: Mutex<BTreeMap<u32, Vec<Acknowledged>>>,
     /// Acknowledged by nodes that are lost, and held by others.
     elsewhere: Mutex<Vec<Acknowledged>>,
+    /// UIDs under which other bytes came as well.
+    contested: Mutex<BTreeSet<String>>,
     /// Studies of which all images were acknowledged, by slot.
     sent: Mutex<BTreeMap<u32, Vec<String>>>,
     rng: Mutex<Rng>,
@@ -46,6 +48,7 @@ impl Instances {
             world,
             by_slot: Mutex::default(),
             elsewhere: Mutex::default(),
+            contested: Mutex::default(),
             sent: Mutex::default(),
             rng: Mutex::new(Rng::stream(seed, "instances")),
         }
@@ -65,6 +68,13 @@ impl Instances {
         lost
     }
 
+    /// One that was acknowledged at `slot` is nowhere any more, and that was laid out so.
+    pub(crate) fn forgo(&self, slot: u32, sop_instance: &str) {
+        if let Some(all) = lock(&self.by_slot).get_mut(&slot) {
+            all.retain(|instance| instance.sop_instance != sop_instance);
+        }
+    }
+
     /// All images of a study were acknowledged at `slot`, at first; more may come.
     pub(crate) fn sent(&self, slot: u32, study: &str) {
         lock(&self.sent).entry(slot).or_default().push(study.to_owned());
@@ -73,6 +83,21 @@ impl Instances {
     /// What the node of `slot` acknowledged.
     pub(crate) fn acknowledged_at(&self, slot: u32) -> Vec<Acknowledged> {
         lock(&self.by_slot).get(&slot).cloned().unwrap_or_default()
+    }
+
+    pub(crate) fn is_acknowledged_at(&self, slot: u32, sop_instance: &str) -> bool {
+        let by_slot = lock(&self.by_slot);
+        by_slot.get(&slot).is_some_and(|all| all.iter().any(|instance| instance.sop_instance == sop_instance))
+    }
+
+    /// Other bytes come under a UID.
+    pub(crate) fn contest(&self, sop_instance: &str) {
+        lock(&self.contested).insert(sop_instance.to_owned());
+    }
+
+    /// Whether nobody can tell any more which bytes are meant by a UID.
+    pub(crate) fn is_contested(&self, sop_instance: &str) -> bool {
+        lock(&self.contested).contains(sop_instance)
     }
 
     /// The studies sent to `slot`.

@@ -33,7 +33,7 @@ pub(crate) struct Kept {
     pub(crate) instances: Vec<String>,
     /// Chunks and manifests.
     pub(crate) objects: Vec<Hash>,
-    /// Bytes that are stored of them and nowhere else.
+    /// Bytes that are stored of them and nowhere else, as they are in packs and as they came.
     pub(crate) marks: Vec<Bytes>,
     /// Under which they are sealed.
     pub(crate) keys: Vec<KeyId>,

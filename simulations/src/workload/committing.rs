@@ -90,7 +90,7 @@ struct Told {
 pub(super) async fn run(cluster: Arc<Cluster>, slot: u32, mut rng: Rng) {
     // It speaks DIMSE alone.
     let is_gateways = cluster.gateway_slot() == Some(slot);
-    for _ in 0..REQUESTS_MAX {
+    for _ in 0..cluster.plan.at_most(REQUESTS_MAX) {
         tokio::time::sleep(rng.around(PAUSE)).await;
         if cluster.is_ending() {
             break;
@@ -134,7 +134,8 @@ fn uid(rng: &mut Rng) -> String {
 fn references(cluster: &Cluster, slot: u32) -> Vec<(String, String)> {
     let all = cluster.watch.instances.acknowledged_at(slot).into_iter();
     let mut seen = BTreeSet::new();
-    all.filter(|one| seen.insert(one.sop_instance.clone()))
+    all.filter(|one| !cluster.watch.instances.is_contested(&one.sop_instance))
+        .filter(|one| seen.insert(one.sop_instance.clone()))
         .map(|one| {
             let sample = Sample { study: one.study, sop_instance: one.sop_instance, data_set: one.data_set };
             (sample.sop_class().as_str().to_owned(), sample.sop_instance)

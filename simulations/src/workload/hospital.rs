@@ -40,7 +40,7 @@ pub(crate) fn name(images_to: u32) -> Line {
 /// Requests at `slot`, and sends images to what takes them at `images_to`.
 pub(crate) async fn run(cluster: Arc<Cluster>, slot: u32, images_to: u32, rng: Rng) {
     let mut sender = Sender::new(Arc::clone(&cluster), slot, Name::default(), rng);
-    for number in 0..EXAMS_MAX {
+    for number in 0..cluster.plan.at_most(EXAMS_MAX) {
         let wait = sender.rng.around(cluster.plan.exam_every);
         tokio::time::sleep(wait).await;
         if cluster.is_ending() {

@@ -20,6 +20,8 @@ const INSTANCES_MAX: u64 = 400;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How often an instance goes by STOW-RS rather than by C-STORE.
 const BY_STOW: f64 = 0.3;
+/// How often other bytes come under the UID of an image that was just acknowledged.
+const CONTESTED: f64 = 0.06;
 
 /// Sends an instance to what takes images in `slot`; `false` when it was not acknowledged.
 pub(super) async fn store(cluster: &Arc<Cluster>, slot: u32, sample: &Sample, rng: &mut Rng) -> bool {
@@ -75,10 +77,30 @@ fn stow(sample: &Sample) -> Request<Body> {
         .unwrap_or_default()
 }
 
+/// Sends other bytes under the UID of an image that was acknowledged here: they are refused, and it stays as it was.
+async fn contest(cluster: &Arc<Cluster>, slot: u32, sent: &Sample, of: &Of<'_>, rng: &mut Rng) {
+    let sop_instance = &sent.sop_instance;
+    let Some(number) = sop_instance.rsplit('.').next().and_then(|number| number.parse().ok()) else { return };
+    let other = Sample::new(of, number, rng.next(), rng.between(1, 8_000));
+    let is_acknowledged = || cluster.watch.instances.is_acknowledged_at(slot, sop_instance);
+    let is_of_it = other.sop_instance == *sop_instance;
+    let Some(receiver) = cluster.receiver(slot).filter(|_| is_of_it && is_acknowledged()) else { return };
+    cluster.watch.instances.contest(sop_instance);
+    let Some((stored, answer)) = by_c_store(cluster, receiver, &other).await else { return };
+    // With a machine that was lost meanwhile the first is gone.
+    if stored && is_acknowledged() {
+        let detail = format!("other bytes under {sop_instance} were acknowledged in slot {slot}: {answer}");
+        cluster.world.violation("I3", detail);
+    }
+    if !stored {
+        cluster.world.sometimes("other bytes under a known UID were refused");
+    }
+}
+
 /// Sends late images of studies that are known already, some twice.
 pub(crate) async fn run(cluster: Arc<Cluster>, slot: u32, mut rng: Rng) {
     let mut last: Option<Sample> = None;
-    for number in 0..INSTANCES_MAX {
+    for number in 0..cluster.plan.at_most(INSTANCES_MAX) {
         tokio::time::sleep(rng.around(cluster.plan.instance_every)).await;
         if cluster.is_ending() {
             return;
@@ -94,6 +116,9 @@ pub(crate) async fn run(cluster: Arc<Cluster>, slot: u32, mut rng: Rng) {
         let again = last.take().filter(|_| rng.chance(0.2));
         let sample = again.unwrap_or(fresh);
         let stored = store(&cluster, slot, &sample, &mut rng).await;
+        if stored && cluster.gateway_slot() != Some(slot) && rng.chance(CONTESTED) {
+            contest(&cluster, slot, &sample, &of, &mut rng).await;
+        }
         last = Some(sample).filter(|_| !stored || rng.chance(0.1));
     }
 }

@@ -30,8 +30,12 @@ const WAITS: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(500);
 /// Up to so much later it is purged: some copies are made by then, others under way.
 const LATER_MS: (u64, u64) = (0, 6_000);
+/// How often they are on legal hold before.
+const HELD: f64 = 0.2;
 /// How often another image comes afterwards.
 const COMES_AFTER: f64 = 0.3;
+/// Bytes at the end of an image as it was sent by which a disk is searched for it; the smallest have 64 of pixels.
+const SENT_MARK_BYTES: usize = 48;
 /// Bytes at the end of a stored chunk by which a disk is searched for it. The head of an image ends with its shape, which
 /// others share: so many that its UIDs are among them.
 const MARK_BYTES: usize = 192;
@@ -40,7 +44,7 @@ const MARK_BYTES: usize = 192;
 pub(super) async fn run(cluster: Arc<Cluster>, slot: u32, rng: Rng) {
     let name = Name::fitted(&format!("archive-{slot}"));
     let mut archive = Archive { sender: Sender::new(Arc::clone(&cluster), slot, name, rng) };
-    for number in 0..STUDIES_MAX {
+    for number in 0..cluster.plan.at_most(STUDIES_MAX) {
         let pause = archive.sender.rng.around(PAUSE);
         tokio::time::sleep(pause).await;
         if cluster.is_ending() {
@@ -60,17 +64,23 @@ impl Archive {
         let (study, patient) =
             (format!("2.25.90{}.{number}", self.sender.slot), format!("K{}-{number}", self.sender.slot));
         let of = Of { study: &study, accession: "", patient: &patient, modality: "CT" };
+        let mut sent = Vec::new();
         for instance in 0..INSTANCES {
             let len = self.sender.rng.between(64, 6_000);
             let sample = Sample::new(&of, instance, self.sender.rng.next(), len);
             if !self.store(&sample).await {
                 return;
             }
+            sent.push(sample.data_set.slice(sample.data_set.len().saturating_sub(SENT_MARK_BYTES)..));
         }
-        let Some((exam, kept)) = self.published(&study).await else { return };
+        let Some((exam, mut kept)) = self.published(&study).await else { return };
+        kept.marks.append(&mut sent);
         cluster.watch.purges.keeps(exam, kept);
         let later = self.sender.rng.millis(LATER_MS.0, LATER_MS.1);
         tokio::time::sleep(later).await;
+        if self.sender.rng.chance(HELD) {
+            self.hold_for_a_while(exam).await;
+        }
         if self.purge(exam).await && self.sender.rng.chance(COMES_AFTER) && !cluster.is_ending() {
             let late = Sample::new(&of, INSTANCES, self.sender.rng.next(), 200);
             if images::store(&cluster, self.sender.slot, &late, &mut self.sender.rng).await {
@@ -124,6 +134,30 @@ impl Archive {
             return Some((held.exam, kept));
         }
         None
+    }
+
+    /// Puts an exam on legal hold, sees that it is not purged, and lifts the hold.
+    async fn hold_for_a_while(&mut self, exam: ExamId) {
+        let reason = Line::fitted("the court asks for it");
+        let id = self.sender.new_id();
+        let hold = Command::LegalHold { exam, reason: reason.clone() };
+        if !matches!(self.sender.send(id, hold, Some(WAITS)).await, Answer::Given(_, Outcome::Done)) {
+            return;
+        }
+        let id = self.sender.new_id();
+        let purge = Command::Purge { exam, reason: Line::fitted("the patient asks again"), withdrawn: true };
+        match self.sender.send(id, purge, Some(WAITS)).await {
+            Answer::Given(index, Outcome::Done) => {
+                let detail = format!("exam {exam} was purged at {index} under a legal hold");
+                self.sender.cluster.world.violation("I6", detail);
+            }
+            Answer::Given(_, Outcome::Refused(Refusal::OnHold)) => {
+                self.sender.cluster.world.sometimes("a legal hold kept images");
+            }
+            _ => {}
+        }
+        let id = self.sender.new_id();
+        self.sender.send(id, Command::ReleaseHold { exam, reason }, None).await;
     }
 
     /// Has an exam's images purged, once its state allows it.

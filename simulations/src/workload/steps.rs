@@ -140,7 +140,7 @@ impl Client {
     }
 
     async fn create(&mut self) {
-        if self.created >= CREATED_MAX {
+        if self.created >= self.cluster.plan.at_most(CREATED_MAX) {
             return;
         }
         self.created += 1;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -69,18 +70,26 @@ pub(crate) fn wait_for<T>(future: impl Future<Output = T>) -> anyhow::Result<T> 
     Ok(runtime.block_on(future))
 }
 
+pub(crate) fn this_program() -> anyhow::Result<PathBuf> {
+    std::env::current_exe().context("find this program")
+}
+
 /// Runs `settings` in a process of its own.
 pub(crate) async fn run_apart(settings: &Settings) -> anyhow::Result<Outcome> {
+    run_as(&this_program()?, settings).await
+}
+
+/// … as `program`, which is a build of this one.
+pub(crate) async fn run_as(program: &Path, settings: &Settings) -> anyhow::Result<Outcome> {
     let mut arguments = settings.arguments();
     arguments.extend(settings.trace.iter().map(|trace| format!("--trace={}", trace.display())));
     let site_minutes = settings.minutes.saturating_mul(u64::from(settings.sites));
     let stuck = STUCK_A_SITE_MINUTE.saturating_mul(u32::try_from(site_minutes).unwrap_or(u32::MAX));
-    apart(settings.seed, &arguments, stuck.max(STUCK_MIN)).await
+    apart(program, settings.seed, &arguments, stuck.max(STUCK_MIN)).await
 }
 
-/// Runs this program with these arguments in a process of its own, for at most `limit` of real time.
-pub(crate) async fn apart(seed: u64, arguments: &[String], limit: Duration) -> anyhow::Result<Outcome> {
-    let program = std::env::current_exe().context("find this program")?;
+/// Runs a program with these arguments in a process of its own, for at most `limit` of real time.
+pub(crate) async fn apart(program: &Path, seed: u64, arguments: &[String], limit: Duration) -> anyhow::Result<Outcome> {
     let mut command = tokio::process::Command::new(program);
     command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
     let failed = |output: String| Outcome {
@@ -108,6 +117,53 @@ pub(crate) async fn apart(seed: u64, arguments: &[String], limit: Duration) -> a
     Ok(Outcome { seed, digest: digest.to_owned(), broken, node_hours, reached, plan, output: text })
 }
 
+/// What a sweep of so many swarms must reach, or it does not test what it is said to: each is in every third run at
+/// least …
+const USUAL_FROM: u64 = 40;
+const USUAL: [&str; 20] = [
+    "a claim was refused because another holds the exam",
+    "a command took more than three tries",
+    "a command was refused for want of a quorum",
+    "a connection broke with streams on it",
+    "a disk was searched for purged images",
+    "a follower's log conflicted",
+    "a node started with images still to be coded",
+    "a node that had acknowledged entries lost power",
+    "a repeated command was answered",
+    "a report under a lost claim was refused",
+    "a sender was cut in mid-study",
+    "a storage commitment was given",
+    "a study was retrieved",
+    "a text was kept for later without a quorum",
+    "a vote was granted",
+    "all copies were made",
+    "an exam was taken by break glass",
+    "an exam was taken over",
+    "an image came after its study was purged",
+    "the leader changed",
+];
+/// … or in every tenth.
+const RARE_FROM: u64 = 300;
+const RARE: [&str; 17] = [
+    "a copy was given up",
+    "a disk stalled",
+    "a gateway had a report delivered",
+    "a layout was applied",
+    "a legal hold kept images",
+    "a lost site was replaced",
+    "a node was upgraded under way",
+    "a pack's torn tail was cut",
+    "a peer served wrong bytes",
+    "a rotten disk was repaired",
+    "a site joined among faults",
+    "a snapshot was sent",
+    "a write met a full disk",
+    "all nodes lost power at once",
+    "an fsync failed",
+    "an unsynced write was torn",
+    "other bytes under a known UID were refused",
+];
+
 /// The sums of a sweep.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
@@ -128,6 +184,13 @@ impl Tally {
         if outcome.broken.is_some() {
             self.failed.push(outcome.seed);
         }
+    }
+
+    /// What this many swarms should have reached, and did not.
+    fn unreached(&self, seeds: u64) -> Vec<&'static str> {
+        let usual = USUAL.iter().filter(|_| seeds >= USUAL_FROM);
+        let all = usual.chain(RARE.iter().filter(|_| seeds >= RARE_FROM));
+        all.copied().filter(|what| !self.reached.contains_key(*what)).collect()
     }
 
     /// Prints the rare paths, and puts the failed seeds in order.
@@ -168,12 +231,25 @@ pub(crate) fn sweep(seeds: Range<u64>, jobs: usize, shape: &Shape) -> anyhow::Re
         failed.len(),
         node_hours / took.max(0.001)
     );
-    Ok(failed.is_empty())
+    let unreached = if shape.is_whole_swarm() { tally.unreached(count) } else { Vec::new() };
+    for what in &unreached {
+        println!("in none of {count} seeds: {what}");
+    }
+    Ok(failed.is_empty() && unreached.is_empty())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_sweep_must_reach_is_missed() {
+        let tally = Tally { reached: USUAL.map(|what| (what.to_owned(), (1, 1))).into(), ..Tally::default() };
+        assert_eq!(tally.unreached(RARE_FROM), RARE);
+        assert_eq!(tally.unreached(RARE_FROM - 1), [""; 0]);
+        assert_eq!(Tally::default().unreached(USUAL_FROM), USUAL);
+        assert_eq!(Tally::default().unreached(USUAL_FROM - 1), [""; 0], "a few seeds reach what they reach");
+    }
 
     #[test]
     fn a_plan_is_read_as_it_is_printed() {

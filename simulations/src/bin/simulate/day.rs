@@ -19,7 +19,7 @@ use maillage_simulations::day::report::{Arm, Made, Report, write_html};
 use maillage_simulations::day::scenario::Scenario;
 use maillage_simulations::day::{MINUTE_MS, central};
 
-use crate::batch::{Outcome, Tally, apart, wait_for};
+use crate::batch::{Outcome, Tally, apart, this_program, wait_for};
 use crate::shim;
 use crate::show::{result, seen};
 
@@ -174,7 +174,7 @@ async fn on_mesh(settings: &DaySettings, day: &Day) -> anyhow::Result<(Outcome, 
     let path = std::env::temp_dir().join(name);
     let mut arguments = settings.arguments();
     arguments.push(format!("--records={}", path.display()));
-    let outcome = apart(settings.seed, &arguments, STUCK).await?;
+    let outcome = apart(&this_program()?, settings.seed, &arguments, STUCK).await?;
     let Ok(json) = std::fs::read(&path) else { return Ok((outcome, None)) };
     std::fs::remove_file(&path).context("remove a run's records")?;
     let Kept { ended_ms, records } = serde_json::from_slice(&json).context("read a run's records")?;
@@ -191,7 +191,7 @@ pub(crate) fn sweep(seeds: Range<u64>, jobs: usize, shape: &DayShape) -> anyhow:
     wait_for(async {
         let days = seeds.map(|seed| async move {
             let settings = shape.settings(seed, true, None);
-            anyhow::Ok((apart(seed, &settings.arguments(), STUCK).await?, settings))
+            anyhow::Ok((apart(&this_program()?, seed, &settings.arguments(), STUCK).await?, settings))
         });
         let mut days = futures::stream::iter(days).buffer_unordered(jobs.max(1));
         while let Some(played) = days.next().await {

@@ -8,19 +8,21 @@
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
 use crate::Shape;
-use crate::batch::{run_apart, wait_for};
+use crate::batch::{run_as, this_program, wait_for};
 
-/// Runs `seed` twice; prints the first event that differs.
-pub(crate) fn check(seed: u64, shape: &Shape) -> anyhow::Result<bool> {
+/// Runs `seed` twice, the second time as program `with` if there is one; prints the first event that differs.
+pub(crate) fn check(seed: u64, with: Option<PathBuf>, shape: &Shape) -> anyhow::Result<bool> {
     let directory = std::env::temp_dir();
     let paths = [1, 2].map(|run| directory.join(format!("simulate-{}-{seed}-{run}.trace", std::process::id())));
     let settings = paths.each_ref().map(|path| shape.settings(seed, Some(path.clone())));
-    let both = wait_for(async { futures::try_join!(run_apart(&settings[0]), run_apart(&settings[1])) })??;
+    let this = this_program()?;
+    let other = with.unwrap_or_else(|| this.clone());
+    let both = wait_for(async { futures::try_join!(run_as(&this, &settings[0]), run_as(&other, &settings[1])) })??;
     let mut digests = Vec::new();
     for outcome in [both.0, both.1] {
         anyhow::ensure!(!outcome.digest.is_empty(), "the run did not end: {}", outcome.output);

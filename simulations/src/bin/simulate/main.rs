@@ -67,6 +67,9 @@ enum Action {
         /// The seed.
         #[arg(long)]
         seed: u64,
+        /// The program of the second run: another build of this one, in another profile say
+        #[arg(long)]
+        with: Option<PathBuf>,
         #[command(flatten)]
         shape: Shape,
     },
@@ -168,6 +171,11 @@ impl Shape {
         Settings { seed, minutes, sites, faults, without, only_faults, transport, mutant, trace }
     }
 
+    /// Whether every kind of fault may come, and nothing is broken on purpose.
+    fn is_whole_swarm(&self) -> bool {
+        self.faults == Faults::Swarm && self.without.is_empty() && self.only_faults.is_none() && self.mutant.is_none()
+    }
+
     /// What a run is if nothing is said of it.
     fn swarm() -> Self {
         Self {
@@ -216,7 +224,7 @@ fn act(action: Action) -> anyhow::Result<bool> {
     match action {
         Action::Run { seed, shape, trace } => run(&shape.settings(seed, trace)),
         Action::Sweep { seeds, jobs, shape } => batch::sweep(seeds, jobs, &shape),
-        Action::CheckDeterminism { seed, shape } => determinism::check(seed, &shape),
+        Action::CheckDeterminism { seed, with, shape } => determinism::check(seed, with, &shape),
         Action::Shrink { seed, jobs, shape } => shrink::shrink(seed, jobs, &shape),
         Action::Day { seed, shape, out } => day::report(seed, &shape, &out),
         Action::MeshDay { seed, shape, faults, records, trace } => {
