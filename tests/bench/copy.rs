@@ -49,7 +49,7 @@ pub(crate) async fn run(lab: &Lab, study: &Study) -> anyhow::Result<Section> {
         section.push(Row::transfer(name, note, study.bytes, seconds));
     }
     for (name, peer) in [("fetch / bare quinn", RAW), ("fetch / bare quinn, BLAKE3", RAW_HASHED)] {
-        section.ratio(name, section.median(FETCH, "MB/s") / section.median(peer, "MB/s"), 0.8);
+        section.ratio(name, section.median(FETCH, "MB/s") / section.median(peer, "MB/s"), 0.9);
     }
     Ok(section)
 }

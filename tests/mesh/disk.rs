@@ -10,10 +10,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::Method;
 use maillage_tests::exams::requested;
-use maillage_tests::multipart::find;
-use maillage_tests::study::{CALLED, CALLING, associate, file, store};
+use maillage_tests::multipart::{self, find};
+use maillage_tests::study::{CALLED, CALLING, associate, file, retrieve, store};
 use maillage_tests::{Mesh, Settings, Site, Slices, until};
 use serde_json::json;
+use tokio::time::sleep;
 
 use crate::{binary, mesh};
 
@@ -58,8 +59,8 @@ impl Drop for Volume {
     }
 }
 
-/// An instance with a document of `len` bytes instead of its pixels.
-fn bulky(uid: &str, dataset: &[u8], len: usize) -> Bytes {
+/// An instance's data set with a document of `len` bytes instead of its pixels: noise, which no coder makes shorter.
+fn with_document(uid: &str, dataset: &[u8], len: usize) -> Vec<u8> {
     let pixels = find(dataset, b"\xe0\x7f\x10\x00OW").expect("pixel data");
     let mut bulky = dataset[..pixels].to_vec();
     // (0042,0011) Encapsulated Document.
@@ -68,7 +69,16 @@ fn bulky(uid: &str, dataset: &[u8], len: usize) -> Bytes {
     let mut noise = vec![0; len];
     blake3::Hasher::new().update(uid.as_bytes()).finalize_xof().fill(&mut noise);
     bulky.extend_from_slice(&noise);
-    file(uid, &bulky)
+    bulky
+}
+
+/// A study of `count` documents of 1 MiB each, which take as much on the line and on the disk.
+pub(crate) fn documents(accession: &str, patient: &str, count: u32) -> Slices {
+    let mut study = Slices::new(accession, patient, count);
+    for (uid, dataset) in &mut study.instances {
+        *dataset = with_document(uid, dataset, 1 << 20).into();
+    }
+    study
 }
 
 /// Sends images until there is room for none, not even in what the packs have set aside.
@@ -78,7 +88,7 @@ async fn fill_the_packs(site: &Site) {
     for len in [4 << 20, 512 << 10, 64 << 10, 8 << 10, 1 << 10] {
         loop {
             let (uid, dataset) = instances.next().expect("as many as it takes");
-            match site.http().post_file(bulky(uid, dataset, len)).await.status {
+            match site.http().post_file(file(uid, &with_document(uid, dataset, len))).await.status {
                 200 => {}
                 507 => break,
                 other => panic!("{other}"),
@@ -156,7 +166,7 @@ async fn on_a_full_volume_images_are_refused_the_queue_and_reads_go_on_and_room_
 async fn a_node_whose_disk_is_gone_acknowledges_nothing_more_and_ends_with_the_reason() {
     let mut mesh = mesh(3).await;
     let leader = mesh.leader().await;
-    take_away(mesh.sites[leader].data_dir());
+    fs::remove_dir_all(take_away(mesh.sites[leader].data_dir())).expect("and lose it");
     let code = mesh.sites[leader].ends(Duration::from_secs(20)).await;
     assert_eq!(code, 1);
     let log = mesh.sites[leader].log();
@@ -172,9 +182,64 @@ async fn a_node_whose_disk_is_gone_acknowledges_nothing_more_and_ends_with_the_r
     assert_eq!(shown["exams"].as_array().map(Vec::len), Some(1), "{}", json!(shown));
 }
 
-/// As when a volume is detached: what is open stays open, and has no name.
-fn take_away(directory: &Path) {
+#[tokio::test]
+async fn images_sent_to_a_disk_that_is_gone_are_refused_and_all_that_was_acknowledged_is_there_when_it_is_back() {
+    // Nothing is published of the study that is being sent: what its sender was told rests on this disk alone.
+    let mut mesh = Mesh::start(binary(), 1, |_| Settings { quiet_seconds: 60, ..Settings::default() }).await;
+    let site = &mut mesh.sites[0];
+    let (before, begun, anew) = (Slices::new("A0", "P0", 4), Slices::new("A1", "P1", 8), Slices::new("A2", "P2", 3));
+    before.send(site.dicom()).await;
+    let mut association = associate(site.dicom(), CALLING, CALLED).await.expect("an association");
+    let (mut instances, mut acknowledged) = (begun.instances.iter(), Vec::new());
+    for (uid, dataset) in instances.by_ref().take(4) {
+        let status = store(&mut association, uid, dataset.clone()).await.expect("an answer");
+        assert!(status.is_stored(), "{status:?}");
+        acknowledged.push(dataset.clone());
+    }
+
+    let aside = take_away(site.data_dir());
+    let (to, (uid, dataset)) = (site.dicom(), anew.first());
+    let sends_anew = async {
+        // Until nobody listens any more.
+        while let Ok(mut association) = associate(to, CALLING, CALLED).await {
+            if let Ok(status) = store(&mut association, uid, dataset.clone()).await {
+                assert_eq!(status.code(), 0xA700, "its sender tries again: {status:?}");
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let goes_on = async {
+        // What fits into a pack that is open may reach it still. It counts only if it is there later.
+        for (uid, dataset) in instances {
+            match store(&mut association, uid, dataset.clone()).await {
+                Ok(status) if status.is_stored() => acknowledged.push(dataset.clone()),
+                Ok(status) => assert_eq!(status.code(), 0xA700, "its sender tries again: {status:?}"),
+                Err(_) => break,
+            }
+        }
+    };
+    let ((), (), code) = tokio::join!(sends_anew, goes_on, site.ends(Duration::from_secs(20)));
+    assert_eq!(code, 1);
+    assert!(site.log().contains("the data directory is gone"), "{}", site.log());
+
+    fs::rename(aside, site.data_dir()).expect("bring it back");
+    site.start();
+    site.ready().await;
+    before.is_whole_at(site.http()).await;
+    let came = retrieve(site.http(), &begun.path()).await.expect(200).parts();
+    let came: Vec<Bytes> = came.iter().map(|part| multipart::dataset(&part.body)).collect();
+    let lost = acknowledged.iter().filter(|dataset| !came.contains(dataset)).count();
+    assert_eq!(lost, 0, "of {} acknowledged, {} are there", acknowledged.len(), came.len());
+    for study in [&begun, &anew] {
+        study.send(site.dicom()).await;
+        study.is_whole_at(site.http()).await;
+    }
+    site.run(&["verify"]).await.ended(0);
+}
+
+/// As when a volume is detached: what is open stays open, and has no name. Where it is now.
+fn take_away(directory: &Path) -> PathBuf {
     let aside = directory.with_extension("gone");
     fs::rename(directory, &aside).expect("take it away");
-    fs::remove_dir_all(aside).expect("and lose it");
+    aside
 }

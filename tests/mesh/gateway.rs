@@ -2,18 +2,32 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests read and empty the inbox as a hospital does")]
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use maillage_dicom::commitment::{CommitmentRequest, PUSH_MODEL, PUSH_MODEL_INSTANCE};
 use maillage_dicom::dimse::command::{Command, N_ACTION_RQ};
+use maillage_dicom::dimse::scp::{
+    BoxFuture, CallingPolicy, NoEvents, ScpConfig, ServiceAnswer, ServiceHandler, ServiceRequest, StoreHandler,
+    StoreRequest, serve,
+};
 use maillage_dicom::dimse::scu::{Association, ScuTimeouts};
+use maillage_dicom::dimse::{Status, StoreStatus};
 use maillage_dicom::phantom::CtPhantom;
 use maillage_dicom::{AeTitle, Uid};
 use maillage_tests::exams::requested;
+use maillage_tests::multipart::find;
 use maillage_tests::study::{CALLED, CALLING, associate, file, store};
-use maillage_tests::{Http, Mesh, Settings, Site, Slices, until, until_within};
+use maillage_tests::{Http, Mesh, Settings, Site, Slices, port, until, until_within};
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::life::done;
 use crate::mesh;
@@ -221,10 +235,10 @@ async fn images_are_taken_while_no_centre_answers_and_all_arrive_once_though_the
     until("all is safe", async || (spool(gateway.http()).await["safe"] == json!(24)).then_some(())).await;
 }
 
-/// N-ACTION: these instances are to be committed.
-async fn ask_to_commit(gateway: &Site, study: &Slices) {
-    let class = Uid::parse(maillage_dicom::commitment::PUSH_MODEL).expect("a uid");
-    let instance = Uid::parse(maillage_dicom::commitment::PUSH_MODEL_INSTANCE).expect("a uid");
+/// N-ACTION: these instances are to be committed. The association ends with the answer; the transaction's UID.
+async fn ask_to_commit(gateway: &Site, study: &Slices) -> String {
+    let class = Uid::parse(PUSH_MODEL).expect("a uid");
+    let instance = Uid::parse(PUSH_MODEL_INSTANCE).expect("a uid");
     let title = |text: &str| AeTitle::parse(text).expect("a title");
     let contexts = [(class.clone(), vec![Uid::EXPLICIT_LE])];
     let (ours, theirs) = (title(CALLING), title(CALLED));
@@ -234,8 +248,9 @@ async fn ask_to_commit(gateway: &Site, study: &Slices) {
     let uids: Vec<Uid> = study.instances.keys().map(|uid| Uid::parse(uid).expect("a uid")).collect();
     let class_of_all = CtPhantom::SOP_CLASS;
     let references = uids.iter().map(|uid| (&class_of_all, uid));
+    let transaction = Uid::generate();
     let dataset =
-        maillage_dicom::commitment::encode_result(&Uid::EXPLICIT_LE, &Uid::generate(), references, std::iter::empty());
+        maillage_dicom::commitment::encode_result(&Uid::EXPLICIT_LE, &transaction, references, std::iter::empty());
     let command = Command {
         field: N_ACTION_RQ,
         requested_class: Some(class.clone()),
@@ -245,6 +260,7 @@ async fn ask_to_commit(gateway: &Site, study: &Slices) {
     };
     let answers = association.perform(&class, command, Some(dataset)).await.expect("an answer");
     assert_eq!(answers.last().expect("one").0.status, Some(0), "taken");
+    transaction.to_string()
 }
 
 /// How many commitments ended so.
@@ -269,6 +285,111 @@ async fn a_modality_is_told_that_its_images_are_safe_when_two_zones_have_them_an
     assert_eq!(spool(gateway.http()).await["safe"], json!(0));
     mesh.sites[1].start();
     until("the commitment is given", async || (commitments(&gateway, "committed").await == 1).then_some(())).await;
+}
+
+/// What a modality was told by N-EVENT-REPORT.
+#[derive(Debug, PartialEq)]
+struct Told {
+    /// Event Type ID.
+    event: Option<u16>,
+    by: String,
+    transaction: String,
+    committed: BTreeSet<String>,
+    names_failures: bool,
+}
+
+/// A modality that listens for results of storage commitment, and acknowledges each.
+struct Modality {
+    told: mpsc::UnboundedReceiver<Told>,
+    _stop: DropGuard,
+}
+
+impl Modality {
+    async fn listen(at: SocketAddr) -> Self {
+        let (teller, told) = mpsc::unbounded_channel();
+        let ear = Arc::new(Ear { classes: [Uid::parse(PUSH_MODEL).expect("a uid")], teller });
+        let title = AeTitle::parse(CALLING).expect("a title");
+        let config = ScpConfig { calling: CallingPolicy::Any, ..ScpConfig::new(title) };
+        let listener = TcpListener::bind(at).await.expect("listen");
+        let stop = CancellationToken::new();
+        let services: Vec<Arc<dyn ServiceHandler>> = vec![Arc::clone(&ear) as _];
+        drop(maillage_host::spawn(serve(listener, config, ear as _, services, Arc::new(NoEvents) as _, stop.clone())));
+        Self { told, _stop: stop.drop_guard() }
+    }
+
+    /// What it is told within a time; none when that passes.
+    async fn hears_within(&mut self, seconds: u64) -> Option<Told> {
+        let heard = timeout(Duration::from_secs(seconds), self.told.recv()).await;
+        heard.ok().map(|told| told.expect("it listens"))
+    }
+}
+
+struct Ear {
+    classes: [Uid; 1],
+    teller: mpsc::UnboundedSender<Told>,
+}
+
+impl StoreHandler for Ear {
+    fn store(&self, _request: StoreRequest, _dataset: Bytes) -> BoxFuture<'_, StoreStatus> {
+        Box::pin(std::future::ready(StoreStatus::not_authorized("it makes images, and takes none")))
+    }
+}
+
+impl ServiceHandler for Ear {
+    fn sop_classes(&self) -> &[Uid] {
+        &self.classes
+    }
+
+    fn perform(&self, request: ServiceRequest, _matches: mpsc::Sender<Bytes>) -> BoxFuture<'_, ServiceAnswer> {
+        // What is committed has the form of what was asked for.
+        let result = CommitmentRequest::decode(&request.dataset, &request.transfer_syntax).expect("a result");
+        let told = Told {
+            event: request.event_type,
+            by: request.calling_ae.as_str().to_owned(),
+            transaction: result.transaction.to_string(),
+            committed: result.references.iter().map(|(_, instance)| instance.to_string()).collect(),
+            // (0008,1198) Failed SOP Sequence.
+            names_failures: find(&request.dataset, b"\x08\x00\x98\x11").is_some(),
+        };
+        // A test that is over hears nothing more.
+        let _ = self.teller.send(told);
+        Box::pin(std::future::ready(ServiceAnswer::from(Status::SUCCESS)))
+    }
+}
+
+#[tokio::test]
+async fn a_modality_that_left_hears_once_that_its_images_are_safe_and_then_another_zone_has_them() {
+    let mut mesh = mesh(2).await;
+    let at = port::free();
+    let mut modality = Modality::listen(at).await;
+    let settings = Settings { peers: vec![(CALLING.to_owned(), at)], ..settings() };
+    let mut gateway = gateway_of(&mesh, &settings).await;
+    mesh.sites[1].kill();
+    let study = Slices::new("A1", "P1", 5);
+    study.send(gateway.dicom()).await;
+    let transaction = ask_to_commit(&gateway, &study).await;
+    arrives(&study, mesh.sites[0].http()).await;
+    // The gateway remembers what it was asked.
+    gateway.kill();
+    gateway.start();
+    gateway.ready().await;
+    assert_eq!(modality.hears_within(4).await, None, "one zone has them");
+
+    mesh.sites[1].start();
+    let told = modality.hears_within(60).await.expect("a report");
+    let committed = study.instances.keys().cloned().collect();
+    let expected = Told { event: Some(1), by: CALLED.to_owned(), transaction, committed, names_failures: false };
+    assert_eq!(told, expected);
+    // It was no lie: without the centre that received them, and without the spool.
+    until("the acknowledgement is recorded", async || (commitments(&gateway, "acknowledged").await == 1).then_some(()))
+        .await;
+    gateway.kill();
+    mesh.sites[0].kill();
+    arrives(&study, mesh.sites[1].http()).await;
+    mesh.sites[0].start();
+    gateway.start();
+    gateway.ready().await;
+    assert_eq!(modality.hears_within(4).await, None, "told already");
 }
 
 #[tokio::test]

@@ -1,10 +1,16 @@
 //! Copies of images: in distinct zones, made up for when a site returns, read from anywhere.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use maillage_tests::exams::requested;
-use maillage_tests::study::retrieve;
+use maillage_tests::study::{CALLED, CALLING, associate, retrieve, store};
 use maillage_tests::{Http, Mesh, Settings, Slices, until};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
+use crate::disk::documents;
+use crate::prefetch::metric;
 use crate::{binary, mesh};
 
 /// The names of the sites that hold a study, once they are `count`.
@@ -108,7 +114,7 @@ async fn copies_are_given_up_when_consent_is_withdrawn_once_the_receiver_has_ver
         let refused = retrieve(mesh.sites[site].http(), &study.path()).await.expect(403);
         assert!(refused.text().contains("consent-refused"), "it is shown nowhere else, at once");
     }
-    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(holders(mesh.sites[0].http(), &study, 3).await.len(), 3, "nobody vouched for the first copy");
 
     mesh.sites[1].start();
@@ -120,7 +126,7 @@ async fn copies_are_given_up_when_consent_is_withdrawn_once_the_receiver_has_ver
     mesh.sites[2].start();
     mesh.sites[2].ready().await;
     mesh.settled().await;
-    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(holders(mesh.sites[2].http(), &study, 1).await, ["lyon"]);
     retrieve(mesh.sites[2].http(), &study.path()).await.expect(403);
 }
@@ -168,4 +174,73 @@ async fn images_that_no_living_site_holds_are_refused_rather_than_cut_short() {
     })
     .await;
     study.is_whole_at(mesh.sites[reader].http()).await;
+}
+
+#[tokio::test]
+async fn what_has_come_of_a_study_is_read_where_it_came_and_elsewhere_while_its_sender_still_sends() {
+    // One copy: the other site has none.
+    let settings = |_| Settings { copies: 1, quiet_seconds: 3, ..Settings::default() };
+    let mesh = Mesh::start(binary(), 2, settings).await;
+    let (receiver, elsewhere) = (&mesh.sites[0], &mesh.sites[1]);
+    receiver.http().post("/api/v1/exams", &requested("A1", "P1")).await.expect(201);
+    let study = Slices::new("A1", "P1", 20);
+    let mut come = Slices { instances: BTreeMap::new(), ..study.clone() };
+    let mut instances = study.instances.iter();
+    let mut association = associate(receiver.dicom(), CALLING, CALLED).await.expect("an association");
+    for _ in 0..2 {
+        for (uid, dataset) in instances.by_ref().take(10) {
+            let status = store(&mut association, uid, dataset.clone()).await.expect("an answer");
+            assert!(status.is_stored(), "{status:?}");
+            come.instances.insert(uid.clone(), dataset.clone());
+        }
+        // At once where it came: what its sender was told is here is shown, whether the mesh knows of it or not.
+        come.is_whole_at(receiver.http()).await;
+        // The sender pauses, and has the association open.
+        until("what has come is shown elsewhere", async || {
+            let answer = retrieve(elsewhere.http(), &study.path()).await;
+            (answer.status == 200 && answer.parts().len() == come.instances.len()).then_some(())
+        })
+        .await;
+        come.is_whole_at(elsewhere.http()).await;
+    }
+    association.echo().await.expect("it was open all the while");
+    association.release().await.expect("a released association");
+    study.is_whole_at(elsewhere.http()).await;
+    assert_eq!(elsewhere.http().json("/api/v1/chunks").await["chunks"], json!(0), "reading makes no copy");
+}
+
+#[tokio::test]
+async fn copies_come_no_faster_than_a_site_takes_them_and_its_readers_do_not_wait_for_them() {
+    let settings = |n: usize| Settings {
+        quiet_seconds: 5,
+        lines: if n == 1 { vec![("[storage]", "copy_mb_s_max = 1".to_owned())] } else { Vec::new() },
+        ..Settings::default()
+    };
+    let mesh = Mesh::start(binary(), 3, settings).await;
+    let (receiver, slow) = (&mesh.sites[0], &mesh.sites[1]);
+    let first = documents("A1", "P1", 5);
+    first.send(receiver.dicom()).await;
+    let since = Instant::now();
+    let mut there = holders(receiver.http(), &first, 2).await;
+    there.sort();
+    assert_eq!(there, ["nantes", "paris"], "who has no limit has its copy first");
+    holders(receiver.http(), &first, 3).await;
+    let took = since.elapsed();
+    let copied = metric(slow.http(), "maillage_chunk_bytes_received_total{class=\"copy\"}").await;
+    assert!(copied >= 5 << 20, "{copied} bytes");
+    // A megabyte is a second; a quarter of one may come at once, and lists of instances are not counted.
+    let least = Duration::from_millis(copied / 1000) - Duration::from_millis(500);
+    assert!(took >= least, "{copied} bytes in {took:?}");
+
+    let second = documents("A2", "P2", 5);
+    second.send(receiver.dicom()).await;
+    let there = holders(receiver.http(), &second, 2).await;
+    assert!(!there.contains(&slow.name().to_owned()), "{there:?}");
+    until("the study is known where it is read", async || {
+        (slow.http().get(&format!("/api/v1/studies/{}", second.study)).await.status == 200).then_some(())
+    })
+    .await;
+    let since = Instant::now();
+    second.is_whole_at(slow.http()).await;
+    assert!(since.elapsed() < least / 2, "a reader waited {:?}", since.elapsed());
 }

@@ -4,13 +4,14 @@
 use std::time::Duration;
 
 use maillage_tests::exams::requested;
-use maillage_tests::{Http, Mesh, Settings, Slices, until};
+use maillage_tests::{Http, Mesh, Settings, Site, Slices, until};
 use serde_json::{Value, json};
 
 use crate::binary;
+use crate::life::{add, done};
 
 /// A counter of a site, 0 while it has not counted.
-async fn metric(http: Http, line: &str) -> u64 {
+pub(crate) async fn metric(http: Http, line: &str) -> u64 {
     let text = http.get("/metrics").await.expect(200).text();
     let found = text.lines().find_map(|own| own.strip_prefix(line)?.trim().parse().ok());
     found.unwrap_or(0)
@@ -105,4 +106,80 @@ async fn the_third_site_has_the_head_of_the_room_before_it_is_claimed_within_its
     tokio::time::sleep(Duration::from_secs(1)).await;
     let verify = mesh.sites[2].run(&["-o", "json", "study", "verify", &second.study]).await.ended(0).json();
     assert_eq!(verify["complete"], Value::Bool(true));
+}
+
+/// A requested exam and its images, which come to this site and to one other: its number and its study.
+async fn on_two_sites(site: &Site, accession: &str, patient: &str, modality: &str) -> (String, Slices) {
+    let mut order = requested(accession, patient);
+    order["modality"] = json!(modality);
+    let id = add(site.http(), &order).await;
+    let study = Slices::new(accession, patient, 4);
+    study.send(site.dicom()).await;
+    until("two sites hold the study", async || {
+        let known = site.http().get(&format!("/api/v1/studies/{}", study.study)).await.status == 200;
+        (known && holders(site.http(), &study).await.len() == 2).then_some(())
+    })
+    .await;
+    (id, study)
+}
+
+/// … of one that is read and reported there.
+async fn earlier(site: &Site, accession: &str, patient: &str, modality: &str) -> Slices {
+    let (id, study) = on_two_sites(site, accession, patient, modality).await;
+    let claim = done(site.http(), &format!("/api/v1/exams/{id}/claim"), json!({ "user": "dr-a" })).await;
+    let report = json!({ "user": "dr-a", "token": claim["token"], "text": "Nothing." });
+    done(site.http(), &format!("/api/v1/exams/{id}/report"), report).await;
+    study
+}
+
+#[tokio::test]
+async fn three_earlier_exams_of_the_patient_come_with_the_new_one_those_of_its_modality_first_and_nobody_elses() {
+    // One copy a zone: the third site, which shares the receiver's, gets none.
+    let zones = ["west", "north", "west"];
+    let settings = |n: usize| Settings {
+        zone: zones[n].to_owned(),
+        copies: 2,
+        lines: if n == 2 { vec![("[storage]", "prefetch_mib_max = 64".to_owned())] } else { Vec::new() },
+        ..Settings::default()
+    };
+    let mut mesh = Mesh::start(binary(), 3, settings).await;
+    // Away as long as these exams wait to be read, for which it would bring their images.
+    mesh.sites[2].kill();
+    mesh.leader().await;
+    let mut priors = Vec::new();
+    for accession in ["B1", "B2", "B3"] {
+        priors.push(earlier(&mesh.sites[0], accession, "P1", "CT").await);
+    }
+    // The newest, and the fourth of four.
+    let other_modality = earlier(&mesh.sites[0], "B4", "P1", "MR").await;
+    let other_patient = earlier(&mesh.sites[0], "B5", "P2", "CT").await;
+
+    let third = mesh.sites[2].http();
+    let prefetched = "maillage_chunk_bytes_received_total{class=\"prefetch\"}";
+    mesh.sites[2].start();
+    mesh.sites[2].ready().await;
+    mesh.settled().await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(metric(third, prefetched).await, 0, "nobody is about to read what is reported");
+
+    let (_, new) = on_two_sites(&mesh.sites[0], "A1", "P1", "CT").await;
+    comes_to(third, &new).await;
+    for prior in &priors {
+        comes_to(third, prior).await;
+    }
+    // Time to bring more, if more were wanted.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(metric(third, prefetched).await > 0);
+    assert!(fetched_to_read(third, &other_modality).await > 0, "three are enough");
+    assert!(fetched_to_read(third, &other_patient).await > 0, "nobody asks for them");
+
+    // Claimed, the exam's own images are a copy; those to compare them with are at hand, and none.
+    let claim = third.post("/api/v1/claims/next", &json!({ "user": "dr-b" })).await.expect(200).json();
+    assert_eq!(claim["exam"]["accession"], json!("A1"), "{claim}");
+    until("the claimed study is a copy here", async || (holders(third, &new).await.len() == 3).then_some(())).await;
+    assert_eq!(metric(third, "maillage_prefetch_claims_total{outcome=\"hit\"}").await, 1);
+    for prior in &priors {
+        assert_eq!(fetched_to_read(third, prior).await, 0);
+        assert_eq!(holders(third, prior).await, ["paris", "lyon"], "what is prefetched is no copy");
+    }
 }

@@ -7,11 +7,12 @@ use std::fs;
 use std::path::Path;
 
 use maillage_tests::multipart::find;
-use maillage_tests::{Http, Site, Slices, until};
+use maillage_tests::{Http, Mesh, Settings, Site, Slices, until};
 use serde_json::{Value, json};
 
+use crate::disk::documents;
 use crate::life::{done, exam, list, refused};
-use crate::mesh;
+use crate::{binary, mesh};
 
 /// Where the packs of a site still name an instance of a study. What they hold of it is sealed: manifests, which
 /// name it, and the chunks that they list go together.
@@ -118,4 +119,48 @@ async fn images_go_everywhere_also_where_a_site_was_away_and_a_legal_hold_keeps_
     .await;
     first.is_whole_at(paris).await;
     assert_eq!(exam(paris, &purged).await["state"], json!("purged"));
+}
+
+/// Sends a study and waits until so many sites hold it. Its exam.
+async fn on_sites(site: &Site, study: &Slices, count: usize) -> String {
+    study.send(site.dicom()).await;
+    let part = until("the sites hold the study", async || {
+        let shown = site.http().get(&format!("/api/v1/studies/{}", study.study)).await;
+        let shown: Value = (shown.status == 200).then(|| shown.json())?;
+        (shown["copies"] == json!(count)).then(|| shown["part_list"][0].clone())
+    })
+    .await;
+    part["exam"].to_string().trim_matches('"').to_owned()
+}
+
+#[tokio::test]
+async fn a_purge_that_has_to_wait_at_a_site_holds_up_no_other_there() {
+    // The last site takes twelve seconds for the copy of twelve documents, and cannot purge what it is still taking in.
+    let settings = |n: usize| Settings {
+        lines: if n == 2 { vec![("[storage]", "copy_mb_s_max = 1".to_owned())] } else { Vec::new() },
+        ..Settings::default()
+    };
+    let mesh = Mesh::start(binary(), 3, settings).await;
+    let (paris, slow) = (mesh.sites[0].http(), mesh.sites[2].name().to_owned());
+    let (small, large) = (Slices::new("A1", "P1", 4), documents("A2", "P2", 12));
+    let after = on_sites(&mesh.sites[0], &small, 3).await;
+    let stuck = on_sites(&mesh.sites[0], &large, 2).await;
+
+    let withdrawn = json!({ "reason": "withdrawn", "consent_withdrawn": true, "user": "dpo" });
+    done(paris, &format!("/api/v1/exams/{stuck}/purge"), withdrawn.clone()).await;
+    purged_but_at(paris, &stuck, &[&slow]).await;
+    done(paris, &format!("/api/v1/exams/{after}/purge"), withdrawn).await;
+    purged_but_at(paris, &after, &[]).await;
+    let shown = exam(paris, &stuck).await;
+    assert_eq!(names(list(&list(&shown["retention"], "parts")[0], "pending")), [slow.as_str()], "{shown}");
+    let text = mesh.sites[0].run(&["exam", "show", &stuck]).await.ended(0).stdout;
+    assert!(text.contains("still to come") && text.contains(&slow), "{text}");
+    assert_eq!(is_in(mesh.sites[2].data_dir(), &small), None, "what went is gone");
+
+    purged_but_at(paris, &stuck, &[]).await;
+    for site in &mesh.sites {
+        for study in [&small, &large] {
+            assert_eq!(is_in(site.data_dir(), study), None, "at {}", site.name());
+        }
+    }
 }
