@@ -14,6 +14,8 @@ use crate::order::Place;
 /// Zones in which images are wanted that nothing else is said of, where there are so many: with one, a fire
 /// takes them.
 const ZONES_USUAL: usize = 2;
+/// Copies without which images are not safe.
+const COPIES_SAFE: usize = 2;
 
 /// A site as ground for copies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -165,21 +167,35 @@ impl Plan {
     }
 
     /// Whether the mesh does without `site`'s copy of a part: as many others in session as are wanted, or as
-    /// there could ever be, hold it, in as many zones; and no zone is lost that a wanted copy would be in.
+    /// there could ever be, hold it, in as many zones; and no zone is lost that a wanted copy would be in. A copy that
+    /// may lie where it is goes only if two others stay, where two are wanted, whatever sites are drained or weigh
+    /// nothing: what was safe is not made less safe by a drain.
     pub fn spares(&self, held: &HeldPart, site: SiteId) -> bool {
         let counted = self.counted_here(held.origin, &held.holders);
         let others: Vec<SiteId> = counted.iter().copied().filter(|other| *other != site).collect();
         let (copies, zones) = self.possible(held.origin);
         let zones = zones.max(copies.min(self.zones_of(&counted)));
-        others.len() >= copies && self.zones_of(&others) >= zones
+        let is_enough = others.len() >= copies && self.zones_of(&others) >= zones;
+        is_enough && (!self.allows(held.origin, site) || self.stays_safe(held.origin, site, &others))
     }
 
-    /// Whether as many of these sites are in session as are wanted to hold what `origin` receives, or as there could
-    /// ever be, in as many zones.
-    pub(crate) fn suffices(&self, origin: SiteId, holders: &BTreeSet<SiteId>) -> bool {
+    /// Whether `others` are the two that images are to have at least, in two zones if the copy at `site` made it two.
+    fn stays_safe(&self, origin: SiteId, site: SiteId, others: &[SiteId]) -> bool {
+        if self.copies(origin) < COPIES_SAFE {
+            return true;
+        }
+        let with_it: Vec<SiteId> = others.iter().copied().chain([site]).collect();
+        others.len() >= COPIES_SAFE && self.zones_of(others) >= ZONES_USUAL.min(self.zones_of(&with_it))
+    }
+
+    /// Whether what `site` has of what `origin` received is of use beside what these sites in session hold: they are
+    /// fewer than wanted, or than there could ever be, or in fewer zones; or fewer than makes images safe, and it may
+    /// lie there.
+    pub(crate) fn is_of_use(&self, origin: SiteId, holders: &BTreeSet<SiteId>, site: SiteId) -> bool {
         let counted = self.counted_here(origin, holders);
         let (copies, zones) = self.possible(origin);
-        counted.len() >= copies && self.zones_of(&counted) >= zones
+        let suffices = counted.len() >= copies && self.zones_of(&counted) >= zones;
+        !suffices || self.allows(origin, site) && !self.stays_safe(origin, site, &counted)
     }
 
     /// Those of `holders` that are in session and count.

@@ -3,7 +3,7 @@
 //! A copy goes only by a command: the mesh decides in one order which copies it still counts on, so that two sites
 //! never both give up what only the other has.
 
-use super::Applied;
+use super::{Applied, studies};
 use crate::ids::{Address, Line, Name, SiteId, UidText};
 use crate::machine::ApplyError;
 use crate::outcome::{Outcome, Refusal};
@@ -157,8 +157,7 @@ pub(super) fn give_up(state: &mut State<'_, '_>, uid: &UidText, manifest: &Addre
         return Ok(Refusal::CopyNeeded.into());
     }
     held.holders.retain(|holder| *holder != site);
-    // The others have what is newer, as many as are wanted.
-    held.earlier.clear();
+    studies::forget_needless(state, held)?;
     state.put_study(Some(&before), &study)?;
     Ok(Outcome::Done.into())
 }

@@ -163,7 +163,7 @@ pub(super) fn record_holding(
 /// What two zones hold is safe, and its sender may have deleted it (storage commitment): were one earlier publication
 /// remembered alone, nobody would know who has what came between it and the latest. As many are remembered as there are
 /// sites, at the most. Before format 2 it was the one that had the most holders.
-fn forget_needless(state: &State<'_, '_>, held: &mut HeldPart) -> Result<(), ApplyError> {
+pub(super) fn forget_needless(state: &State<'_, '_>, held: &mut HeldPart) -> Result<(), ApplyError> {
     if state.format < 2 {
         // The newest of those with as many.
         held.earlier.sort_by_key(|earlier| std::cmp::Reverse(earlier.holders.len()));
@@ -175,7 +175,8 @@ fn forget_needless(state: &State<'_, '_>, held: &mut HeldPart) -> Result<(), App
     let origin = held.origin;
     let mut covered: BTreeSet<SiteId> = held.holders.iter().copied().collect();
     held.earlier.retain(|earlier| {
-        let adds = !plan.suffices(origin, &covered) && earlier.holders.iter().any(|site| !covered.contains(site));
+        let mut news = earlier.holders.iter().filter(|site| !covered.contains(site));
+        let adds = news.any(|site| plan.is_of_use(origin, &covered, *site));
         covered.extend(&earlier.holders);
         adds
     });

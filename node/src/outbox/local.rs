@@ -1,7 +1,7 @@
 //! Whether this site holds all images of an exam, by its own disk: what it may read by break glass.
 
 use maillage_consensus::exam::Exam;
-use maillage_store::{Hash, Hold, StoreError};
+use maillage_store::Hash;
 
 use crate::images::CODED_WITHIN;
 use crate::ingest::decode_attributes;
@@ -39,11 +39,8 @@ pub(crate) async fn images_of(node: &Node, exam: &Exam) -> anyhow::Result<Local>
         let parts = node.read(|view| view.study(uid.as_str()))?.map(|study| study.parts).unwrap_or_default();
         let mut whole = !parts.is_empty();
         for held in &parts {
-            whole &= match node.store().hold(Hash(held.part.manifest)).await {
-                Ok(Hold::Held) => true,
-                Ok(Hold::Incomplete { .. }) | Err(StoreError::Missing(_) | StoreError::Corrupt(_)) => false,
-                Err(error) => return Err(error.into()),
-            };
+            // Looked at, and not held: nobody would tell the mesh of such a copy.
+            whole &= node.store().lacks(Hash(held.part.manifest)).await?.is_empty();
         }
         if whole { &mut here } else { &mut lacking }.push(uid.to_string());
     }

@@ -194,6 +194,25 @@ fn earlier_publications_are_remembered_until_as_many_as_are_wanted_have_caught_u
 }
 
 #[test]
+fn what_drained_sites_have_of_earlier_publications_is_remembered_while_fewer_than_two_others_have_it() {
+    let mut bench = Bench::founded();
+    let [lyon, nantes] = ["lyon", "nantes"].map(|name| bench.join(name));
+    let parts = [1, 2].map(|sequence| part("1.2", request("A1", "P1"), sequence));
+    bench.run(PARIS, Command::RecordStudy(parts[0].clone()));
+    bench.run(lyon, holding(&parts[0], true));
+    for site in [lyon, nantes] {
+        let drain = Command::Drain { site, reason: Line::fitted("new disks"), force: true };
+        assert_eq!(bench.run(PARIS, drain), Outcome::Done);
+    }
+    bench.run(PARIS, Command::RecordStudy(parts[1].clone()));
+    assert_eq!(earlier(&bench), [(1, vec![PARIS, lyon])], "paris alone could have more");
+    let undrain = Command::Undrain { site: nantes, reason: Line::default() };
+    assert_eq!(bench.run(PARIS, undrain), Outcome::Done);
+    bench.run(nantes, holding(&parts[1], true));
+    assert_eq!(earlier(&bench), []);
+}
+
+#[test]
 fn a_site_that_lost_what_it_had_takes_nothing_from_what_is_known_of_the_others() {
     let mut bench = Bench::founded();
     let [lyon, nantes, brest] = ["lyon", "nantes", "brest"].map(|name| bench.join(name));

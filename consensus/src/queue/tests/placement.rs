@@ -195,6 +195,7 @@ fn a_drained_site_gives_its_copies_up_once_others_have_them() {
     assert!(matches!(drain(&mut bench, lille, false), Outcome::Refused(Refusal::PlacementImpossible { .. })));
     assert!(!bench.view(|view| view.plan()).ground(lille).expect("there").is_draining, "a refusal leaves nothing");
     assert_eq!(drain(&mut bench, lille, true), Outcome::Done);
+    assert_eq!(give_up(&mut bench, lille, &study), NEEDED, "one of the last two, forced or not");
     assert_eq!(drain(&mut bench, nantes, true), Outcome::Done);
     for site in [nantes, lille] {
         assert_eq!(give_up(&mut bench, site, &study), NEEDED, "never the last");
@@ -205,6 +206,24 @@ fn a_drained_site_gives_its_copies_up_once_others_have_them() {
     assert_eq!(below(&bench), 1, "nantes and lille hold it");
     let again = Command::Undrain { site: lyon, reason: Line::default() };
     assert_eq!(bench.run(PARIS, again), Outcome::Refused(Refusal::DoneAlready));
+}
+
+#[test]
+fn two_copies_stay_unless_one_is_wanted_or_their_place_is_forbidden() {
+    let mut bench = Bench::founded();
+    let [lyon, nantes] = ["lyon", "nantes"].map(|name| bench.join(name));
+    let study = held(&mut bench, "A1", &[PARIS, lyon]);
+    assert_eq!(drain(&mut bench, lyon, true), Outcome::Done);
+    assert_eq!(drain(&mut bench, nantes, true), Outcome::Done);
+    assert_eq!(give_up(&mut bench, lyon, &study), NEEDED);
+    let version = staged(&mut bench, only(Origin::Site(PARIS), Holders::AllBut(vec![lyon, nantes])));
+    assert_eq!(apply(&mut bench, version, "its contract ended"), Outcome::Done);
+    assert_eq!(give_up(&mut bench, lyon, &study), Outcome::Done, "it may not lie there");
+    let one = held(&mut bench, "A2", &[lyon, PARIS]);
+    assert_eq!(give_up(&mut bench, lyon, &one), NEEDED);
+    let version = staged(&mut bench, Change::Copies(1));
+    assert_eq!(apply(&mut bench, version, "a test mesh"), Outcome::Done);
+    assert_eq!(give_up(&mut bench, lyon, &one), Outcome::Done, "one is wanted");
 }
 
 #[test]
