@@ -172,12 +172,14 @@ pub(crate) async fn publish(node: &Node, study: &str) -> anyhow::Result<()> {
     }
     // First: what comes from now on is sealed under another key than what this publication lists.
     let closing = Closing::of(node, study).await?;
-    let instances = node.store().instances(study).await?;
+    let instances = closing.of_before(node, study, node.store().instances(study).await?).await?;
     let Some(says) = what_they_say(node, &instances).await? else { return closing.settle(node).await };
     let known = published(node, study)?;
     if let Some(part) = &known
         && is_listed(node, part, &instances).await?
     {
+        // Of what an earlier version listed the mesh may lack the key.
+        closing.keep(node, study, part.sequence).await?;
         return closing.settle(node).await;
     }
     let sequence = known.map_or(last_purged, |part| part.sequence) + 1;

@@ -2,7 +2,7 @@
 //! first lists what they seal; and from the state to whoever opens images.
 //!
 //! ```text
-//! rotate ─ list what is here ─ KeepKey for each key that sealed some of it ─ RecordStudy ─ state persisted here ─
+//! rotate ─ list what was here ─ KeepKey for each key that sealed some of it ─ RecordStudy ─ state persisted here ─
 //! out of the file
 //! ```
 //! A crash between any two of these leaves keys in the file, and the next start takes it up again. A key is in the
@@ -20,7 +20,7 @@ use maillage_consensus::raft::Group;
 use maillage_consensus::study_key::KeptKey;
 use maillage_consensus::{Outcome, Refusal, View};
 use maillage_host::offload;
-use maillage_store::{KeyId, SharedKey, SharedKeys, StudyKey};
+use maillage_store::{Instance, KeyId, SharedKey, SharedKeys, StoreError, StudyKey};
 
 use crate::node::Node;
 
@@ -44,6 +44,8 @@ const ROTATE_WITHIN: Duration = Duration::from_secs(2);
 
 /// The pending keys of a study that seal nothing new: a publication lists what they have sealed.
 pub(crate) struct Closing {
+    /// All of them.
+    before: BTreeSet<KeyId>,
     /// Those that sealed something that is here.
     used: Vec<Arc<StudyKey>>,
     /// Those that did not: what they were made for was not stored, or is gone.
@@ -56,8 +58,9 @@ impl Closing {
         // Something of the study may be on its way in, and wait for room: other studies are not to wait for that.
         let rotated = tokio::time::timeout(ROTATE_WITHIN, node.store().keys().rotate(study)).await;
         let pending = rotated.context("an image of the study is still to be coded")?;
+        let before: BTreeSet<KeyId> = pending.iter().map(|key| key.id()).collect();
         if pending.is_empty() {
-            return Ok(Self { used: pending, unused: BTreeSet::new() });
+            return Ok(Self { before, used: pending, unused: BTreeSet::new() });
         }
         // Listed behind the rotation: whatever was sealed under these keys is durable by now.
         let (named, is_all) = node.store().keys_of_study(study).await?;
@@ -65,9 +68,35 @@ impl Closing {
             pending.into_iter().partition(|key| !is_all || named.contains(&key.id()));
         if node.store().landing().size().1 > 0 {
             // What cannot be read or coded may be sealed under any of them, and may be mended.
-            return Ok(Self { used, unused: BTreeSet::new() });
+            return Ok(Self { before, used, unused: BTreeSet::new() });
         }
-        Ok(Self { used, unused: unused.iter().map(|key| key.id()).collect() })
+        Ok(Self { before, used, unused: unused.iter().map(|key| key.id()).collect() })
+    }
+
+    /// Leaves out what has come since the rotation: it is sealed under a key that the mesh would not have.
+    pub(crate) async fn of_before(
+        &self,
+        node: &Node,
+        study: &str,
+        instances: Vec<Instance>,
+    ) -> anyhow::Result<Vec<Instance>> {
+        let mut since = node.store().keys().pending(study);
+        since.retain(|id| !self.before.contains(id));
+        if since.is_empty() {
+            return Ok(instances);
+        }
+        let mut of_before = Vec::with_capacity(instances.len());
+        for instance in instances {
+            let key = match node.store().instance_manifest(instance.entry.manifest).await {
+                Ok(manifest) => manifest.and_then(|manifest| manifest.key),
+                Err(StoreError::Corrupt(_)) => None,
+                Err(error) => return Err(error.into()),
+            };
+            if key.is_none_or(|key| !since.contains(&key)) {
+                of_before.push(instance);
+            }
+        }
+        Ok(of_before)
     }
 
     /// Has the mesh keep the keys, before it knows what they seal: a purge of the publication `sequence`, the

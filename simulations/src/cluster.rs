@@ -249,8 +249,13 @@ impl Cluster {
             let Ok(plan) = View::new(&*running.group.reader()).plan() else { continue };
             for slot in self.slots() {
                 let Some(origin) = self.site(slot).map(SiteId) else { continue };
-                let may = |ground: &&Ground| Some(ground.site.0) != gateway && plan.allows(origin, ground.site);
-                if plan.copies(origin).min(plan.grounds().iter().filter(may).count()) < 2 {
+                let may = |ground: &&Ground| Some(ground.site.0) != gateway;
+                let could = match plan.contract(origin) {
+                    // What may not lie elsewhere goes, though one site alone could have it for now.
+                    Some(_) => plan.could_hold(origin).len(),
+                    None => plan.grounds().iter().filter(may).count(),
+                };
+                if plan.copies(origin).min(could) < 2 {
                     lock(&self.alone).insert(slot);
                 }
             }

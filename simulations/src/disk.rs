@@ -59,6 +59,13 @@ impl Default for DiskFaults {
     }
 }
 
+impl DiskFaults {
+    /// Nothing is wrong any more.
+    pub(crate) fn end(&mut self) {
+        *self = Self { has_stalled: self.has_stalled || self.is_stalled, ..Self::default() };
+    }
+}
+
 /// The engines of one node, that of the replicated state and that of the images' index.
 #[derive(Default, Clone)]
 pub(crate) struct Engines {

@@ -78,7 +78,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>, until: Duration) {
     }
     end_throughout(&cluster);
     for slot in cluster.slots().chain(cluster.gateway_slot()) {
-        cluster.disks.set_faults(slot, |faults| *faults = Default::default());
+        cluster.disks.set_faults(slot, |faults| faults.end());
         cluster.liars.set(slot, None);
         cluster.world.resume(slot);
     }
@@ -282,11 +282,11 @@ impl Harm {
         let Some(gateway) = self.cluster.gateway_slot() else { return };
         let gatehouse = self.cluster.gatehouse();
         for instance in self.cluster.watch.instances.acknowledged_at(gateway) {
-            let in_spool = match &gatehouse {
-                Some(gatehouse) => gatehouse.store.instance(&instance.sop_instance).await,
-                None => Ok(None),
+            let has_left = match &gatehouse {
+                Some(gatehouse) => matches!(gatehouse.store.instance(&instance.sop_instance).await, Ok(None)),
+                None => self.cluster.watch.gateway.saw_leave(&instance.sop_instance),
             };
-            if lost.contains(&instance.sop_instance) && matches!(in_spool, Ok(None)) {
+            if has_left && lost.contains(&instance.sop_instance) {
                 self.cluster.world.sometimes("an image was lost with the only copy that the layout wanted");
                 self.cluster.watch.instances.forgo(gateway, &instance.sop_instance);
             }

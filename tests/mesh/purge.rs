@@ -135,14 +135,14 @@ async fn on_sites(site: &Site, study: &Slices, count: usize) -> String {
 
 #[tokio::test]
 async fn a_purge_that_has_to_wait_at_a_site_holds_up_no_other_there() {
-    // The last site takes twelve seconds for the copy of twelve documents, and cannot purge what it is still taking in.
+    // The last site takes sixteen seconds for the copy of sixteen documents, and cannot purge what it is still taking in.
     let settings = |n: usize| Settings {
         lines: if n == 2 { vec![("[storage]", "copy_mb_s_max = 1".to_owned())] } else { Vec::new() },
         ..Settings::default()
     };
     let mesh = Mesh::start(binary(), 3, settings).await;
     let (paris, slow) = (mesh.sites[0].http(), mesh.sites[2].name().to_owned());
-    let (small, large) = (Slices::new("A1", "P1", 4), documents("A2", "P2", 12));
+    let (small, large) = (Slices::new("A1", "P1", 4), documents("A2", "P2", 16));
     let after = on_sites(&mesh.sites[0], &small, 3).await;
     let stuck = on_sites(&mesh.sites[0], &large, 2).await;
 

@@ -168,8 +168,7 @@ impl Plan {
 
     /// Whether the mesh does without `site`'s copy of a part: as many others in session as are wanted, or as
     /// there could ever be, hold it, in as many zones; and no zone is lost that a wanted copy would be in. A copy that
-    /// may lie where it is goes only if two others stay, where two are wanted, whatever sites are drained or weigh
-    /// nothing: what was safe is not made less safe by a drain.
+    /// may lie where it is is spared only if the others are safe without it: a drain makes nothing less safe.
     pub fn spares(&self, held: &HeldPart, site: SiteId) -> bool {
         let counted = self.counted_here(held.origin, &held.holders);
         let others: Vec<SiteId> = counted.iter().copied().filter(|other| *other != site).collect();
@@ -179,13 +178,21 @@ impl Plan {
         is_enough && (!self.allows(held.origin, site) || self.stays_safe(held.origin, site, &others))
     }
 
-    /// Whether `others` are the two that images are to have at least, in two zones if the copy at `site` made it two.
+    /// Whether `others` are two, whatever sites are drained or weigh nothing, in two zones if the copy at `site` made it
+    /// two; fewer where somebody has asked for fewer.
     fn stays_safe(&self, origin: SiteId, site: SiteId, others: &[SiteId]) -> bool {
-        if self.copies(origin) < COPIES_SAFE {
-            return true;
-        }
         let with_it: Vec<SiteId> = others.iter().copied().chain([site]).collect();
-        others.len() >= COPIES_SAFE && self.zones_of(others) >= ZONES_USUAL.min(self.zones_of(&with_it))
+        let zones = self.zones_needed(origin).min(ZONES_USUAL).min(self.zones_of(&with_it));
+        let copies = self.copies(origin).min(COPIES_SAFE);
+        others.len() >= copies && self.zones_of(others) >= zones.min(copies)
+    }
+
+    /// Zones that somebody has asked for, or else as usual.
+    fn zones_needed(&self, origin: SiteId) -> usize {
+        match self.zones_asked(origin) {
+            0 => ZONES_USUAL,
+            asked => asked,
+        }
     }
 
     /// Whether what `site` has of what `origin` received is of use beside what these sites in session hold: they are
@@ -208,18 +215,15 @@ impl Plan {
     fn possible(&self, origin: SiteId) -> (usize, usize) {
         let could = self.could_hold(origin);
         let copies = self.copies(origin).min(could.len()).max(1);
-        let needed = match self.zones_asked(origin) {
-            0 => ZONES_USUAL,
-            asked => asked,
-        };
-        (copies, needed.min(copies).min(self.zones_of(&could)))
+        (copies, self.zones_needed(origin).min(copies).min(self.zones_of(&could)))
     }
 
     /// For whose images too few sites, or sites in too few zones, could hold copies: fewer than somebody has asked
-    /// for, or than two zones where there are two.
+    /// for, than two copies unless one is wanted, or than two zones where there are two.
     pub fn impossible(&self) -> Vec<Impossible> {
         let every: BTreeSet<&Name> =
             self.grounds.iter().filter(|ground| ground.weight > 0).map(|ground| &ground.zone).collect();
+        let every_site = self.grounds.iter().filter(|ground| ground.weight > 0).count();
         let of = |ground: &Ground| {
             let origin = ground.site;
             let could = self.could_hold(origin);
@@ -228,7 +232,7 @@ impl Plan {
                 asked => asked,
             };
             let asked = self.contract(origin).map_or(0, |contract| contract.copies).max(self.layout.copies);
-            let copies = usize::from(asked).max(zones);
+            let copies = usize::from(asked).max(zones).max(self.copies(origin).min(COPIES_SAFE).min(every_site));
             let (copies_possible, zones_possible) = (could.len(), self.zones_of(&could));
             let is_possible = copies_possible >= copies && zones_possible >= zones;
             (!is_possible).then_some(Impossible { origin, copies, copies_possible, zones, zones_possible })

@@ -157,6 +157,8 @@ pub(super) fn give_up(state: &mut State<'_, '_>, uid: &UidText, manifest: &Addre
         return Ok(Refusal::CopyNeeded.into());
     }
     held.holders.retain(|holder| *holder != site);
+    // With a publication go all before it.
+    held.earlier.iter_mut().for_each(|earlier| earlier.holders.retain(|holder| *holder != site));
     studies::forget_needless(state, held)?;
     state.put_study(Some(&before), &study)?;
     Ok(Outcome::Done.into())

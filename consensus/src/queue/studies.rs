@@ -158,7 +158,7 @@ pub(super) fn record_holding(
 }
 
 /// Forgets the earlier publications of a part that it does without: those of which every holder has a later one, which
-/// lists all of it and more, and all when later ones are where they are wanted.
+/// lists all of it and more, and all when later ones are where they are wanted, and safe.
 ///
 /// What two zones hold is safe, and its sender may have deleted it (storage commitment): were one earlier publication
 /// remembered alone, nobody would know who has what came between it and the latest. As many are remembered as there are

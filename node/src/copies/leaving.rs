@@ -25,6 +25,9 @@ use crate::node::Node;
 
 /// Between two looks at what a drained site, or one that has too much, still has: the others pull it meanwhile.
 const ROUND: Duration = Duration::from_secs(5);
+/// Rounds are so many times rarer, at most, while nothing can be given up: copies may wait for long for a site that can take
+/// them, and a look reads every study.
+const IDLE_MAX: u32 = 11;
 /// Between two looks for what is too much while nothing of the layout changes: copies that readers had fetched,
 /// and those of a site that came back. A look reads every study.
 const SURPLUS_ROUND: Duration = Duration::from_secs(600);
@@ -43,7 +46,7 @@ pub(crate) async fn run(node: Node, shutdown: CancellationToken) {
     loop {
         changes.mark_unchanged();
         let pause = match leaving.round(&node, &shutdown).await {
-            Ok(true) => ROUND,
+            Ok(true) => ROUND.saturating_mul(1 + leaving.idle.min(IDLE_MAX)),
             Ok(false) => SURPLUS_ROUND.min(node_grace(&node).max(ROUND)),
             Err(error) => {
                 tracing::debug!(error = format!("{error:#}"), "copies to give up: round failed");
@@ -85,6 +88,8 @@ struct Leaving {
     strays_at: Option<Instant>,
     /// Given up by the mesh's word, and still on this site's disk.
     unfinished: Vec<HeldPart>,
+    /// Rounds by the same choice that gave up nothing.
+    idle: u32,
 }
 
 impl Leaving {
@@ -101,7 +106,7 @@ impl Leaving {
         let is_usual = choice.plan().layout().version == 0
             && !choice.plan().ground(node.site()).is_some_and(|ground| ground.is_draining);
         if self.by.as_ref() != Some(&choice) {
-            (self.by, self.strays_at) = (Some(choice.clone()), None);
+            (self.by, self.strays_at, self.idle) = (Some(choice.clone()), None, 0);
         }
         if is_usual {
             self.since.clear();
@@ -128,8 +133,9 @@ impl Leaving {
             tokio::task::yield_now().await;
         }
         self.since = surplus;
+        self.idle = if given > 0 { 0 } else { self.idle.saturating_add(1) };
         // A look reads the manifest of every study here.
-        if !left && self.strays_at.is_none_or(|at| at.elapsed() >= SURPLUS_ROUND) {
+        if self.strays_at.is_none_or(|at| at.elapsed() >= SURPLUS_ROUND) {
             end_strays(node, &choice, shutdown).await?;
             self.strays_at = Some(Instant::now());
         }
@@ -146,6 +152,7 @@ impl Leaving {
         left: &mut bool,
     ) -> anyhow::Result<Vec<HeldPart>> {
         let (now, grace) = (Instant::now(), node_grace(node));
+        let plan = node.read(|view| view.plan())?;
         let mut goes = Vec::new();
         let mine = page.iter().flat_map(|study| &study.parts).filter(|held| held.holders.contains(&node.site()));
         for held in mine {
@@ -162,14 +169,13 @@ impl Leaving {
                     continue;
                 }
             }
-            let (spared, exam) =
-                node.read(|view| Ok((view.plan()?.spares(held, node.site()), view.exam(held.exam)?)))?;
+            let exam = node.read(|view| view.exam(held.exam))?;
             if exam.as_ref().is_some_and(|exam| exam.is_confined()) {
                 // What was received here stays; what was not goes another way.
                 continue;
             }
             let is_read_here = exam.and_then(|exam| exam.claim).is_some_and(|claim| claim.site == node.site());
-            if spared && !is_read_here {
+            if !is_read_here && plan.spares(held, node.site()) {
                 goes.push(held.clone());
             } else {
                 *left = true;

@@ -193,6 +193,11 @@ impl Keys {
         self.0.file.of_study(study_uid)
     }
 
+    /// The pending keys of a study, whether they seal something new or not.
+    pub fn pending(&self, study_uid: &str) -> BTreeSet<KeyId> {
+        self.0.file.of_study(study_uid).iter().map(|key| key.id()).collect()
+    }
+
     /// Studies of which keys are pending: images that the mesh does not know yet.
     pub fn pending_studies(&self) -> BTreeSet<String> {
         self.0.file.studies()

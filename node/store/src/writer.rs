@@ -363,9 +363,6 @@ impl Writer {
 
     async fn fail(&mut self, error: String, waiting: Vec<Waiting>) {
         tracing::error!(%error, "the store stops writing: restart the node once the disk is sound");
-        if self.shared.index.is_damaged() {
-            self.shared.mark.condemn().await;
-        }
         self.shared.is_failed.store(true, Ordering::Relaxed);
         self.shared.emit(StoreEvent::WriterFailed(error.clone()));
         let error: Arc<str> = error.into();
@@ -373,6 +370,10 @@ impl Writer {
         // Never written to again; what was durable stays readable.
         self.open.clear();
         answer(waiting, |_| Err(StoreError::Failed(Arc::clone(&error))));
+        // Last: a disk that fails may not answer.
+        if self.shared.index.is_damaged() {
+            self.shared.mark.condemn().await;
+        }
     }
 }
 

@@ -123,7 +123,7 @@ impl Volume {
         false
     }
 
-    /// The file under `directory` that holds one of `marks`, synced or not.
+    /// A file that holds one of `marks`, synced or not.
     pub(super) fn find(&self, marks: &BTreeSet<Bytes>) -> Option<String> {
         self.names.iter().find_map(|(path, inode)| {
             let content = self.contents.get(inode)?;

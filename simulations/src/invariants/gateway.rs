@@ -84,6 +84,11 @@ impl Gateway {
         }
     }
 
+    /// Whether an instance was seen to have left the spool.
+    pub(crate) fn saw_leave(&self, sop_instance: &str) -> bool {
+        lock(&self.gone).contains(sop_instance)
+    }
+
     /// What was acknowledged, but for what was seen to be gone.
     fn left(&self, cluster: &Cluster, slot: u32) -> Vec<Acknowledged> {
         let mut known = cluster.watch.instances.acknowledged_at(slot);

@@ -31,8 +31,8 @@ const ZONES: usize = 2;
 /// Copies without which images are not safe.
 const COPIES: usize = 2;
 
-/// Whether the leader counts on a site's copy that is not on its disk, which neither rots nor is lost. A leader of whom
-/// most have not heard for as long as it takes to know of what was given up may lead no more, and knows nothing new.
+/// Whether the leader counts on a site's copy that is not on its disk, which neither rots nor is lost. A leader that has
+/// not heard from most for long may lead no more, and knows nothing new.
 async fn is_missing(cluster: &Cluster, held: &HeldPart, site: SiteId) -> bool {
     let leader = cluster.leader().and_then(|slot| cluster.running(slot));
     let is_heard = |leader: &Running| leader.group.watch().borrow().quorum_ack_age.is_some_and(|age| age < KNOWN / 2);
@@ -221,7 +221,9 @@ impl Giving {
         up.retain(|running| others.contains(&SiteId(running.site)));
         let (mut marks, start) = (None, self.world.now());
         for running in &up {
-            marks = marks.or(durable::of_part(&running.store, Hash(manifest)).await);
+            if marks.is_none() {
+                marks = durable::of_part(&running.store, Hash(manifest)).await;
+            }
         }
         if self.world.now() - start > SOON {
             // From a disk that hardly answers: others may have given theirs up meanwhile, for new ones.

@@ -17,6 +17,7 @@ use tokio::sync::Mutex;
 
 use super::Index;
 use crate::hash::Hash;
+use crate::store::is_damage;
 
 /// The file's name.
 const NAME: &str = "index-mark";
@@ -45,12 +46,13 @@ struct Content {
 }
 
 impl Mark {
-    /// Reads it. Without a file nothing is asked of the index; one that can't be understood condemns it.
+    /// Reads it. Without a file nothing is asked of the index; one that can't be read or understood condemns it.
     pub(crate) async fn read(disk: Disk, prefix: &str) -> io::Result<Self> {
         let path = if prefix.is_empty() { NAME.to_owned() } else { format!("{prefix}/{NAME}") };
         let content = match disk.read(&path).await {
             Ok(bytes) => decode(&bytes).unwrap_or(Content { batch: CONDEMNED, openings: 0 }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Content::default(),
+            Err(error) if is_damage(&error) => Content { batch: CONDEMNED, openings: 0 },
             Err(error) => return Err(error),
         };
         Ok(Self { disk, path, content: Mutex::new(content) })

@@ -144,6 +144,7 @@ impl Life {
         let left: Vec<SiteId> = had.iter().copied().filter(|holder| *holder != site).collect();
         prop_assert_eq!(has, &left);
         prop_assert!(had.contains(&site));
+        prop_assert!(!after.parts[0].all_holders().contains(&site), "of earlier publications neither");
         let plainly = Plainly::new(&self.bench);
         let open: Vec<SiteId> = plainly.sites.iter().filter(|site| site.session_open).map(|site| site.id).collect();
         let counted: Vec<SiteId> = left
