@@ -357,6 +357,10 @@ impl Ingest {
         };
         let listed = self.listed(&identity, prepared.dataset_hash).await?;
         if let Some(Listed::Readable(stored)) = listed {
+            if !matches!(stored, Stored::Conflict { .. }) {
+                // Who brought it may have gone before anybody was told of it.
+                let _ = shared.gather.send(Arrival::Instance { study: received.study.clone() });
+            }
             return Ok(Received { outcome: stored.into(), ..received });
         }
         if let Some(sender) = source.sender()

@@ -48,14 +48,7 @@ impl Ingest {
             None => None,
         };
         let reception = Reception { received_at, source, is_awaited: true };
-        let ingest = self.clone();
-        // On a task of its own: a sender that goes away does not take with it what keeps the key, while the store goes
-        // on writing what it seals.
-        let made = maillage_host::spawn(async move {
-            let _sealing = sealing;
-            ingest.make(prepared, identity, flags, reception, key, is_anew).await
-        });
-        made.await.map_err(internal)?
+        self.make(prepared, identity, flags, reception, key, is_anew).await
     }
 
     /// Cuts a data set and stores it under `key`, coded, or without a key as it came.

@@ -1,7 +1,5 @@
 //! What is durable and was never proven, what is said of bytes that come again, and what becomes of what landed.
 
-use std::time::Duration;
-
 use maillage_dicom::phantom::CtPhantom;
 use maillage_host::Disk;
 use maillage_host::engine::MemoryHome;
@@ -109,31 +107,6 @@ async fn what_was_stored_and_never_proven_is_stored_anew_when_it_comes_again() {
     bench.receive(&uid, &dataset).await;
     assert_eq!(bench.read(&uid).await.expect("it can be read"), dataset);
     assert_eq!(bench.receive(&uid, &dataset).await, ReceivedAs::Duplicate);
-}
-
-#[tokio::test]
-async fn the_key_of_what_is_being_written_is_kept_though_its_sender_is_gone() {
-    const SENDERS: u32 = 40;
-    let (bench, phantom) = (bench().await, CtPhantom { slices: SENDERS + 1, ..CtPhantom::default() });
-    let (study, (last, dataset_of_last)) = (phantom.study_uid(), phantom.slice(SENDERS));
-    for n in 0..SENDERS {
-        let (uid, dataset) = phantom.slice(n);
-        let patience = Duration::from_micros(500) * n;
-        let _ = tokio::time::timeout(patience, bench.receive(&uid, &dataset)).await;
-        // As a publication does that finds nothing under some keys.
-        let pending = bench.store.keys().rotate(study.as_str()).await;
-        let (named, _) = bench.store.keys_of_study(study.as_str()).await.expect("listed");
-        let unused = pending.iter().map(|key| key.id()).filter(|id| !named.contains(id)).collect();
-        bench.store.keys().forget(&unused).await.expect("forgotten");
-    }
-    // Behind all that was still being written.
-    bench.receive(&last, &dataset_of_last).await;
-    let listed = bench.store.instances(study.as_str()).await.expect("listed");
-    assert!(listed.len() > 1, "some were written");
-    for instance in listed {
-        let uid: Uid = instance.entry.sop_instance.parse().expect("a UID");
-        bench.read(&uid).await.expect("its key is known");
-    }
 }
 
 #[tokio::test]
