@@ -38,17 +38,21 @@ async fn comes_to(http: Http, study: &Slices) {
     .await;
 }
 
-#[tokio::test]
-async fn the_third_site_has_the_head_of_the_room_before_it_is_claimed_within_its_budget() {
-    // One copy a zone: the third site, which shares the receiver's, gets none.
+/// One copy a zone: the third site, which shares the receiver's, gets none, and prefetches up to `room_mib` MiB.
+async fn with_a_third_site(room_mib: u64) -> Mesh {
     let zones = ["west", "north", "west"];
     let settings = |n: usize| Settings {
         zone: zones[n].to_owned(),
         copies: 2,
-        lines: if n == 2 { vec![("[storage]", "prefetch_mib_max = 1".to_owned())] } else { Vec::new() },
+        lines: if n == 2 { vec![("[storage]", format!("prefetch_mib_max = {room_mib}"))] } else { Vec::new() },
         ..Settings::default()
     };
-    let mut mesh = Mesh::start(binary(), 3, settings).await;
+    Mesh::start(binary(), 3, settings).await
+}
+
+#[tokio::test]
+async fn the_third_site_has_the_head_of_the_room_before_it_is_claimed_within_its_budget() {
+    let mut mesh = with_a_third_site(1).await;
     let (receiver, third) = (mesh.sites[0].http(), mesh.sites[2].http());
     // Some 0.95 MB each: of two, the second does not fit.
     let arrives = async |accession: &str, priority: &str| {
@@ -134,15 +138,7 @@ async fn earlier(site: &Site, accession: &str, patient: &str, modality: &str) ->
 
 #[tokio::test]
 async fn three_earlier_exams_of_the_patient_come_with_the_new_one_those_of_its_modality_first_and_nobody_elses() {
-    // One copy a zone: the third site, which shares the receiver's, gets none.
-    let zones = ["west", "north", "west"];
-    let settings = |n: usize| Settings {
-        zone: zones[n].to_owned(),
-        copies: 2,
-        lines: if n == 2 { vec![("[storage]", "prefetch_mib_max = 64".to_owned())] } else { Vec::new() },
-        ..Settings::default()
-    };
-    let mut mesh = Mesh::start(binary(), 3, settings).await;
+    let mut mesh = with_a_third_site(64).await;
     // Away as long as these exams wait to be read, for which it would bring their images.
     mesh.sites[2].kill();
     mesh.leader().await;
