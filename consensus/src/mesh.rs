@@ -254,7 +254,7 @@ pub struct Counts {
     pub studies: u64,
     /// Studies with a part on fewer than two sites.
     pub studies_below_two: u64,
-    /// Studies with a part on fewer sites than wanted.
+    /// Studies with a part on fewer sites than wanted, or in fewer zones.
     pub studies_below_wanted: u64,
     /// What format 2 counts besides.
     pub more: MoreCounts,

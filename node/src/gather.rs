@@ -69,6 +69,9 @@ pub(crate) async fn run(
                     }
                     due.entry(study).or_insert_with(Due::now).arrived(quiet);
                 }
+                Some(Arrival::Later { study }) => {
+                    due.entry(study).or_insert_with(Due::now);
+                }
                 Some(Arrival::SenderDone { study }) => if let Some(due) = due.get_mut(&study) {
                     due.at = due.at.min(Instant::now() + quiet.min(AFTER_SENDER));
                 },

@@ -173,6 +173,11 @@ pub(crate) enum Arrival {
         /// Its Study Instance UID.
         study: String,
     },
+    /// Something of this study was stored, or may have been, after whoever brought it had been answered or had gone.
+    Later {
+        /// Its Study Instance UID.
+        study: String,
+    },
     /// The association that sent this study ended: more of it is unlikely.
     SenderDone {
         /// Its Study Instance UID.
@@ -262,7 +267,12 @@ impl Ingest {
 
     /// Hints that whoever sent this study is done.
     pub(crate) fn sender_done(&self, study: String) {
-        let _ = self.0.gather.send(Arrival::SenderDone { study });
+        self.tell(Arrival::SenderDone { study });
+    }
+
+    /// A gather task that is gone means a node that is stopping; the study is found at its next start.
+    fn tell(&self, arrival: Arrival) {
+        let _ = self.0.gather.send(arrival);
     }
 
     /// Takes in one Part 10 file.
@@ -357,10 +367,6 @@ impl Ingest {
         };
         let listed = self.listed(&identity, prepared.dataset_hash).await?;
         if let Some(Listed::Readable(stored)) = listed {
-            if !matches!(stored, Stored::Conflict { .. }) {
-                // Who brought it may have gone before anybody was told of it.
-                let _ = shared.gather.send(Arrival::Instance { study: received.study.clone() });
-            }
             return Ok(Received { outcome: stored.into(), ..received });
         }
         if let Some(sender) = source.sender()
@@ -377,23 +383,30 @@ impl Ingest {
         let stored = match left {
             Some((claimed, prepared)) => {
                 let (ingest, source, is_anew) = (self.clone(), source.name(), listed.is_some());
-                // To its end, also when its sender goes away: until then nothing else comes in under its UID.
+                let study = received.study.clone();
+                // To its end, also when its sender goes away: until then nothing else comes in under its UID, and nobody
+                // else would tell of it.
                 let storing = maillage_host::spawn(async move {
                     let stored = ingest.store(prepared, identity, flags, source, is_anew).await;
+                    match stored {
+                        // A duplicate that had to be stored is under a new manifest, which is to be published, too.
+                        Ok(Stored::New { .. } | Stored::Duplicate { .. }) => ingest.tell(Arrival::Instance { study }),
+                        Ok(Stored::Conflict { .. }) => {}
+                        // Some errors come after it was durable.
+                        Err(_) => ingest.tell(Arrival::Later { study }),
+                    }
                     drop(claimed);
                     stored
                 });
                 Some(storing.await.map_err(internal)??)
             }
-            None => None,
+            None => {
+                self.tell(Arrival::Instance { study: received.study.clone() });
+                None
+            }
         };
         if let Some(mut known) = first {
             *known = Some(patient);
-        }
-        // A gather task that is gone means a node that is stopping; the study is found at its next start. A
-        // duplicate that had to be stored is under a new manifest, which is to be published, too.
-        if !matches!(stored, Some(Stored::Conflict { .. })) {
-            let _ = shared.gather.send(Arrival::Instance { study: received.study.clone() });
         }
         Ok(Received { outcome: stored.map_or(ReceivedAs::New, ReceivedAs::from), ..received })
     }

@@ -305,7 +305,12 @@ impl Cluster {
     /// one after a machine was lost with its disk.
     pub(crate) fn may_have_rotted(&self, study: &str) -> bool {
         let may_be_only = |slot| self.was_alone(slot) || self.has_lost_one();
-        self.rotten().is_some_and(may_be_only) && lock(&self.flipped).contains(study)
+        self.rotten().is_some_and(may_be_only) && self.has_flipped(study)
+    }
+
+    /// Whether bits of a study flipped on the rotten disk.
+    pub(crate) fn has_flipped(&self, study: &str) -> bool {
+        lock(&self.flipped).contains(study)
     }
 
     /// Whether a machine was lost for good: once in a run is what the mesh promises to bear.

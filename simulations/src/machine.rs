@@ -4,6 +4,7 @@ use std::sync::{Arc, Weak};
 
 use maillage_consensus::command::{Command, Envelope};
 use maillage_consensus::machine::{ApplyError, Machine, Proposer, StampError};
+use maillage_consensus::order::Consent;
 use maillage_consensus::transaction::Transaction;
 use maillage_consensus::{Outcome, Queue};
 use maillage_host::UnixMillis;
@@ -67,6 +68,13 @@ impl Watched {
             (&envelope.command, &outcome)
         {
             self.watch.outbox.second_read(exam.0, *report, index);
+        }
+        match (&envelope.command, &outcome) {
+            (Command::Order { order, .. }, Outcome::ExamAdded { exam, .. }) if order.consent == Consent::Refused => {
+                self.watch.course.confined(exam.0);
+            }
+            (_, Outcome::Claimed(grant)) => self.watch.course.granted(grant.exam.0, envelope.site.0),
+            _ => {}
         }
         if let (Command::RaiseFormat { .. }, Outcome::Done) = (&envelope.command, &outcome) {
             self.world.sometimes("the mesh's format was raised under way");

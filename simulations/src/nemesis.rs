@@ -13,6 +13,7 @@ use crate::invariants::copies;
 use crate::net::datagrams::Flaws;
 use crate::plan::{Fault, Plan, Transport};
 use crate::rng::Rng;
+use crate::workload::dicom::study_of;
 use crate::{site, workload};
 
 mod gateway;
@@ -239,8 +240,8 @@ impl Harm {
             let Some(what) = last_stored(&running.store, &instance.sop_instance).await else { continue };
             let bit = self.rng.index(what.len() * 8);
             if self.cluster.disks.rot(slot, &what, bit) {
-                self.cluster.world.event(slot, format_args!("bit {bit} of {} flips", instance.sop_instance));
                 self.cluster.flipped(&instance.study);
+                self.cluster.world.event(slot, format_args!("bit {bit} of {} flips", instance.sop_instance));
                 self.cluster.world.sometimes("an image's bits flipped at rest");
             }
         }
@@ -262,9 +263,11 @@ impl Harm {
         if self.cluster.was_alone(slot) {
             // Where somebody laid out that one copy is enough, there is none any more.
             self.forgo(here_alone).await;
-        } else if self.cluster.rotten().is_none() {
+        } else {
             // Their senders have deleted them. Of an image whose other copy rots there is none any more either.
-            safe.extend(self.cluster.watch.commitments.committed());
+            let mut committed = self.cluster.watch.commitments.committed();
+            committed.retain(|sop_instance| !self.cluster.has_flipped(study_of(sop_instance)));
+            safe.extend(committed);
         }
         let lost = self.cluster.watch.instances.lost(slot, &safe);
         self.cluster.world.event(slot, format_args!("the machine is lost, with {} instances", lost.len()));

@@ -174,14 +174,16 @@ async fn finish(cluster: &Arc<Cluster>, clients: workload::Clients) -> Duration 
         cluster.hold_down(slot);
         cluster.stop(slot, Ending::PowerCut, "and stays away");
     }
-    liveness::senders_finish(cluster, clients.senders, away).await;
+    let later = liveness::senders_finish(cluster, clients.senders, away).await;
     let recovered = liveness::everything_is_read(cluster, away).await;
-    for reader in &clients.readers {
-        reader.abort();
-    }
     if let Some(slot) = away {
         cluster.world.sometimes("a site stayed away while the others finished");
         cluster.let_up(slot);
+        liveness::senders_finish(cluster, later, None).await;
+        liveness::everything_is_read(cluster, None).await;
+    }
+    for reader in &clients.readers {
+        reader.abort();
     }
     outbox::all_are_sent(cluster).await;
     for client in &clients.apart {

@@ -147,10 +147,12 @@ impl Plan {
         held.holders.iter().copied().filter(|site| self.counts(held.origin, *site)).collect()
     }
 
-    /// Whether a part lies at fewer sites, or in fewer zones, than it should.
+    /// Whether a part lies at fewer sites than it should, or in fewer zones: than somebody has asked for, or than two
+    /// where two could have it.
     pub fn is_short(&self, held: &HeldPart) -> bool {
-        let counted = self.counted(held);
-        counted.len() < self.copies(held.origin) || self.zones_of(&counted) < self.zones_asked(held.origin)
+        let (counted, (_, zones)) = (self.counted(held), self.possible(held.origin));
+        counted.len() < self.copies(held.origin)
+            || self.zones_of(&counted) < self.zones_asked(held.origin).max(zones.min(ZONES_USUAL))
     }
 
     /// Distinct zones of these sites.

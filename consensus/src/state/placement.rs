@@ -3,6 +3,8 @@
 //! How a study was counted is kept beside it, so that it is taken out of the counts as it was put in, whatever the
 //! layout or the patient's consent has become since.
 
+use std::collections::BTreeSet;
+
 use super::State;
 use crate::ids::{ExamId, SiteId};
 use crate::keys;
@@ -19,7 +21,7 @@ const JUDGED_AT_ONCE: usize = 512;
 pub(super) struct Counted {
     /// A part is on fewer than two sites.
     below_two: bool,
-    /// … on fewer than wanted.
+    /// … on fewer than wanted, or in one zone though two could have it.
     below_wanted: bool,
     /// A part stays where it was received, so that none of this is expected of it.
     confined: bool,
@@ -104,9 +106,31 @@ impl State<'_, '_> {
         if is_plain { Ok(None) } else { self.plan().map(Some) }
     }
 
+    /// Whether enough sites have a part, all of them in one zone: others may have to have it, too, by where they are.
+    fn lies_in_one_zone(&self, study: &Study) -> Result<bool, ApplyError> {
+        if self.format < 2 || study.copies() < usize::from(self.wanted()?).max(2) {
+            return Ok(false);
+        }
+        for held in &study.parts {
+            let mut zones = BTreeSet::new();
+            for site in &held.holders {
+                zones.extend(self.site(*site)?.map(|site| site.description.zone));
+            }
+            if zones.len() < 2 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Counts a study as it now is; `before` is what it was, `after` none when it is forgotten.
     pub(super) fn count_study(&mut self, before: Option<&Study>, after: Option<&Study>) -> Result<(), ApplyError> {
-        let (was, plan) = (self.counted(before)?, self.judge()?);
+        let (was, mut plan) = (self.counted(before)?, self.judge()?);
+        if let (None, Some(study)) = (&plan, after)
+            && self.lies_in_one_zone(study)?
+        {
+            plan = Some(self.plan()?);
+        }
         let is = match after {
             Some(study) => Counted::of(study.clone(), &self.confined(study)?, plan.as_ref(), self.wanted()?.into()),
             None => Counted::default(),
@@ -127,7 +151,8 @@ impl State<'_, '_> {
 
     /// Judges every study anew: what is wanted of it has changed.
     pub(crate) fn judge_all(&mut self) -> Result<(), ApplyError> {
-        let (plan, wanted) = (self.judge()?, self.wanted()?.into());
+        let plan = if self.format < 2 { None } else { Some(self.plan()?) };
+        let wanted = self.wanted()?.into();
         let mut after = keys::STUDIES.to_vec();
         loop {
             let page = self.transaction.scan_prefix_after(&keys::STUDIES, &after, JUDGED_AT_ONCE)?;

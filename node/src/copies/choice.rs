@@ -93,7 +93,7 @@ fn eligible(node: &Node, view: &View<'_>, sites: &[Site]) -> Result<BTreeSet<Sit
 }
 
 /// Those of `stay` that are among `grounds`, then others by rendezvous hashing until there are `copies`, zones not
-/// covered yet first.
+/// covered yet first; one more where all that stay are in one zone.
 fn completed(study: &str, stay: &[SiteId], grounds: &[&Ground], copies: usize) -> BTreeSet<SiteId> {
     let weights: Vec<SiteWeight<'_>> = grounds
         .iter()
@@ -106,7 +106,8 @@ fn completed(study: &str, stay: &[SiteId], grounds: &[&Ground], copies: usize) -
     for only_new_zones in [true, false] {
         for id in ranked.iter().map(|id| SiteId(*id)) {
             let Some(zone) = zone_of(id) else { continue };
-            if chosen.len() < copies && !chosen.contains(&id) && (!only_new_zones || !zones.contains(zone)) {
+            let is_wanted = chosen.len() < copies || copies > 1 && zones.len() < 2 && !zones.contains(zone);
+            if is_wanted && !chosen.contains(&id) && (!only_new_zones || !zones.contains(zone)) {
                 chosen.insert(id);
                 zones.insert(zone);
             }

@@ -171,7 +171,7 @@ pub(super) async fn run(
         let mut next = Some(first);
         while let Some(arrival) = next {
             match arrival {
-                Arrival::Instance { study } => {
+                Arrival::Instance { study } | Arrival::Later { study } => {
                     studies.insert(study);
                 }
                 Arrival::SenderDone { study } => over.push(study),

@@ -9,7 +9,7 @@ use maillage_store::{Arrived, ArrivedError, Claimed, InstanceIdentity, Landed, L
 use tokio_util::sync::CancellationToken;
 
 use super::making::Reception;
-use super::{Ingest, IngestError, Prepared, internal, prepare};
+use super::{Arrival, Ingest, IngestError, Prepared, internal, prepare};
 
 /// Before what could not be stored is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -65,6 +65,8 @@ impl Ingest {
         loop {
             let Err(error) = self.code(&arrived).await else {
                 landing.set_blocked(None);
+                // Whoever brought it may have gone before it was told of.
+                self.tell(Arrival::Later { study: arrived.landed.study_uid.clone() });
                 return landing.done(arrived).await;
             };
             let study = &arrived.landed.study_uid;

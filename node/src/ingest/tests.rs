@@ -1,5 +1,7 @@
 //! What is durable and was never proven, what is said of bytes that come again, and what becomes of what landed.
 
+use std::collections::HashSet;
+
 use maillage_dicom::phantom::CtPhantom;
 use maillage_host::Disk;
 use maillage_host::engine::MemoryHome;
@@ -14,6 +16,7 @@ struct Bench {
     ingest: Ingest,
     store: Store,
     directory: tempfile::TempDir,
+    told: mpsc::UnboundedReceiver<Arrival>,
 }
 
 async fn bench() -> Bench {
@@ -27,9 +30,9 @@ async fn bench_in(directory: tempfile::TempDir) -> Bench {
     let settings =
         Settings::from_toml("[node]\nname = \"a\"\nzone = \"a\"\ndata_dir = \"/nowhere\"\n").expect("settings");
     let (metrics, senders) = (Metrics::new(), Senders::new(&settings.into_config()));
-    let (gather, _) = mpsc::unbounded_channel();
+    let (gather, told) = mpsc::unbounded_channel();
     let ingest = Ingest::new(store.clone(), clock, metrics, senders, gather, Box::new(|_| None), Box::new(|| true));
-    Bench { ingest, store, directory }
+    Bench { ingest, store, directory, told }
 }
 
 impl Bench {
@@ -63,7 +66,7 @@ impl Bench {
 
     /// The node's next life.
     async fn reopened(self) -> Self {
-        let Self { ingest, store, directory } = self;
+        let Self { ingest, store, directory, .. } = self;
         drop(ingest);
         store.close().await.expect("closed");
         drop(store);
@@ -172,4 +175,36 @@ async fn what_landed_before_a_start_is_coded_after_it_and_says_its_patient() {
     }
     let (uid, dataset) = &slices[2];
     assert_eq!(bench.receive_from(modality(), uid, dataset).await.expect("received").outcome, ReceivedAs::New);
+}
+
+#[tokio::test]
+async fn what_is_stored_though_its_sender_has_gone_is_told_of() {
+    const SENDERS: u32 = 40;
+    for source in [Source::Local, modality()] {
+        let mut bench = bench().await;
+        let _coder = bench.start_coder();
+        let mut gone = Vec::new();
+        for n in 0..SENDERS {
+            let phantom = CtPhantom { slices: 1, seed: n.into(), ..CtPhantom::default() };
+            let (uid, dataset) = phantom.slice(0);
+            let received = bench.receive_from(source.clone(), &uid, &dataset);
+            if tokio::time::timeout(Duration::from_micros(500) * n, received).await.is_err() {
+                gone.push((phantom.study_uid(), uid));
+            }
+        }
+        let (mut told, mut stored) = (HashSet::new(), Vec::new());
+        for (study, uid) in gone {
+            bench.store.landing().until_done(uid.as_str()).await.expect("done");
+            if bench.stored(&uid).await.is_some() {
+                stored.push(study);
+            }
+        }
+        while let Ok(Arrival::Instance { study } | Arrival::Later { study }) = bench.told.try_recv() {
+            told.insert(study);
+        }
+        assert!(!stored.is_empty(), "some were stored though their senders had gone");
+        for study in stored {
+            assert!(told.contains(study.as_str()), "{study} of {source:?}");
+        }
+    }
 }

@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use maillage_consensus::View;
 use maillage_consensus::ids::SiteId;
+use maillage_consensus::mesh::HeldPart;
 use maillage_store::Hash;
 use tokio::task::JoinHandle;
 
 use crate::cluster::{Cluster, Running};
 use crate::durable;
+use crate::workload::dicom::study_of;
 use crate::world::{Owner, World, lock};
 
 /// Zones on whose disks it is; each site is one of its own here unless the layout says otherwise.
@@ -44,11 +46,9 @@ impl Commitments {
     /// The node of `owner` told a sender that these instances are safe. When it was asked, this layout held.
     pub(crate) async fn told(&self, cluster: &Cluster, owner: Owner, layout: u64, instances: &[String]) {
         lock(&self.committed).extend(instances.iter().cloned());
-        // A machine that is lost may be one of the two, and nobody knows yet that it is more than silent; a disk that
-        // rots may no longer have what it had.
-        let excused = usize::from(cluster.lost() > 0) + usize::from(cluster.rotten().is_some());
         let zones = zones(cluster, layout);
         for sop_instance in instances {
+            let excused = excused(cluster, study_of(sop_instance));
             let wanted = ZONES.saturating_sub(excused).max(1);
             let mut found = zones_with(cluster, sop_instance, &zones).await;
             // A gateway tells of what lies at centres, which may be down.
@@ -80,13 +80,24 @@ impl Commitments {
 /// Whether an instance is safe, as far as that can be said at any moment: on the disks of two sites, but for machines
 /// that are lost, disks that rot, and layouts that want one copy alone. None while who may have it is down.
 pub(crate) async fn is_safe(cluster: &Cluster, study: &str, sop_instance: &str) -> Option<bool> {
-    let excused = usize::from(cluster.lost() > 0)
-        + usize::from(cluster.rotten().is_some())
-        + usize::from(cluster.was_alone_with(study));
+    let excused = excused(cluster, study) + usize::from(cluster.was_alone_with(study));
     let zones = cluster.slots().map(|slot| (slot, own_zone(slot))).collect();
     let found = zones_with(cluster, sop_instance, &zones).await?;
     let is_safe = found >= ZONES.saturating_sub(excused).max(1);
     (is_safe || is_all_up(cluster)).then_some(is_safe)
+}
+
+/// Copies of a study that may be no more, and nobody knows yet: of a machine that is lost, which is only silent to the
+/// others; and on a disk that rots.
+fn excused(cluster: &Cluster, study: &str) -> usize {
+    let known = cluster.all_running().into_iter().filter_map(|running| {
+        let engine = running.group.reader();
+        View::new(&*engine).study(study).ok().flatten()
+    });
+    let is_lost = |site: &SiteId| cluster.is_lost(site.0);
+    let may_be_lost = |held: &HeldPart| held.all_holders().iter().chain([&held.origin]).any(is_lost);
+    let had_lost = known.into_iter().any(|study| study.parts.iter().any(may_be_lost));
+    usize::from(had_lost) + usize::from(cluster.has_flipped(study))
 }
 
 fn is_all_up(cluster: &Cluster) -> bool {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::http::{Method, StatusCode};
 use maillage_consensus::View;
-use maillage_consensus::ids::SiteId;
+use maillage_consensus::ids::{Name, SiteId};
 use maillage_consensus::mesh::{HeldPart, Study};
 use maillage_consensus::placement::{Ground, Plan};
 use maillage_store::{Hash, StudyManifest};
@@ -17,6 +17,10 @@ use crate::workload::http;
 
 /// How long after the last work all copies must be made, besides the grace of silent sites.
 const COPIED: Duration = Duration::from_secs(300);
+/// What a site has without the mesh's knowledge, as of a reader whose claim ended in a partition, it looks for so often.
+const STRAYS: Duration = Duration::from_secs(600);
+/// Zones in which images are safe.
+const ZONES: usize = 2;
 /// A repair may take so long.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks.
@@ -73,11 +77,14 @@ pub(crate) async fn held(cluster: &Cluster, running: &Running) -> Held {
 async fn lacking(cluster: &Cluster) -> Option<String> {
     let all = cluster.all_running();
     let Some(any) = all.first() else { return Some("no node is up".to_owned()) };
-    let plan = View::new(&*any.group.reader()).plan().ok()?;
+    let plan = match View::new(&*any.group.reader()).plan() {
+        Ok(plan) => plan,
+        Err(error) => return Some(format!("the plan cannot be read: {error}")),
+    };
     for study in studies(any) {
         for held in &study.parts {
             // Lost with the only machine that had it, and sent again: it is in another part.
-            if held.holders.iter().all(|site| cluster.is_lost(site.0)) {
+            if cluster.has_lost_one() && held.holders.iter().all(|site| cluster.is_lost(site.0)) {
                 continue;
             }
             let holders = all.iter().filter(|running| held.holders.iter().any(|site| site.0 == running.site));
@@ -86,6 +93,9 @@ async fn lacking(cluster: &Cluster) -> Option<String> {
             let wanted = wanted(cluster, &plan, held);
             if counted.len() < wanted {
                 return Some(format!("study {} is held by {} of {wanted} sites", study.uid, counted.len()));
+            }
+            if let Some(lacking) = zones_lacking(cluster, &plan, held, &counted) {
+                return Some(lacking);
             }
             if let Some(other) = others.iter().find(|other| plan.spares(held, SiteId(other.site))) {
                 return Some(format!("slot {} has not given up study {}", other.owner.slot, study.uid));
@@ -102,12 +112,21 @@ async fn lacking(cluster: &Cluster) -> Option<String> {
                     return Some(format!("slot {} lacks chunks of study {}", holder.owner.slot, study.uid));
                 }
             }
-            if let Some(left) = left_behind(&all, &plan, held).await {
-                return Some(left);
-            }
         }
     }
     None
+}
+
+/// Whether all that count are in one zone, though two could have a part.
+fn zones_lacking(cluster: &Cluster, plan: &Plan, held: &HeldPart, counted: &[&Running]) -> Option<String> {
+    let is_there = |ground: &&Ground| {
+        ground.weight > 0 && plan.counts(held.origin, ground.site) && !cluster.is_lost(ground.site.0)
+    };
+    let could: BTreeSet<&Name> = plan.grounds().iter().filter(is_there).map(|ground| &ground.zone).collect();
+    let zone = |running: &&Running| Some(&plan.ground(SiteId(running.site))?.zone);
+    let are: BTreeSet<&Name> = counted.iter().filter_map(zone).collect();
+    let wanted = could.len().min(plan.copies(held.origin)).min(ZONES);
+    (are.len() < wanted).then(|| format!("study {} is in {} of {wanted} zones", held.part.study, are.len()))
 }
 
 /// Copies that a part must have: as the layout wants, of the sites that there are.
@@ -118,7 +137,21 @@ fn wanted(cluster: &Cluster, plan: &Plan, held: &HeldPart) -> usize {
 }
 
 /// A site that was to be rid of a part, by the mesh's word, and has it still.
-async fn left_behind(all: &[Running], plan: &Plan, held: &HeldPart) -> Option<String> {
+async fn left_behind(cluster: &Cluster) -> Option<String> {
+    let all = cluster.all_running();
+    let any = all.first()?;
+    let plan = View::new(&*any.group.reader()).plan().ok()?;
+    for study in studies(any) {
+        for held in &study.parts {
+            if let Some(left) = part_left_behind(&all, &plan, held).await {
+                return Some(left);
+            }
+        }
+    }
+    None
+}
+
+async fn part_left_behind(all: &[Running], plan: &Plan, held: &HeldPart) -> Option<String> {
     for running in all {
         let site = SiteId(running.site);
         if held.origin == site || held.holders.contains(&site) || plan.counts(held.origin, site) {
@@ -151,6 +184,15 @@ pub(crate) async fn all_are_made(cluster: &Arc<Cluster>) {
         let Some(lacking) = lacking(cluster).await else { break };
         if cluster.world.now() - start > limit {
             cluster.world.violation("I9", format!("{limit:?} after the last work, {lacking}"));
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    let limit = limit + STRAYS;
+    while let Some(left) = left_behind(cluster).await {
+        cluster.world.sometimes("a copy was left of which the mesh did not know");
+        if cluster.world.now() - start > limit {
+            cluster.world.violation("I9", format!("{limit:?} after the last work, {left}"));
             return;
         }
         tokio::time::sleep(LOOK).await;

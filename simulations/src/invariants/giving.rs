@@ -169,7 +169,8 @@ impl Giving {
         let leader = cluster.running(cluster.leader()?)?;
         let studies = View::new(&*leader.group.reader()).studies(None, usize::MAX).ok()?;
         let mut rng = lock(&self.rng);
-        let held = rng.pick(&studies)?.parts.first()?.clone();
+        let parts = &rng.pick(&studies)?.parts;
+        let held = rng.pick(parts)?.clone();
         let site = *rng.pick(&held.holders)?;
         Some((held, site))
     }

@@ -35,6 +35,8 @@ pub(crate) struct Instances {
     by_slot: Mutex<BTreeMap<u32, Vec<Acknowledged>>>,
     /// Acknowledged by nodes that are lost, and held by others.
     elsewhere: Mutex<Vec<Acknowledged>>,
+    /// BLAKE3 of study, SOP Instance UID and data set of all that was ever sent.
+    offered: Mutex<BTreeSet<[u8; 32]>>,
     /// UIDs under which other bytes came as well.
     contested: Mutex<BTreeSet<String>>,
     /// Studies of which all images were acknowledged, by slot.
@@ -48,10 +50,21 @@ impl Instances {
             world,
             by_slot: Mutex::default(),
             elsewhere: Mutex::default(),
+            offered: Mutex::default(),
             contested: Mutex::default(),
             sent: Mutex::default(),
             rng: Mutex::new(Rng::stream(seed, "instances")),
         }
+    }
+
+    /// Something is about to be sent.
+    pub(crate) fn offer(&self, study: &str, sop_instance: &str, data_set: &[u8]) {
+        lock(&self.offered).insert(offer(study, sop_instance, data_set));
+    }
+
+    /// Whether these very bytes were ever sent under that UID as of that study.
+    pub(crate) fn was_offered(&self, study: &str, sop_instance: &str, data_set: &[u8]) -> bool {
+        lock(&self.offered).contains(&offer(study, sop_instance, data_set))
     }
 
     pub(crate) fn acknowledged(&self, slot: u32, instance: Acknowledged) {
@@ -168,6 +181,14 @@ impl Instances {
             self.world.violation("I3", detail);
         }
     }
+}
+
+fn offer(study: &str, sop_instance: &str, data_set: &[u8]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    for field in [study.as_bytes(), sop_instance.as_bytes(), data_set] {
+        hasher.update(&(field.len() as u64).to_be_bytes()).update(field);
+    }
+    *hasher.finalize().as_bytes()
 }
 
 async fn read(store: &Store, sop_instance: &str) -> Result<Option<Bytes>, StoreError> {

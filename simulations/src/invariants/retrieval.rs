@@ -47,8 +47,8 @@ pub(crate) async fn look(cluster: &Cluster, running: &Running, study: &str, all:
                 let detail = format!("{:?} gives other bytes than were sent as {sop_instance}", running.owner);
                 cluster.world.violation("I3", detail);
             }
-            // Stored, and its acknowledgement lost on the way: of this study it must be all the same.
-            None if sop_instance.starts_with(study) => {}
+            // Stored, and its acknowledgement lost on the way: it was sent all the same.
+            None if cluster.watch.instances.was_offered(study, sop_instance, data_set) => {}
             None => {
                 let detail = format!("{:?} shows {sop_instance} in study {study}", running.owner);
                 cluster.world.violation("I8", detail);

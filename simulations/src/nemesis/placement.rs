@@ -214,7 +214,7 @@ impl Administrator {
             7 => ("/placement/zones".to_owned(), json!({ "zones": self.rng.between(0, 3), "user": "admin" })),
             _ => {
                 let other = self.rng.pick(&sites)?.description.name.to_string();
-                let path = format!("/placement/contracts/{site}");
+                let path = format!("/placement/contracts/site:{site}");
                 (path, json!({ "all_but": [other], "copies": self.rng.between(0, 3), "user": "admin" }))
             }
         })
@@ -243,7 +243,7 @@ impl Administrator {
         }
         let mut version = 0;
         for site in self.sites() {
-            let path = format!("/placement/contracts/{}/end", site.description.name);
+            let path = format!("/placement/contracts/site:{}/end", site.description.name);
             let answered = self.until_answered(Method::POST, &path, json!({ "user": "admin" })).await;
             version = answered.json()["version"].as_u64().unwrap_or(version);
         }

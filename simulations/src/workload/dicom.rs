@@ -38,6 +38,12 @@ pub(crate) struct Of<'a> {
     pub(crate) modality: &'a str,
 }
 
+/// The study of an instance that a [`Sample`] is.
+pub(crate) fn study_of(sop_instance: &str) -> &str {
+    let series = sop_instance.rsplit_once('.').map_or(sop_instance, |(series, _)| series);
+    series.rsplit_once('.').map_or(series, |(study, _)| study)
+}
+
 impl Sample {
     /// Instance `number` of a study, with about `len` bytes of pixels that no other seed gives: of every second seed
     /// some that the codec shortens, of the others some that it cannot.

@@ -66,7 +66,6 @@ pub(crate) async fn run(cluster: Arc<Cluster>, slot: u32, images_to: u32, rng: R
         let order = order.unwrap_or_default();
         if order.consent == Consent::Refused {
             cluster.world.sometimes("a patient refused the transfer");
-            cluster.watch.course.confined(exam.0);
         }
         cluster.world.event(0, format_args!("exam {exam} added for slot {slot}"));
         if awaits_images && is_scanned(&mut sender, exam, priority, &order).await {

@@ -29,6 +29,7 @@ const CONTESTED: f64 = 0.06;
 pub(super) async fn store(cluster: &Arc<Cluster>, slot: u32, sample: &Sample, rng: &mut Rng) -> bool {
     let Some(receiver) = cluster.receiver(slot) else { return false };
     let stored = if rng.chance(BY_STOW) {
+        offer(cluster, sample);
         let stow = http::ask_receiver(cluster, &receiver, PATIENCE, stow(sample)).await;
         stow.map(|answer| (answer.status.as_u16() == 200, answer.status.to_string()))
     } else {
@@ -48,11 +49,17 @@ pub(crate) async fn c_store(cluster: &Arc<Cluster>, slot: u32, sample: &Sample) 
 pub(super) async fn by_c_store(cluster: &Cluster, receiver: Receiver, sample: &Sample) -> Option<(bool, String)> {
     let owner = receiver.owner();
     let (request, data_set) = (sample.request(owner.slot)?, sample.data_set.clone());
+    offer(cluster, sample);
     let asked = cluster
         .world
         .spawn_on(owner, async move { tokio::time::timeout(PATIENCE, receiver.c_store(request, data_set)).await });
     let status = asked.await.ok()?.ok()?;
     Some((status.kind() == StatusKind::Success, format!("{:04x} {}", status.code(), status.comment())))
+}
+
+/// Remembers what is sent, whatever becomes of it.
+fn offer(cluster: &Cluster, sample: &Sample) {
+    cluster.watch.instances.offer(&sample.study, &sample.sop_instance, &sample.data_set);
 }
 
 /// Remembers what a sender was told.

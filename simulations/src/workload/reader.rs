@@ -175,7 +175,6 @@ impl Reader {
 
     fn note_grant(&mut self, by: Claimed, exam: ExamId, claim: &Claim) -> Claimed {
         let token = claim.token.0;
-        self.cluster().watch.course.granted(exam.0, claim.site.0);
         // HTTP does not tell the session. The site may be a new one since it was asked.
         self.held = Some(Held { exam: exam.0, token, claim: by.command });
         Claimed { site: claim.site.0, session: (claim.session > 0).then_some(claim.session), ..by }

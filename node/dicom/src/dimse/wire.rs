@@ -17,8 +17,10 @@ use super::pdu::{PDU_HEADER_LEN, PDV_HEADER_LEN, PduError, PduHeader, PduKind, P
 
 /// Buffer while negotiating: connections of strangers cost no more than this and their request.
 const NEGOTIATION_BUFFER_LEN: usize = 4 << 10;
-/// Buffer of an association: large enough that a system call costs little beside its bytes.
-const DATA_BUFFER_LEN: usize = 64 << 10;
+/// Buffer of an association among many: a system call costs little beside its bytes.
+const BUFFER_LEN: usize = 64 << 10;
+/// Buffer of one among few: several small PDUs of a fast sender come with each system call.
+const WIDE_BUFFER_LEN: usize = 256 << 10;
 /// Fragments with more than this left are read directly into their instance: below, the buffer's
 /// fewer system calls win.
 const DIRECT_LEN_MIN: usize = 32 << 10;
@@ -113,8 +115,8 @@ impl Wire {
     }
 
     /// From now on bulk comes.
-    pub(crate) fn established(&mut self) {
-        self.buffer_len = DATA_BUFFER_LEN;
+    pub(crate) fn established(&mut self, is_one_of_few: bool) {
+        self.buffer_len = if is_one_of_few { WIDE_BUFFER_LEN } else { BUFFER_LEN };
     }
 
     /// Waits up to `idle` for the next PDU between messages. Can be cancelled and called again.

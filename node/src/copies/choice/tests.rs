@@ -53,7 +53,7 @@ fn full(site: u64) -> Standing {
     Standing { site: SiteId(site), draining: None, full_since: Some(UnixMillisField(1)) }
 }
 
-/// How it was before there were layouts.
+/// How it was before there were layouts, in two zones at least.
 fn as_before(study: &str, holders: &[SiteId], eligible: &[Site], copies: usize) -> BTreeSet<SiteId> {
     let weights: Vec<SiteWeight<'_>> = eligible
         .iter()
@@ -76,6 +76,12 @@ fn as_before(study: &str, holders: &[SiteId], eligible: &[Site], copies: usize) 
             }
         }
     }
+    if copies > 1 && zones.len() < 2 {
+        // Two sites of one building are not enough.
+        chosen.extend(
+            ranked.iter().map(|id| SiteId(*id)).find(|id| zone_of(*id).is_some_and(|zone| !zones.contains(zone))),
+        );
+    }
     chosen
 }
 
@@ -87,7 +93,7 @@ fn zones(sites: &[Site], chosen: &BTreeSet<SiteId>) -> usize {
 
 proptest! {
     #[test]
-    fn without_a_layout_copies_lie_where_they_lay_before_there_were_any(
+    fn without_a_layout_copies_lie_where_they_lie_already_and_in_two_zones(
         sites in sites(), n: u64, holders in btree_set(1..12_u64, 1..5),
     ) {
         let held = held(n, &holders.into_iter().collect::<Vec<_>>());

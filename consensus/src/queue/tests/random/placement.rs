@@ -204,7 +204,10 @@ impl Plainly {
 
     fn is_short(&self, held: &HeldPart) -> bool {
         let counted: Vec<SiteId> = held.holders.iter().copied().filter(|site| self.counts(held, *site)).collect();
-        counted.len() < self.copies(held) || self.zones(&counted) < usize::from(self.placement.applied.zones)
+        let could: Vec<SiteId> = self.sites.iter().map(|site| site.id).filter(|site| self.could(held, *site)).collect();
+        let asked = usize::from(self.placement.applied.zones);
+        let usual = self.zones(&could).min(self.copies(held)).min(if asked == 0 { 2 } else { asked.min(2) });
+        counted.len() < self.copies(held) || self.zones(&counted) < asked.max(usual)
     }
 }
 

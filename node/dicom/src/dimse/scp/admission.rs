@@ -11,6 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{RejectReason, ScpConfig};
 
+/// Associations that may have more memory than others: what they have together stays small beside what the others have.
+const FEW: usize = 16;
+
 pub(super) struct Admission {
     negotiating_max: usize,
     negotiating_per_address_max: usize,
@@ -25,6 +28,8 @@ struct State {
     /// Oldest first.
     strangers: VecDeque<Waiting>,
     associations: usize,
+    /// Of them, those that are among few.
+    few: usize,
     /// Associations by address; no entry is zero, so it is as small as they are few.
     by_address: HashMap<IpAddr, usize>,
 }
@@ -48,6 +53,7 @@ pub(super) struct Stranger {
 pub(super) struct Place {
     admission: Arc<Admission>,
     address: IpAddr,
+    is_one_of_few: bool,
 }
 
 impl Admission {
@@ -99,7 +105,16 @@ impl Stranger {
         }
         state.associations += 1;
         state.by_address.insert(self.address, of_address + 1);
-        Ok(Place { admission: Arc::clone(&self.admission), address: self.address })
+        let is_one_of_few = state.few < FEW;
+        state.few += usize::from(is_one_of_few);
+        Ok(Place { admission: Arc::clone(&self.admission), address: self.address, is_one_of_few })
+    }
+}
+
+impl Place {
+    /// Whether this association may have more memory, for as long as it lasts: no more than [`FEW`] at once may.
+    pub(super) fn is_one_of_few(&self) -> bool {
+        self.is_one_of_few
     }
 }
 
@@ -113,6 +128,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut state = self.admission.lock();
         state.associations -= 1;
+        state.few -= usize::from(self.is_one_of_few);
         match state.by_address.get_mut(&self.address) {
             Some(count) if *count > 1 => *count -= 1,
             _ => {
@@ -165,5 +181,18 @@ mod tests {
         drop((first, second));
         assert!(admission.lock().by_address.is_empty());
         assert!(one.place().is_ok());
+        assert_eq!(admission.lock().few, 0);
+    }
+
+    #[test]
+    fn only_so_many_at_once_are_among_few() {
+        let admission = admission(|config| config.associations_per_address_max = 2 * FEW);
+        let one = admission.greet(address(1));
+        let mut places: Vec<_> = (0..=FEW).map(|_| one.place().expect("a place")).collect();
+        let are_few = |places: &[Place]| places.iter().filter(|place| place.is_one_of_few()).count();
+        assert_eq!(are_few(&places), FEW);
+        places.remove(0);
+        places.push(one.place().expect("a place"));
+        assert_eq!(are_few(&places), FEW, "another one is when one of them has gone");
     }
 }

@@ -118,7 +118,7 @@ async fn serve_association(
     };
     shared.events.association_opened(&info);
     tracing::debug!(contexts = contexts.len(), "association opened");
-    wire.established();
+    wire.established(place.is_one_of_few());
     let summary = AssociationSummary { stored: 0, refused: 0, bytes: 0, end: AssociationEnd::Shutdown };
     let peer_max = request.user.max_pdu;
     let guess = FIRST_GUESS_LEN;
