@@ -262,6 +262,11 @@ pub enum Refusal {
     /// The mesh keeps another key under this name, or this one for other images.
     #[error("another key has this name")]
     OtherKey,
+    /// The site is a gateway, and no layout says anything of one.
+    #[error(
+        "{0} is a hospital's gateway: it holds no copies, and what it sends is received by the centres that take it; name those here, and at the gateway in gateway.centres"
+    )]
+    NotACentre(Name),
 }
 
 impl Refusal {

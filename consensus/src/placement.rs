@@ -124,6 +124,17 @@ impl Holders {
     }
 }
 
+impl Contract {
+    /// The sites that it names.
+    pub(crate) fn sites(&self) -> impl Iterator<Item = SiteId> {
+        let origin = match &self.origin {
+            Origin::Site(site) => Some(*site),
+            Origin::Any | Origin::Territory(_) => None,
+        };
+        origin.into_iter().chain(self.holders.sites().iter().copied())
+    }
+}
+
 /// One change of the staged layout.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Change {

@@ -114,6 +114,8 @@ impl Role {
 pub(crate) struct Gateway {
     /// The site that images are sent to while it answers; empty for any.
     pub(crate) home: String,
+    /// The only sites that images are sent to, by name; empty for any.
+    pub(crate) centres: Vec<String>,
     /// The most bytes that wait here.
     pub(crate) spool_bytes_max: u64,
     /// For how long what the mesh has made safe is kept here too, seconds.
@@ -404,7 +406,7 @@ impl Default for Config {
                 prefetch_mib_max: 20 * 1024,
             },
             // A day of a large hospital (50 CTs of 1 GB) and as much again; a commitment is asked for within hours.
-            gateway: Gateway { home: String::new(), spool_bytes_max: 100 << 30, keep_s: 6 * 3600 },
+            gateway: Gateway { home: String::new(), centres: Vec::new(), spool_bytes_max: 100 << 30, keep_s: 6 * 3600 },
             audit: Audit { syslog: String::new() },
             log: Log { format: LogFormat::Text, filter: "info,openraft=warn,libp2p=warn".to_owned() },
         }

@@ -1,4 +1,5 @@
-//! A hospital's gateway: it spools images, sends them to whichever centres answer, and takes in reports.
+//! A hospital's gateway: it spools images, sends them to whichever centres answer, of those that it may send them to,
+//! and takes in reports.
 //!
 //! ```text
 //! modality --C-STORE--> scp ─┐                      ┌─ push ──── Offer ───> a centre's door ─> its ingest

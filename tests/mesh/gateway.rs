@@ -148,6 +148,8 @@ async fn a_gateway_is_no_voter_no_learner_and_no_holder_and_is_shown_as_what_it_
     paris.run(&["peers", "gateway", "paris", "--hospital", "CHU"]).await.ended(1).complains_of(&["gateway"]);
     let peers = paris.run_json(&["peers", "list"]).await;
     assert_eq!(peers["peers"][1]["hospitals"], json!(["CHU", "Annexe"]), "{peers}");
+    let contract = ["placement", "set", "contract", "site:chu", "--only", "paris"];
+    paris.run(&contract).await.ended(5).complains_of(&["chu is a hospital's gateway", "gateway.centres"]);
     let status = paris.http().json("/api/v1/status").await;
     assert_eq!((&status["quorum"]["voters"], &status["format"]["mesh"]), (&json!(1), &json!(2)));
     let shown = chu.run(&["status"]).await.ended(0).stdout;

@@ -3,23 +3,24 @@
 //! A copy goes only by a command: the mesh decides in one order which copies it still counts on, so that two sites
 //! never both give up what only the other has.
 
+use std::collections::BTreeSet;
+
 use super::{Applied, studies};
 use crate::ids::{Address, Line, Name, SiteId, UidText};
 use crate::machine::ApplyError;
 use crate::outcome::{Outcome, Refusal};
-use crate::placement::{Change, Draining, Impossible, Plan};
+use crate::placement::{Change, Contract, Draining, Impossible, Plan};
 use crate::state::State;
 
 pub(super) fn stage(state: &mut State<'_, '_>, change: &Change) -> Applied {
-    let named: &[SiteId] = match change {
-        Change::Share(share) => &[share.site],
-        Change::Contract(contract) => contract.holders.sites(),
-        _ => &[],
+    let named = match change {
+        Change::Share(share) => BTreeSet::from([share.site]),
+        Change::Contract(contract) => contract.sites().collect(),
+        // A contract that should never have been can be ended.
+        Change::Copies(_) | Change::Zones(_) | Change::EndContract(_) => BTreeSet::new(),
     };
-    for site in named {
-        if state.site(*site)?.is_none() {
-            return Ok(Refusal::NoSuchSite.into());
-        }
+    if let Some(refusal) = no_centres(state, &named)? {
+        return Ok(refusal.into());
     }
     let mut placement = state.placement()?;
     let mut staged = placement.staged.take().unwrap_or_else(|| placement.applied.clone());
@@ -33,13 +34,30 @@ pub(super) fn stage(state: &mut State<'_, '_>, change: &Change) -> Applied {
     Ok(Outcome::Staged { version: placement.last }.into())
 }
 
-/// Applies what is staged, if it is what its author has seen, and if images could still lie as they have to;
-/// with a reason also if not.
+/// Why these are not all centres. No image is a gateway's: it is the centre's that took it in, and no copy lies at a
+/// gateway. A contract that names one would promise what nothing keeps.
+fn no_centres(state: &State<'_, '_>, named: &BTreeSet<SiteId>) -> Result<Option<Refusal>, ApplyError> {
+    for site in named {
+        match state.site(*site)? {
+            None => return Ok(Some(Refusal::NoSuchSite)),
+            Some(site) if site.is_gateway() => return Ok(Some(Refusal::NotACentre(site.description.name))),
+            Some(_) => {}
+        }
+    }
+    Ok(None)
+}
+
+/// Applies what is staged, if it is what its author has seen, its contracts are centres', and images could still lie as
+/// they have to; with a reason also if they could not.
 pub(super) fn apply(state: &mut State<'_, '_>, version: u64, force: &Line) -> Applied {
     let mut placement = state.placement()?;
     let Some(staged) = placement.staged.take().filter(|staged| staged.version == version) else {
         return Ok(not_staged(state)?.into());
     };
+    let named = staged.contracts.iter().flat_map(Contract::sites).collect();
+    if let Some(refusal) = no_centres(state, &named)? {
+        return Ok(refusal.into());
+    }
     let (now, then) = (state.plan()?, state.plan_of(staged.clone())?);
     if let Some(refusal) = impossible(&now, &then).filter(|_| force.is_empty()) {
         return Ok(refusal.into());

@@ -33,14 +33,19 @@ struct Check {
     detail: String,
 }
 
-/// A gateway does well while a centre answers, takes all, and nothing is damaged.
+/// A gateway does well while a centre that may have its images answers, takes all, and nothing is damaged.
 fn gateway_checks(status: &Value) -> Vec<Check> {
     let spool = |name: &str| number(status, &["spool", name]);
+    let takes = |centre: &Value| centre["state"] == "answers" && centre["allowed"] != Value::Bool(false);
+    let somebody_takes = items(status, "centres").iter().any(takes);
     vec![
         Check {
             name: "centre",
-            ok: status["centre"].is_string() || items(status, "centres").iter().any(|one| one["state"] == "answers"),
-            detail: format!("images go to {}", field(status, &["centre"])),
+            ok: somebody_takes,
+            detail: match somebody_takes {
+                true => format!("images go to {}", field(status, &["centre"])),
+                false => "no centre answers that images may go to".to_owned(),
+            },
         },
         Check {
             name: "rejected",
@@ -132,6 +137,19 @@ mod tests {
         assert_eq!(degraded(|status| status["storage"]["under_two_sites"] = json!(1)), ["copies"]);
         assert_eq!(degraded(|status| status["storage"]["bad"] = json!(1)), ["chunks"]);
         assert_eq!(degraded(|status| *status = json!({})), ["quorum", "copies", "chunks", "audit", "clock", "writer"]);
+    }
+
+    #[test]
+    fn a_gateway_is_degraded_while_no_centre_answers_that_may_have_its_images() {
+        let gateway = |centres: Value| {
+            degraded(|status| {
+                let spool = json!({ "rejected": 0, "bad": 0 });
+                *status = json!({ "role": "gateway", "centre": null, "centres": centres, "spool": spool });
+            })
+        };
+        let centre = |state: &str, allowed: bool| json!({ "state": state, "allowed": allowed });
+        assert!(gateway(json!([centre("answers", false), centre("answers", true)])).is_empty());
+        assert_eq!(gateway(json!([centre("answers", false), centre("silent", true)])), ["centre"]);
     }
 
     #[test]

@@ -76,13 +76,14 @@ pub(super) fn screen(status: &Value) -> String {
         get(&["feed", "delivered"]),
         get(&["feed", "unacknowledged"]),
     ));
-    let mut table = Table::new(&["SITE", "NAME", "STATE", "USED", "QUORUM", "HEARD", "ADDRESSES"]);
+    let mut table = Table::new(&["SITE", "NAME", "STATE", "ALLOWED", "USED", "QUORUM", "HEARD", "ADDRESSES"]);
     for centre in items(status, "centres") {
         let column = |name: &str| field(centre, &[name]);
         table.row([
             column("site"),
             column("name"),
             column("state"),
+            column("allowed"),
             column("used"),
             column("quorum"),
             duration_ms(number(centre, &["heard_ms"])),

@@ -50,6 +50,7 @@ impl Problem {
             | "no-contract"
             | "consent-refused"
             | "placement-impossible"
+            | "not-a-centre"
             | "not-placed" => ExitCode::Refused,
             "images-damaged" | "corrupt" => ExitCode::Corrupt,
             _ => ExitCode::Error,
@@ -159,6 +160,7 @@ mod tests {
             ("no-contract", ExitCode::Refused),
             ("consent-refused", ExitCode::Refused),
             ("storage-full", ExitCode::Refused),
+            ("not-a-centre", ExitCode::Refused),
             ("images-damaged", ExitCode::Corrupt),
             ("corrupt", ExitCode::Corrupt),
             ("not-found", ExitCode::Error),

@@ -54,10 +54,8 @@ pub(super) fn check(config: &Config, problem: &mut dyn FnMut(&'static str, Strin
 
 fn node(config: &Config, problem: &mut dyn FnMut(&'static str, String)) {
     for (setting, name) in [("node.name", &config.node.name), ("node.zone", &config.node.zone)] {
-        if name.is_empty() || name.len() > NAME_LEN_MAX {
-            problem(setting, format!("must have 1 to {NAME_LEN_MAX} bytes, has {}", name.len()));
-        } else if !name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')) {
-            problem(setting, "may hold ASCII letters, digits, `-`, `_` and `.` only".to_owned());
+        if let Some(wrong) = wrong_with(name) {
+            problem(setting, wrong);
         }
     }
     if config.node.weight == 0 {
@@ -67,6 +65,17 @@ fn node(config: &Config, problem: &mut dyn FnMut(&'static str, String)) {
         problem("node.data_dir", "must name a directory".to_owned());
     } else if let Err(error) = DataDir::at(&config.node.data_dir).control_socket() {
         problem("node.data_dir", error.to_string());
+    }
+}
+
+/// Why no site or zone is called so.
+fn wrong_with(name: &str) -> Option<String> {
+    if name.is_empty() || name.len() > NAME_LEN_MAX {
+        Some(format!("must have 1 to {NAME_LEN_MAX} bytes, has {}", name.len()))
+    } else if !name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')) {
+        Some("may hold ASCII letters, digits, `-`, `_` and `.` only".to_owned())
+    } else {
+        None
     }
 }
 
@@ -231,6 +240,13 @@ fn gateway(config: &Config, problem: &mut dyn FnMut(&'static str, String)) {
     let gateway = &config.gateway;
     if let Err(error) = Name::new(gateway.home.as_str()) {
         problem("gateway.home", error.to_string());
+    } else if !gateway.home.is_empty() && !gateway.centres.is_empty() && !gateway.centres.contains(&gateway.home) {
+        problem("gateway.home", format!("{:?} is none of gateway.centres: no image is sent there", gateway.home));
+    }
+    for name in &gateway.centres {
+        if let Some(wrong) = wrong_with(name) {
+            problem("gateway.centres", format!("{name:?} is no site's name: it {wrong}"));
+        }
     }
     let least = config.dicom.max_instance_mib.saturating_mul(1 << 20);
     if gateway.spool_bytes_max < least || gateway.spool_bytes_max > NUMBER_MAX {

@@ -211,6 +211,9 @@ pub(crate) static SETTINGS: &[Setting] = &[
 
     setting!(gateway.home, Text, None,
         "Of a hospital's gateway: the site that images are sent to while it answers. Empty: any."),
+    setting!(gateway.centres, List, None,
+        "The only sites that images are sent to, by name: while none of them answers, images wait here. What these\n\
+         sites receive lies where their contracts say (`maillage placement set contract`). Empty: any."),
     setting!(gateway.spool_bytes_max, Bare, None,
         "The most bytes that wait here. Beyond it, senders are told to try again later."),
     setting!(gateway.keep_s, Bare, None,

@@ -53,16 +53,33 @@ impl Gateway {
         self.0.centres.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets the port reach the centres that are known.
+    /// Lets the port reach the centres that are known, and images go to those of them that the configuration names.
     pub(super) fn introduce(&self) {
         let centres = self.centres();
-        let home = &self.config().gateway.home;
-        let home = centres.iter().find(|(_, known)| known.name == *home).map(|(site, _)| *site);
+        let config = &self.config().gateway;
+        let home = centres.iter().find(|(_, known)| known.name == config.home).map(|(site, _)| *site);
+        let named = centres.iter().filter(|(_, known)| config.centres.contains(&known.name)).map(|(site, _)| *site);
+        // With names that nobody has, none: images wait rather than lie where they must not.
+        let only = (!config.centres.is_empty()).then(|| named.collect());
         let reached = centres.iter().map(|(site, known)| (*site, (known.peer, known.addresses.clone()))).collect();
         drop(centres);
+        {
+            let mut schedule = self.schedule();
+            schedule.set_home(home);
+            schedule.set_only(only);
+        }
+        for name in self.unknown_centres() {
+            tracing::warn!(centre = name, "gateway.centres names it, and no centre of the mesh has this name");
+        }
         self.lines().know(reached);
-        self.schedule().set_home(home);
         self.0.introduced.notify_one();
+    }
+
+    /// The names in `gateway.centres` that no centre of the mesh has.
+    pub(super) fn unknown_centres(&self) -> Vec<&str> {
+        let centres = self.centres();
+        let is_unknown = |name: &&String| centres.values().all(|known| known.name != **name);
+        self.config().gateway.centres.iter().filter(is_unknown).map(String::as_str).collect()
     }
 
     /// Takes over where the mesh's centres are; those that are not named are members no more.

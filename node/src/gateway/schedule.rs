@@ -1,9 +1,10 @@
 //! Which instance goes to which centre, and when: rules without I/O or a clock of their own.
 //!
 //! First come, first sent, several at once, all to one centre while it answers: the home centre if the
-//! configuration names one. An instance whose centre does not answer goes to another at once; one that a
-//! centre cannot take now waits on its own and holds up nobody; one that no centre takes is set apart.
-//! An outcome that is not known is no outcome: the instance is sent again, which costs the mesh nothing.
+//! configuration names one, and never one that it leaves out. An instance whose centre does not answer goes to
+//! another at once; one that a centre cannot take now waits on its own and holds up nobody; one that no centre
+//! takes is set apart. An outcome that is not known is no outcome: the instance is sent again, which costs the mesh
+//! nothing.
 //!
 //! ```text
 //!            ┌── lost, not now ──┐                     ┌─ its centre is gone before it is safe ─┐
@@ -135,6 +136,8 @@ impl Counts {
 #[derive(Debug, Default)]
 pub(crate) struct Schedule {
     home: Option<u64>,
+    /// The only centres that instances may go to, where not all are.
+    only: Option<BTreeSet<u64>>,
     entries: BTreeMap<Key, Entry>,
     /// What waits, by when it may go, then by when it came.
     queue: BTreeSet<(Instant, u64, Key)>,
@@ -152,6 +155,11 @@ impl Schedule {
     /// The centre that is preferred, if the mesh knows it.
     pub(crate) fn set_home(&mut self, home: Option<u64>) {
         self.home = home;
+    }
+
+    /// The only centres that instances may go to from now on; none for all.
+    pub(crate) fn set_only(&mut self, only: Option<BTreeSet<u64>>) {
+        self.only = only;
     }
 
     /// A new instance in the spool; false when it is known.

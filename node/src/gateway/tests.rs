@@ -8,8 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use axum::body::Body;
+use axum::http::Request;
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use http_body_util::BodyExt as _;
 use maillage_consensus::command::Command;
 use maillage_consensus::ids::{CommandId, Line, Name, PeerKey, SiteId};
 use maillage_consensus::raft::Duplex;
@@ -20,9 +23,11 @@ use maillage_host::engine::MemoryHome;
 use maillage_host::{Clock, Disk};
 use maillage_store::{StoreConfig, StoreError};
 use maillage_transport::{Endpoint, EndpointConfig, Identity, Membership, PeerId, Socket};
+use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
 
 use super::door::Door;
 use super::lines::Lines;
@@ -141,9 +146,13 @@ struct Running {
 
 impl Running {
     async fn start(disk: &Disk, cable: &Arc<Cable>, spool_bytes_max: u64) -> Self {
+        Self::start_with(disk, cable, &format!("spool_bytes_max = {spool_bytes_max}")).await
+    }
+
+    async fn start_with(disk: &Disk, cable: &Arc<Cable>, line: &str) -> Self {
         let text = format!(
             "[node]\nname = \"chu\"\nzone = \"chu\"\ndata_dir = \"/nowhere\"\nrole = \"gateway\"\n\
-             [gateway]\nspool_bytes_max = {spool_bytes_max}"
+             [gateway]\n{line}"
         );
         let paris = MeshFileMember {
             peer_id: Identity::generate().peer_id().to_string(),
@@ -187,6 +196,14 @@ impl Running {
             foreign_preamble: false,
         };
         self.gateway.ingest().receive(Source::Dimse("CT1".to_owned()), announced, dataset).await.map(drop)
+    }
+
+    /// What `maillage status` is told.
+    async fn status(&self) -> Value {
+        let request = Request::get("/api/v1/status").body(Body::empty()).expect("a request");
+        let answer = self.gateway.control_router().oneshot(request).await.expect("an answer");
+        let body = answer.into_body().collect().await.expect("a body").to_bytes();
+        serde_json::from_slice(&body).expect("JSON")
     }
 
     /// Waits until a centre has everything.
@@ -249,6 +266,40 @@ async fn an_hour_without_any_centre_while_images_arrive_loses_none_and_doubles_n
     sleep(Duration::from_secs(60)).await;
     assert_eq!(running.gateway.schedule().counts().safe, 0);
     assert_eq!(running.gateway.store().instances(&study).await.expect("a list").len(), IMAGES as usize);
+    running.kill().await;
+    centre.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn images_wait_for_a_centre_that_is_named_though_another_answers() {
+    let (centre, directory) = (centre().await, tempfile::tempdir().expect("a directory"));
+    let (cable, disk) = (Cable::to(&centre), Disk::real(directory.path()));
+    let phantom = phantom(2);
+    let study = phantom.study_uid().to_string();
+    let running = Running::start_with(&disk, &cable, "centres = [\"lyon\"]").await;
+    for n in 0..2 {
+        let (uid, dataset) = phantom.slice(n);
+        running.take(&uid, dataset).await.expect("taken");
+    }
+    sleep(Duration::from_secs(120)).await;
+    let counts = running.gateway.schedule().counts();
+    assert_eq!((counts.waiting, counts.in_flight, counts.pushed), (2, 0, 0), "{counts:?}");
+    assert_eq!(centre.instances(&study).await, Vec::<String>::new());
+    let status = running.status().await;
+    let shown = &status["centres"][0];
+    assert_eq!((&shown["name"], &shown["state"]), (&json!("paris"), &json!("answers")), "{status}");
+    assert_eq!((&shown["allowed"], &status["centre"]), (&json!(false), &Value::Null), "{status}");
+    let warnings = status["warnings"].to_string();
+    assert!(warnings.contains("none of gateway.centres (lyon) answers"), "{warnings}");
+    assert!(warnings.contains("no centre of the mesh has this name"), "{warnings}");
+    running.kill().await;
+
+    let running = Running::start_with(&disk, &cable, "centres = [\"lyon\", \"paris\"]").await;
+    running.is_through(2).await;
+    assert_eq!(centre.instances(&study).await.len(), 2);
+    let status = running.status().await;
+    assert_eq!((&status["centres"][0]["allowed"], &status["centre"]), (&json!(true), &json!("paris")), "{status}");
+    assert!(!status["warnings"].to_string().contains("none of"), "{status}");
     running.kill().await;
     centre.end().await;
 }

@@ -110,7 +110,7 @@ async fn metrics(State(web): State<Web>) -> Response {
         instances: counts.by_state().into(),
         bytes: (counts.bytes, gateway.config().gateway.spool_bytes_max),
         oldest_s: seconds(gateway.oldest(), 0.0),
-        centres: gateway.schedule().answering().len(),
+        centres: gateway.schedule().taker_count(),
         feed_age_s: seconds(seen.at.map(|at| at.elapsed()), f64::INFINITY),
         unacknowledged: seen.unacknowledged,
         free_bytes: gateway.stats().free,
@@ -131,8 +131,15 @@ fn warnings(gateway: &Gateway) -> Vec<String> {
     } else if counts.bytes / NEARLY_FULL >= config.gateway.spool_bytes_max / 100 {
         warnings.push(format!("the spool is more than {NEARLY_FULL} % full"));
     }
-    if gateway.schedule().answering().is_empty() {
-        warnings.push("no centre answers: images are taken and wait here".to_owned());
+    if gateway.schedule().taker_count() == 0 {
+        let who = match config.gateway.centres.as_slice() {
+            [] => "no centre".to_owned(),
+            only => format!("none of gateway.centres ({})", only.join(", ")),
+        };
+        warnings.push(format!("{who} answers: images are taken and wait here"));
+    }
+    for name in gateway.unknown_centres() {
+        warnings.push(format!("gateway.centres names {name:?}, and no centre of the mesh has this name"));
     }
     let home = &config.gateway.home;
     if !home.is_empty() && gateway.centres().values().all(|known| known.name != *home) {
@@ -162,6 +169,7 @@ fn status(gateway: &Gateway) -> Value {
             "site": site,
             "name": known.name,
             "state": if answering.contains(site) { "answers" } else { "silent" },
+            "allowed": gateway.schedule().may_have(*site),
             "used": current == Some(*site),
             "quorum": known.in_touch,
             "heard_ms": ago(known.heard),

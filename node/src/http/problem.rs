@@ -237,6 +237,7 @@ impl From<Refusal> for Problem {
                 refused(StatusCode::CONFLICT, "other-layout").with("staged", json!(staged))
             }
             Refusal::PlacementImpossible { .. } => refused(StatusCode::CONFLICT, "placement-impossible"),
+            Refusal::NotACentre(_) => refused(StatusCode::CONFLICT, "not-a-centre"),
             Refusal::CopyNeeded => refused(StatusCode::CONFLICT, "copy-needed"),
             Refusal::KeyDestroyed => refused(StatusCode::GONE, "key-destroyed"),
             Refusal::OtherKey => refused(StatusCode::CONFLICT, "other-key"),
@@ -389,6 +390,7 @@ mod tests {
             Refusal::MeshState(name("there is a mesh already")),
             Refusal::NoSuchPart,
             Refusal::CannotReconcile(name("the exam was requested")),
+            Refusal::NotACentre(name("chu")),
         ];
         check(
             refusals.into_iter().map(Problem::from).collect(),
@@ -409,6 +411,7 @@ mod tests {
             409 mesh-state: there is a mesh already
             404 no-such-part: no such study part
             409 cannot-reconcile: the exam was requested
+            409 not-a-centre: chu is a hospital's gateway: it holds no copies, and what it sends is received by the centres that take it; name those here, and at the gateway in gateway.centres
         "#]],
         );
     }

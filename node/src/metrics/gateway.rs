@@ -31,7 +31,7 @@ pub(crate) struct Scrape {
     pub(crate) bytes: (u64, u64),
     /// How long the oldest has waited that is not safe, in seconds.
     pub(crate) oldest_s: f64,
-    /// Centres that answer.
+    /// Centres that answer, of those that images may go to.
     pub(crate) centres: usize,
     /// Since a centre last said that no more reports are there; infinite for never.
     pub(crate) feed_age_s: f64,
@@ -53,7 +53,7 @@ impl Gateway {
             spool_bytes: registered(registry, "spool_bytes", "Bytes of the data sets in the spool"),
             spool_bytes_max: registered(registry, "spool_bytes_max", "The most bytes that the spool takes"),
             oldest,
-            centres_answering: registered(registry, "centres_answering", "Centres that answer"),
+            centres_answering: registered(registry, "centres_answering", "Centres that answer and may have images"),
             feed_age,
             unacknowledged: registered(registry, "reports_unacknowledged", "Reports here that no centre knows of"),
             store_free_bytes: registered(registry, "store_free_bytes", "Free bytes of the volume"),

@@ -46,7 +46,7 @@ fn an_unknown_command_stops_the_replica_and_is_refused_before_the_log() {
 }
 
 /// A gateway for one hospital.
-fn gateway(bench: &mut Bench, name: &str) -> SiteId {
+pub(super) fn gateway(bench: &mut Bench, name: &str) -> SiteId {
     let (token, hospitals) = (key(name, 2), vec![Line::fitted("hospital")]);
     bench.run(PARIS, Command::CreateGatewayToken { key: token.clone(), lifetime_ms: 3_600_000, hospitals });
     match bench.run(PARIS, Command::JoinGateway { token, joiner: site(name, 1) }) {

@@ -150,6 +150,39 @@ fn the_narrowest_contract_counts_alone() {
 }
 
 #[test]
+fn a_layout_says_nothing_of_a_gateway_and_none_is_applied_that_does() {
+    let mut bench = Bench::founded();
+    let lyon = bench.join("lyon");
+    let chu = super::mesh::gateway(&mut bench, "chu");
+    let refused = Outcome::Refused(Refusal::NotACentre(Name::fitted("chu")));
+    let confined = only(Origin::Site(chu), Holders::Only(vec![PARIS]));
+    for change in [
+        confined.clone(),
+        only(Origin::Site(PARIS), Holders::Only(vec![lyon, chu])),
+        only(Origin::Any, Holders::AllBut(vec![chu])),
+        share(chu, 100, ""),
+    ] {
+        assert_eq!(bench.run(PARIS, Command::StagePlacement(change.clone())), refused, "{change:?}");
+    }
+    let stranger = only(Origin::Site(SiteId(77)), Holders::Any);
+    assert_eq!(bench.run(PARIS, Command::StagePlacement(stranger)), Outcome::Refused(Refusal::NoSuchSite));
+    assert_eq!(bench.view(|view| view.placement()).staged, None);
+
+    // However it came to be staged.
+    let version = staged(&mut bench, Change::Copies(2));
+    let mut placement = bench.view(|view| view.placement());
+    assert!(placement.staged.as_mut().expect("staged").change(&confined));
+    let mut transaction = Transaction::new(&*bench.engine);
+    transaction.put(keys::PLACEMENT, crate::record::Record::encode(&placement, FORMAT));
+    bench.engine.commit(transaction.into_batch()).expect("commit");
+    assert_eq!(apply(&mut bench, version, "so be it"), refused, "no reason makes it true");
+    assert_eq!(applied(&bench), Layout::default());
+    let version = staged(&mut bench, Change::EndContract(Origin::Site(chu)));
+    assert_eq!(apply(&mut bench, version, ""), Outcome::Done);
+    assert_eq!((applied(&bench).copies, applied(&bench).contracts), (2, vec![]));
+}
+
+#[test]
 fn a_copy_is_given_up_only_when_the_mesh_does_without_it() {
     let mut bench = Bench::founded();
     let [lyon, nantes, lille] = ["lyon", "nantes", "lille"].map(|name| bench.join(name));

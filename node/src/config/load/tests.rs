@@ -287,3 +287,23 @@ fn where_a_site_is_comes_from_the_file_and_from_the_environment() {
     "#]],
     );
 }
+
+#[test]
+fn the_centres_of_a_gateway_are_names_of_sites_and_its_home_is_one_of_them() {
+    let role = "[node]\nrole = \"gateway\"\n";
+    let named = |toml: &str, environment: &[(&str, &str)]| {
+        load(&fixture(&format!("{role}{toml}"), environment).sources).checked().expect("good").gateway.centres
+    };
+    assert_eq!(named("", &[]), Vec::<String>::new());
+    assert_eq!(named("[gateway]\nhome = \"b\"\ncentres = [\"a\", \"b\"]\n", &[]), ["a", "b"]);
+    assert_eq!(named("", &[("MAILLAGE__GATEWAY__CENTRES", "nantes, rennes")]), ["nantes", "rennes"]);
+    check_problems(
+        &format!("{role}[gateway]\nhome = \"lyon\"\ncentres = [\"nantes\", \"\", \" rennes\"]\n"),
+        &[],
+        &expect![[r#"
+        maillage.toml:4: gateway.home: "lyon" is none of gateway.centres: no image is sent there
+        maillage.toml:5: gateway.centres: "" is no site's name: it must have 1 to 63 bytes, has 0
+        maillage.toml:5: gateway.centres: " rennes" is no site's name: it may hold ASCII letters, digits, `-`, `_` and `.` only
+    "#]],
+    );
+}

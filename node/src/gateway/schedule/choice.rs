@@ -1,4 +1,4 @@
-//! Which centre images go to: one that answers, hears a quorum, is home, or is in use already.
+//! Which centre images go to: one that they may go to and that answers, hears a quorum, is home, or is in use already.
 
 use std::time::Duration;
 
@@ -85,13 +85,28 @@ impl Schedule {
         self.centres.len()
     }
 
-    /// The centre in use.
-    pub(crate) fn current(&self) -> Option<u64> {
-        self.current.filter(|site| self.is_up(*site))
+    /// Whether instances may go to a centre, whether it answers or not.
+    pub(crate) fn may_have(&self, centre: u64) -> bool {
+        self.only.as_ref().is_none_or(|only| only.contains(&centre))
     }
 
-    /// The best centre that answers and is not left alone: one that hears a quorum, then home, then the one in
-    /// use, then any. A better one than the one in use must have answered for a while.
+    /// Whether instances may go to a centre, and it answers.
+    fn takes(&self, centre: u64) -> bool {
+        self.may_have(centre) && self.is_up(centre)
+    }
+
+    /// How many such centres there are.
+    pub(crate) fn taker_count(&self) -> usize {
+        self.centres.keys().filter(|site| self.takes(**site)).count()
+    }
+
+    /// The centre in use.
+    pub(crate) fn current(&self) -> Option<u64> {
+        self.current.filter(|site| self.takes(*site))
+    }
+
+    /// The best centre that instances may go to, that answers and is not left alone: one that hears a quorum, then
+    /// home, then the one in use, then any. A better one than the one in use must have answered for a while.
     pub(super) fn choose(&self, now: Instant) -> Option<u64> {
         let able = |site: u64, known: &Centre| {
             known.up_since.is_some_and(|since| {
@@ -102,13 +117,13 @@ impl Schedule {
         };
         let rank =
             |site: u64, known: &Centre| (!known.in_touch, Some(site) != self.home, Some(site) != self.current, site);
-        let able = self.centres.iter().filter(|(site, known)| able(**site, known));
+        let able = self.centres.iter().filter(|(site, known)| self.may_have(**site) && able(**site, known));
         able.min_by_key(|(site, known)| rank(**site, known)).map(|(site, _)| *site)
     }
 
     fn is_able(&self, site: u64, now: Instant) -> bool {
         let able = |known: &Centre| known.up_since.is_some() && known.not_before.is_none_or(|at| at <= now);
-        self.centres.get(&site).is_some_and(able)
+        self.may_have(site) && self.centres.get(&site).is_some_and(able)
     }
 
     pub(super) fn answered(&mut self, centre: u64) {

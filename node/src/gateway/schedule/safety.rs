@@ -67,6 +67,7 @@ impl Schedule {
     /// Sends again what is not safe and whose centre is gone, or has had it for very long. How many.
     pub(crate) fn resend(&mut self, now: Instant) -> usize {
         let mut again = Vec::new();
+        let somebody_takes = self.taker_count() > 0;
         for (key, entry) in &self.entries {
             let State::Pushed { centre, at, .. } = entry.state else { continue };
             let gone_since = match self.centres.get(&centre) {
@@ -77,7 +78,7 @@ impl Schedule {
                 None => Some(at),
             };
             let is_due = match gone_since {
-                Some(since) => now.duration_since(since) >= RESEND && self.centres.keys().any(|site| self.is_up(*site)),
+                Some(since) => now.duration_since(since) >= RESEND && somebody_takes,
                 None => now.duration_since(at) >= RESEND_PRESENT,
             };
             if is_due {

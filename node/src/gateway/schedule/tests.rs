@@ -108,6 +108,38 @@ async fn home_is_preferred_and_gone_back_to_once_it_is_steady() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn images_go_to_named_centres_alone_and_wait_while_none_of_them_answers() {
+    let now = Instant::now();
+    let mut schedule = schedule(3, &[3, 7, 9], now);
+    schedule.set_home(Some(3));
+    schedule.set_only(Some(BTreeSet::from([7, 9])));
+    for centre in [7, 9] {
+        let sent: Vec<_> = std::iter::from_fn(|| schedule.next(now)).collect();
+        assert_eq!(sent, (0..3).map(|n| (key(n), centre)).collect::<Vec<_>>());
+        sent.iter().for_each(|(key, centre)| schedule.lost(key, *centre, now));
+    }
+    let later = now + Duration::from_secs(3600);
+    assert_eq!((schedule.next(now), schedule.next(later)), (None, None), "it is home, and answers, all the same");
+    assert_eq!((schedule.answering(), schedule.taker_count(), schedule.current()), (vec![3], 0, None));
+
+    // What a centre took that is gone since waits for another that is named, and is asked of meanwhile.
+    schedule.up(9, true, later);
+    assert_eq!(schedule.next(later), Some((key(0), 9)));
+    schedule.stored(&key(0), 9, later);
+    schedule.down(9, later);
+    let due = later + RESEND;
+    assert_eq!((schedule.resend(due), schedule.to_ask(due, 9)), (0, vec![(key(0), 9)]));
+    schedule.up(7, true, due);
+    assert_eq!((schedule.resend(due), schedule.next(due).map(|(_, centre)| centre)), (1, Some(7)));
+
+    // A centre that has another name now.
+    schedule.set_only(Some(BTreeSet::from([9])));
+    assert_eq!((schedule.next(due + STEADY), schedule.current()), (None, None));
+    schedule.set_only(None);
+    assert_eq!(schedule.next(due + STEADY).map(|(_, centre)| centre), Some(3), "any, and so home");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_centre_without_a_quorum_is_the_last_choice_and_still_one() {
     let now = Instant::now();
     let mut schedule = schedule(2, &[], now);
@@ -220,6 +252,8 @@ enum Act {
     End(usize, End),
     Ask(bool),
     Resend,
+    /// Instances may go to this centre alone, or to any.
+    Only(Option<u64>),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -240,18 +274,20 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         6 => (0..8_usize, end).prop_map(|(n, end)| Act::End(n, end)),
         2 => any::<bool>().prop_map(Act::Ask),
         1 => proptest::prelude::Just(Act::Resend),
+        1 => prop::option::of(1..4_u64).prop_map(Act::Only),
     ];
     prop::collection::vec(act, 1..200)
 }
 
 proptest! {
     #[test]
-    fn nothing_is_lost_sent_twice_at_once_or_given_to_a_centre_that_is_down(acts in acts()) {
+    fn nothing_is_lost_sent_twice_at_once_or_given_to_a_centre_that_is_down_or_left_out(acts in acts()) {
         let mut now = Duration::ZERO;
         let runtime = tokio::runtime::Builder::new_current_thread().start_paused(true).enable_time().build().expect("a runtime");
         let _inside = runtime.enter();
         let start = Instant::now();
         let (mut schedule, mut known, mut flying) = (Schedule::default(), BTreeSet::new(), Vec::new());
+        let mut alone = None;
         for (n, act) in (0..).zip(acts) {
             let at = start + now;
             match act {
@@ -278,9 +314,14 @@ proptest! {
                 Act::Resend => {
                     schedule.resend(at);
                 }
+                Act::Only(centre) => {
+                    alone = centre;
+                    schedule.set_only(centre.map(|centre| BTreeSet::from([centre])));
+                }
             }
             while let Some((key, centre)) = schedule.next(start + now) {
                 prop_assert!(schedule.is_up(centre));
+                prop_assert!(alone.is_none_or(|alone| alone == centre), "{centre} is left out");
                 prop_assert!(!flying.iter().any(|(other, _)| *other == key), "{key:?} is under way already");
                 flying.push((key, centre));
             }
@@ -293,6 +334,7 @@ proptest! {
         prop_assert_eq!(all, known.len() as u64, "every instance is somewhere");
         prop_assert_eq!(counts.in_flight, flying.len() as u64);
         // Whatever happened: with one centre that answers and takes all, all ends there.
+        schedule.set_only(None);
         for (key, centre) in flying { schedule.lost(&key, centre, start + now); }
         for centre in 1..4 { schedule.down(centre, start + now); }
         schedule.up(9, true, start + now);
