@@ -14,7 +14,7 @@ use crate::cluster::Cluster;
 use crate::history::History;
 use crate::invariants::giving::Before;
 use crate::invariants::time::Time;
-use crate::invariants::{Watch, audit};
+use crate::invariants::{Watch, audit, purges};
 use crate::mutant::{Mutant, Mutated};
 use crate::witness;
 use crate::world::World;
@@ -100,6 +100,11 @@ impl Machine for Watched {
             }
             self.history.expiry(site, session);
         }
+        if self.mutant == Some(Mutant::RetentionNever)
+            && Envelope::decode(command).is_ok_and(|envelope| purges::ends_retention_of(&envelope.command).is_some())
+        {
+            return Err(StampError::Invalid("no retention ends".to_owned()));
+        }
         if let Ok(Some(state)) = Queue.time(state) {
             self.time.stamped(self.slot, state, now);
         }
@@ -117,7 +122,9 @@ impl Machine for Watched {
     fn apply(&self, transaction: &mut Transaction<'_>, index: u64, command: &[u8]) -> Result<Vec<u8>, ApplyError> {
         let is_repeat = audit::is_repeat(transaction, command);
         let envelope = Envelope::decode(command).ok();
-        let before = envelope.as_ref().filter(|_| !is_repeat).and_then(|envelope| Before::of(transaction, envelope));
+        let fresh = envelope.as_ref().filter(|_| !is_repeat);
+        let before = fresh.and_then(|envelope| Before::of(transaction, envelope));
+        let over = fresh.and_then(|envelope| purges::Before::of(transaction, envelope));
         let outcome = self.inner.apply(transaction, index, command)?;
         if let Some(envelope) = &envelope {
             self.see(envelope, index, &outcome, is_repeat);
@@ -125,6 +132,9 @@ impl Machine for Watched {
                 (before, self.cluster.upgrade(), Outcome::decode(&outcome))
             {
                 self.watch.giving.applied(&cluster, index, envelope, before, &outcome);
+            }
+            if let (Some(over), Ok(outcome)) = (over, Outcome::decode(&outcome)) {
+                self.watch.purges.applied(index, &over, &outcome);
             }
         }
         if !is_repeat && audit::has_begun(transaction) && !audit::has_entry(transaction, index) {

@@ -89,6 +89,10 @@ pub enum Mutant {
     TransactionUnchecked,
     /// One site's disk keeps what a purge overwrites.
     PurgeForgotten,
+    /// A hospital's images are kept for half of the time that it says.
+    RetentionEarly,
+    /// What nobody asks to be purged stays, though its time is over.
+    RetentionNever,
     /// The mesh counts a copy as made as soon as a study is published, so that one copy is enough for a commitment.
     CommitsOneCopy,
     /// The mesh takes every other site for a holder of what a drained one has.
@@ -143,6 +147,8 @@ impl Mutant {
             Self::GlassOverwrites => (&["I3", "outbox"], 5),
             Self::TransactionUnchecked => (&["steps", "I1"], 5),
             Self::PurgeForgotten => (&["I6"], 5),
+            Self::RetentionEarly => (&["I6"], 5),
+            Self::RetentionNever => (&["I9"], 5),
             Self::CommitsOneCopy => (&["I5"], 5),
             Self::GivesUpEarly => (&["I5"], 5),
             Self::GivesUpUnasked => (&["I5"], 5),
@@ -230,6 +236,7 @@ impl Mutated {
                 | Mutant::OutboxSendsTwice
                 | Mutant::GlassOverwrites
                 | Mutant::TransactionUnchecked
+                | Mutant::RetentionEarly
                 | Mutant::CommitsOneCopy
                 | Mutant::GivesUpEarly
         )
@@ -268,6 +275,9 @@ impl Mutated {
                 }
             }
             (Mutant::ConsentForgotten, Command::Order { order, .. }) => order.consent = Consent::Declared,
+            (Mutant::RetentionEarly, Command::SetHospital(hospital)) => {
+                hospital.retention.iter_mut().for_each(|keep| keep.ms /= 2);
+            }
             (Mutant::OtherPatient, Command::AddExam(request)) => {
                 lock(&self.requests).push((request.accession.clone(), request.patient.clone()));
             }

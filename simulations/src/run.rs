@@ -196,6 +196,7 @@ async fn finish(cluster: &Arc<Cluster>, clients: workload::Clients) -> Duration 
     retrieval::everything_is_there(cluster).await;
     gateway::reports_are_delivered(cluster).await;
     cluster.watch.gateway.check_all(cluster).await;
+    purges::all_are_over(cluster).await;
     liveness::replicas_converge(cluster, cluster.count()).await;
     purges::all_are_gone(cluster).await;
     cluster.watch.outbox.check_all(cluster).await;

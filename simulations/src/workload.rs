@@ -20,7 +20,7 @@ mod glass;
 pub(crate) mod hospital;
 pub(crate) mod http;
 pub(crate) mod images;
-mod purging;
+pub(crate) mod purging;
 mod reader;
 mod steps;
 
@@ -63,6 +63,8 @@ pub(crate) fn start(cluster: &Arc<Cluster>) -> Clients {
         clients.apart.push(maillage_host::spawn(glass::run(Arc::clone(cluster), slot, rng("glass"))));
         clients.apart.push(maillage_host::spawn(steps::run(Arc::clone(cluster), slot, rng("steps"))));
         clients.apart.push(maillage_host::spawn(purging::run(Arc::clone(cluster), slot, rng("archive"))));
+        let retention = purging::keep_until_over(Arc::clone(cluster), slot, rng("retention"));
+        clients.apart.push(maillage_host::spawn(retention));
         let committing = committing::run(Arc::clone(cluster), slot, rng("commitments"));
         clients.committing.push((slot, maillage_host::spawn(committing)));
         for number in 1..=cluster.plan.readers_per_site {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use maillage_consensus::View;
-use maillage_consensus::exam::ReportKind;
+use maillage_consensus::exam::{ExamState, Report, ReportKind};
 use maillage_consensus::ids::ExamId;
 use serde_json::Value;
 
@@ -133,11 +133,11 @@ impl Outbox {
         let (id, number) = (ExamId(second.exam), second.number);
         let Ok(Some(exam)) = view.exam(id) else { return };
         let reports = view.reports(id).unwrap_or_default();
-        let is_second =
-            |report: &maillage_consensus::exam::Report| report.signed.kind == ReportKind::SecondRead && !report.stale;
-        let is_kept = reports.iter().any(|report| report.number == number && is_second(report));
-        // Of an exam that is off nobody waits for a report.
-        let is_marked = exam.course.read_twice || exam.state.is_off();
+        let is_kept = reports.iter().any(|report| report.number == number && counts_as(report, ReportKind::SecondRead));
+        // Of an exam that is off, or was when its images went, nobody waits for a report.
+        let is_read = reports.iter().any(|report| counts_as(report, ReportKind::Final));
+        let was_off = exam.state == ExamState::Purged && !is_read;
+        let is_marked = exam.course.read_twice || exam.state.is_off() || was_off;
         if !is_kept || !is_marked || exam.course.report == Some(number) {
             let detail = format!(
                 "{:?}: exam {id}, second read {number}: kept {is_kept}, marked {is_marked}, standing {:?}",
@@ -180,6 +180,10 @@ impl Outbox {
             }
         }
     }
+}
+
+fn counts_as(report: &Report, kind: ReportKind) -> bool {
+    report.signed.kind == kind && !report.stale
 }
 
 /// How often a text is among an exam's reports.

@@ -1,5 +1,8 @@
 //! I6: after a purge and a heal no disk holds anything of it, whoever was away, and no node shows it; and what came
-//! after the purge is there (which is I3's to see).
+//! after the purge is there (which is I3's to see). What nobody asks to be purged goes no sooner than its time is over, by
+//! the state's clock, and not under a legal hold; and it does go (I9).
+//!
+//! When that is, is told by what the archives of the workload ask for: not by what the mesh makes of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -7,19 +10,27 @@ use std::time::Duration;
 
 use axum::http::{Method, StatusCode};
 use bytes::Bytes;
-use maillage_consensus::View;
-use maillage_consensus::exam::ExamState;
+use maillage_consensus::command::{Command, Envelope, UnixMillisField};
+use maillage_consensus::exam::{Exam, ExamState};
 use maillage_consensus::ids::{ExamId, KeyId, SiteId};
 use maillage_consensus::study_key::KeptKey;
+use maillage_consensus::transaction::Transaction;
+use maillage_consensus::{Outcome, View};
 use maillage_store::Hash;
 
 use crate::cluster::{Cluster, Running};
+use crate::invariants::giving::Overlay;
 use crate::workload::dicom::parts;
-use crate::workload::http;
+use crate::workload::{http, purging};
 use crate::world::{World, lock};
 
 /// How long after the last work every site must have confirmed every purge.
 const CONFIRMED: Duration = Duration::from_secs(120);
+/// How long after the last work all images must be gone whose time ends: what is left of it, an election, and half a
+/// minute in which the leader looks through all exams …
+const OVER: Duration = Duration::from_secs(120);
+/// … or longer where there are more than it looks at in that time.
+const LOOKED_AT_A_SECOND: u64 = 128;
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(1);
 /// A viewer that hears nothing for so long gives up.
@@ -39,17 +50,82 @@ pub(crate) struct Kept {
     pub(crate) keys: Vec<KeyId>,
 }
 
+/// The exam whose images a command ends because their time is over.
+pub(crate) fn ends_retention_of(command: &Command) -> Option<ExamId> {
+    match command {
+        Command::Purge { exam, reason, .. } if reason.is_empty() => Some(*exam),
+        _ => None,
+    }
+}
+
+/// When the images of an exam are to go; none while they are wanted, and of all but the archives' hospitals: no run is as
+/// long as the mesh keeps those.
+fn until(exam: &Exam) -> Option<UnixMillisField> {
+    let kept_ms = purging::kept_ms(&exam.request.hospital)?;
+    let since = match exam.state {
+        ExamState::Delivered | ExamState::FollowedUp => exam.ended_at?,
+        ExamState::Cancelled | ExamState::Refused => exam.course.images_at?,
+        _ => return None,
+    };
+    Some(UnixMillisField(since.0.saturating_add(kept_ms)))
+}
+
+/// Whether the images of an exam are to go, now or later, and nothing keeps them.
+fn is_to_go(exam: &Exam) -> bool {
+    until(exam).is_some() && exam.course.legal_hold.is_none() && !exam.studies.is_empty()
+}
+
+/// Whether a node shows an exam with its images though their time is over.
+pub(crate) fn is_kept_beyond(running: &Running, exam: ExamId) -> bool {
+    let engine = running.group.reader();
+    let view = View::new(&*engine);
+    let until = view.exam(exam).ok().flatten().and_then(|exam| until(&exam));
+    until.zip(view.clock().ok()).is_some_and(|(until, now)| until <= now)
+}
+
+/// An exam whose images are about to go because their time is over, as it was before, and the state's time.
+pub(crate) struct Before {
+    exam: Exam,
+    now: UnixMillisField,
+}
+
+impl Before {
+    /// None for other commands.
+    pub(crate) fn of(transaction: &Transaction<'_>, envelope: &Envelope) -> Option<Self> {
+        let id = ends_retention_of(&envelope.command)?;
+        let state = Overlay(transaction);
+        let view = View::new(&state);
+        let exam = view.exam(id).ok()??;
+        Some(Self { exam, now: view.clock().ok()?.max(envelope.at) })
+    }
+
+    /// Why they must not, if so.
+    fn objection(&self) -> Option<String> {
+        let Self { exam, now } = self;
+        if exam.course.legal_hold.is_some() {
+            return Some("under a legal hold".to_owned());
+        }
+        match until(exam) {
+            Some(until) if until <= *now => None,
+            Some(until) => Some(format!("{} ms before their time is over", until.0 - now.0)),
+            None => Some(format!("though it is {}, and nobody said that they end now", exam.state)),
+        }
+    }
+}
+
 /// See the module.
 pub(crate) struct Purges {
     world: Arc<World>,
     kept: Mutex<BTreeMap<ExamId, Kept>>,
     /// Acknowledged purges, with an index of the log at which they had been applied.
     told: Mutex<BTreeMap<ExamId, u64>>,
+    /// Places in the log of purges that nobody asked for, which were looked at.
+    seen: Mutex<BTreeSet<u64>>,
 }
 
 impl Purges {
     pub(crate) fn new(world: Arc<World>) -> Self {
-        Self { world, kept: Mutex::default(), told: Mutex::default() }
+        Self { world, kept: Mutex::default(), told: Mutex::default(), seen: Mutex::default() }
     }
 
     /// A study that is to be purged later.
@@ -60,6 +136,18 @@ impl Purges {
     /// A client was told that the purge of `exam` is decided, by an answer at `index`.
     pub(crate) fn purged(&self, exam: ExamId, index: u64) {
         lock(&self.told).insert(exam, index);
+    }
+
+    /// A replica applied a command that ends the retention of images, before which this was so.
+    pub(crate) fn applied(&self, index: u64, before: &Before, outcome: &Outcome) {
+        if !matches!(outcome, Outcome::Done) || !lock(&self.seen).insert(index) {
+            return;
+        }
+        self.world.sometimes("images were purged when their time was over");
+        if let Some(why) = before.objection() {
+            let detail = format!("the images of exam {} were purged at {index} {why}", before.exam.id);
+            self.world.violation("I6", detail);
+        }
     }
 
     /// An acknowledged purge stands on every node that has reached it.
@@ -86,6 +174,36 @@ impl Purges {
 
 fn is_purged(view: &View<'_>, exam: ExamId) -> bool {
     view.exam(exam).ok().flatten().is_some_and(|exam| exam.state == ExamState::Purged)
+}
+
+/// Waits until no node shows images that are to go by themselves; a violation when that takes too long.
+pub(crate) async fn all_are_over(cluster: &Cluster) {
+    let (mut left, mut most): (BTreeSet<ExamId>, usize) = (BTreeSet::new(), 0);
+    for running in cluster.all_running() {
+        let engine = running.group.reader();
+        let exams = View::new(&*engine).exams(None, None, usize::MAX).unwrap_or_default();
+        most = most.max(exams.len());
+        left.extend(exams.iter().filter(|exam| is_to_go(exam)).map(|exam| exam.id));
+    }
+    let limit = OVER + Duration::from_secs(u64::try_from(most).unwrap_or(u64::MAX) / LOOKED_AT_A_SECOND);
+    let deadline = cluster.world.now() + limit;
+    loop {
+        let nodes = cluster.all_running();
+        left.retain(|exam| nodes.iter().any(|running| shows_what_is_to_go(running, *exam)));
+        let Some(exam) = left.first() else { return };
+        if cluster.world.now() > deadline {
+            let detail = format!("{limit:?} after the last work, the images of exam {exam} are kept beyond their time");
+            cluster.world.violation("I9", detail);
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn shows_what_is_to_go(running: &Running, exam: ExamId) -> bool {
+    let engine = running.group.reader();
+    let exam = View::new(&*engine).exam(exam).ok().flatten();
+    exam.is_some_and(|exam| is_to_go(&exam))
 }
 
 /// Waits until every site has confirmed every purge, then searches stores, disks and answers.
@@ -162,5 +280,84 @@ async fn is_not_shown(cluster: &Cluster, running: &Running, kept: &Kept) {
     let shown = parts(&answered.content_type, &answered.body).unwrap_or_default();
     if let Some((sop_instance, _)) = shown.iter().find(|(shown, _)| kept.instances.contains(shown)) {
         cluster.world.violation("I6", format!("{:?} shows {sop_instance}, which was purged", running.owner));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use maillage_consensus::exam::{Course, LegalHold, Patient, Priority, Request, Text8};
+    use maillage_consensus::ids::{Line, Name, UidText};
+
+    use super::*;
+
+    const IMAGES_AT: u64 = 1_000;
+    const REPORTED_AT: u64 = 9_000;
+
+    fn exam(hospital: &str, state: ExamState) -> Exam {
+        let request = Request {
+            accession: Line::default(),
+            patient: Patient::default(),
+            modality: Text8::fitted("CT"),
+            description: Line::default(),
+            hospital: Line::fitted(hospital),
+            physician: Line::default(),
+            priority: Priority::Urgent,
+            awaits_images: true,
+        };
+        Exam {
+            id: ExamId(7),
+            request,
+            state,
+            added_at: UnixMillisField(IMAGES_AT),
+            ready_at: Some(UnixMillisField(IMAGES_AT)),
+            due_at: None,
+            ended_at: Some(UnixMillisField(REPORTED_AT)),
+            unsolicited: None,
+            reconciled_into: None,
+            studies: vec![UidText::fitted("2.25.911.7")],
+            workitem: 1,
+            claim: None,
+            reports: 0,
+            images_after_report: false,
+            course: Course { images_at: Some(UnixMillisField(IMAGES_AT)), ..Course::default() },
+        }
+    }
+
+    fn objection(exam: Exam, now: u64) -> Option<String> {
+        Before { exam, now: UnixMillisField(now) }.objection()
+    }
+
+    #[test]
+    fn images_go_a_time_after_the_report_or_where_there_is_to_be_none_after_they_came() {
+        let kept_ms = purging::kept_ms(&Line::fitted("archive 1")).expect("an archive's");
+        for (state, since) in [(ExamState::Delivered, REPORTED_AT), (ExamState::Cancelled, IMAGES_AT)] {
+            let exam = exam("archive 1", state);
+            assert!(is_to_go(&exam));
+            assert!(objection(exam.clone(), since + kept_ms - 1).is_some_and(|why| why.starts_with("1 ms before")));
+            assert_eq!(objection(exam, since + kept_ms), None);
+        }
+    }
+
+    #[test]
+    fn images_that_are_wanted_or_of_another_hospital_or_on_hold_never_go_by_themselves() {
+        let held = {
+            let mut exam = exam("archive 1", ExamState::Cancelled);
+            let (reason, user, at) = (Line::fitted("the court"), Name::default(), UnixMillisField(0));
+            exam.course.legal_hold = Some(LegalHold { reason, user, at });
+            exam
+        };
+        let wanted = [ExamState::Waiting, ExamState::Reported].map(|state| exam("archive 1", state));
+        let other = exam("hospital 1", ExamState::Cancelled);
+        for exam in wanted.into_iter().chain([other, held]) {
+            assert!(!is_to_go(&exam), "{}", exam.state);
+            assert!(objection(exam, u64::MAX).is_some());
+        }
+    }
+
+    #[test]
+    fn a_purge_that_somebody_asks_for_ends_no_retention() {
+        let purge = |reason: &str| Command::Purge { exam: ExamId(7), reason: Line::fitted(reason), withdrawn: false };
+        assert_eq!(ends_retention_of(&purge("")), Some(ExamId(7)));
+        assert_eq!(ends_retention_of(&purge("asked for")), None);
     }
 }

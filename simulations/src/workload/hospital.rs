@@ -147,7 +147,7 @@ async fn analyse(sender: &mut Sender, exam: ExamId) {
 async fn send_images(sender: &mut Sender, slot: u32, number: u64) {
     let study = format!("2.25.{slot}.{number}");
     let (accession, patient) = (format!("A{slot}-{number}"), format!("P{slot}-{number}"));
-    let of = Of { study: &study, accession: &accession, patient: &patient, modality: "CT" };
+    let of = Of { study: &study, accession: &accession, patient: &patient, institution: "", modality: "CT" };
     let instances = sender.rng.between(1, 4);
     let samples: Vec<Sample> = (0..instances)
         .map(|instance| {

@@ -119,7 +119,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>, slot: u32, mut rng: Rng) {
         let Some(study) = rng.pick(&studies).cloned() else { continue };
         let exam = study.rsplit('.').next().unwrap_or_default();
         let (accession, patient) = (format!("A{slot}-{exam}"), format!("P{slot}-{exam}"));
-        let of = Of { study: &study, accession: &accession, patient: &patient, modality: "CT" };
+        let of = Of { study: &study, accession: &accession, patient: &patient, institution: "", modality: "CT" };
         let fresh = Sample::new(&of, 1_000 + number, rng.next(), len);
         // A sender that got no answer sends again; one that did sometimes does, too.
         let again = last.take().filter(|_| rng.chance(0.2));

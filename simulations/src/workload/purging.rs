@@ -1,6 +1,9 @@
 //! A site's archive: it keeps studies that nobody requested and has them purged, whatever becomes of the exams made
 //! of them meanwhile; of some, another image comes after that, which has to stay.
 //!
+//! It has a hospital, too, whose images are kept for a short time: their exams are read, or cancelled, some on legal hold,
+//! and it asks for no purge of them.
+//!
 //! Nobody else counts on these images: they are in no list of what was acknowledged.
 
 use std::sync::Arc;
@@ -8,14 +11,16 @@ use std::time::Duration;
 
 use maillage_consensus::View;
 use maillage_consensus::command::Command;
+use maillage_consensus::exam::Text8;
 use maillage_consensus::ids::{ExamId, KeyId, Line, Name, SiteId};
+use maillage_consensus::order::{Hospital, Keep, Place};
 use maillage_consensus::outcome::{Outcome, Refusal};
 use maillage_store::Hash;
 
 use super::dicom::{Of, Sample};
 use super::{Answer, Sender, images};
 use crate::cluster::Cluster;
-use crate::invariants::purges::Kept;
+use crate::invariants::purges::{self, Kept};
 use crate::rng::Rng;
 
 /// Mean pause between two studies.
@@ -32,6 +37,8 @@ const LOOK: Duration = Duration::from_millis(500);
 const LATER_MS: (u64, u64) = (0, 6_000);
 /// How often they are on legal hold before.
 const HELD: f64 = 0.2;
+/// Why they are.
+const HOLD: &str = "the court asks for it";
 /// How often another image comes afterwards.
 const COMES_AFTER: f64 = 0.3;
 /// Bytes at the end of an image as it was sent by which a disk is searched for it; the smallest have 64 of pixels.
@@ -39,6 +46,22 @@ const SENT_MARK_BYTES: usize = 48;
 /// Bytes at the end of a stored chunk by which a disk is searched for it. The head of an image ends with its shape, which
 /// others share: so many that its UIDs are among them.
 const MARK_BYTES: usize = 192;
+/// What the names of archives' hospitals begin with.
+const HOSPITAL: &str = "archive ";
+/// For how long the images of such a hospital are kept: long beside their publication, short beside a run.
+const KEPT: Duration = Duration::from_secs(20);
+/// Mean pause between two studies of such a hospital.
+const KEPT_PAUSE: Duration = Duration::from_secs(6);
+/// How often their exams are left to whoever reads them; the others are cancelled.
+const READ: f64 = 0.4;
+/// How often those that are cancelled are on legal hold, until their time is over for so long.
+const HELD_BEYOND: f64 = 0.3;
+const BEYOND_MS: (u64, u64) = (2_000, 15_000);
+
+/// For how many milliseconds the images of a hospital are kept, if it is an archive's.
+pub(crate) fn kept_ms(hospital: &Line) -> Option<u64> {
+    hospital.as_str().starts_with(HOSPITAL).then(|| u64::try_from(KEPT.as_millis()).unwrap_or(u64::MAX))
+}
 
 /// Until the work ends; a purge that is asked for then is still carried through.
 pub(super) async fn run(cluster: Arc<Cluster>, slot: u32, rng: Rng) {
@@ -54,6 +77,24 @@ pub(super) async fn run(cluster: Arc<Cluster>, slot: u32, rng: Rng) {
     }
 }
 
+/// Until the work ends. What is kept then goes by itself, too.
+pub(super) async fn keep_until_over(cluster: Arc<Cluster>, slot: u32, rng: Rng) {
+    let name = Name::fitted(&format!("archive-{slot}"));
+    let mut archive = Archive { sender: Sender::new(Arc::clone(&cluster), slot, name, rng) };
+    let hospital = format!("{HOSPITAL}{slot}");
+    if !archive.say_for_how_long(&hospital).await {
+        return;
+    }
+    for number in 0..cluster.plan.at_most(STUDIES_MAX) {
+        let pause = archive.sender.rng.around(KEPT_PAUSE);
+        tokio::time::sleep(pause).await;
+        if cluster.is_ending() {
+            return;
+        }
+        archive.keep_for_a_time(&hospital, number).await;
+    }
+}
+
 struct Archive {
     sender: Sender,
 }
@@ -63,19 +104,8 @@ impl Archive {
         let cluster = Arc::clone(&self.sender.cluster);
         let (study, patient) =
             (format!("2.25.90{}.{number}", self.sender.slot), format!("K{}-{number}", self.sender.slot));
-        let of = Of { study: &study, accession: "", patient: &patient, modality: "CT" };
-        let mut sent = Vec::new();
-        for instance in 0..INSTANCES {
-            let len = self.sender.rng.between(64, 6_000);
-            let sample = Sample::new(&of, instance, self.sender.rng.next(), len);
-            if !self.store(&sample).await {
-                return;
-            }
-            sent.push(sample.data_set.slice(sample.data_set.len().saturating_sub(SENT_MARK_BYTES)..));
-        }
-        let Some((exam, mut kept)) = self.published(&study).await else { return };
-        kept.marks.append(&mut sent);
-        cluster.watch.purges.keeps(exam, kept);
+        let of = Of { study: &study, accession: "", patient: &patient, institution: "", modality: "CT" };
+        let Some(exam) = self.keep(&of).await else { return };
         let later = self.sender.rng.millis(LATER_MS.0, LATER_MS.1);
         tokio::time::sleep(later).await;
         if self.sender.rng.chance(HELD) {
@@ -87,6 +117,61 @@ impl Archive {
                 cluster.world.sometimes("an image came after its study was purged");
             }
         }
+    }
+
+    /// Has the mesh keep a hospital's images for as long as it is to be; `false` if it does not.
+    async fn say_for_how_long(&mut self, hospital: &str) -> bool {
+        let name = Line::fitted(hospital);
+        let retention = kept_ms(&name).map(|ms| Keep { modality: Text8::default(), ms }).into_iter().collect();
+        let (finess, place) = (Text8::default(), Place::default());
+        let hospital = Hospital { name, finess, place, sites: Vec::new(), regulate: false, retention };
+        let id = self.sender.new_id();
+        let said = self.sender.send(id, Command::SetHospital(hospital), None).await;
+        matches!(said, Answer::Given(_, Outcome::Done))
+    }
+
+    /// Keeps a study of that hospital until its time is over, as the mesh alone will notice.
+    async fn keep_for_a_time(&mut self, hospital: &str, number: u64) {
+        let cluster = Arc::clone(&self.sender.cluster);
+        let (study, patient) =
+            (format!("2.25.91{}.{number}", self.sender.slot), format!("R{}-{number}", self.sender.slot));
+        let of = Of { study: &study, accession: "", patient: &patient, institution: hospital, modality: "CT" };
+        let Some(exam) = self.keep(&of).await else { return };
+        if self.sender.rng.chance(READ) {
+            return;
+        }
+        let later = self.sender.rng.millis(LATER_MS.0, LATER_MS.1);
+        tokio::time::sleep(later).await;
+        let is_held = self.sender.rng.chance(HELD_BEYOND) && self.hold(exam).await;
+        let reason = Line::fitted("nobody is to read it");
+        let id = self.sender.new_id();
+        // Who has begun to read it goes on.
+        self.sender.send(id, Command::Cancel { exam, reason }, None).await;
+        if is_held {
+            let beyond = self.sender.rng.millis(BEYOND_MS.0, BEYOND_MS.1);
+            tokio::time::sleep(KEPT + beyond).await;
+            if cluster.running(self.sender.slot).is_some_and(|running| purges::is_kept_beyond(&running, exam)) {
+                cluster.world.sometimes("a legal hold kept images beyond their time");
+            }
+            self.release_hold(exam).await;
+        }
+    }
+
+    /// Sends a study and waits until the mesh knows it; its exam.
+    async fn keep(&mut self, of: &Of<'_>) -> Option<ExamId> {
+        let mut sent = Vec::new();
+        for instance in 0..INSTANCES {
+            let len = self.sender.rng.between(64, 6_000);
+            let sample = Sample::new(of, instance, self.sender.rng.next(), len);
+            if !self.store(&sample).await {
+                return None;
+            }
+            sent.push(sample.data_set.slice(sample.data_set.len().saturating_sub(SENT_MARK_BYTES)..));
+        }
+        let (exam, mut kept) = self.published(of.study).await?;
+        kept.marks.append(&mut sent);
+        self.sender.cluster.watch.purges.keeps(exam, kept);
+        Some(exam)
     }
 
     /// Stores an instance, in a few tries.
@@ -138,10 +223,7 @@ impl Archive {
 
     /// Puts an exam on legal hold, sees that it is not purged, and lifts the hold.
     async fn hold_for_a_while(&mut self, exam: ExamId) {
-        let reason = Line::fitted("the court asks for it");
-        let id = self.sender.new_id();
-        let hold = Command::LegalHold { exam, reason: reason.clone() };
-        if !matches!(self.sender.send(id, hold, Some(WAITS)).await, Answer::Given(_, Outcome::Done)) {
+        if !self.hold(exam).await {
             return;
         }
         let id = self.sender.new_id();
@@ -156,8 +238,19 @@ impl Archive {
             }
             _ => {}
         }
+        self.release_hold(exam).await;
+    }
+
+    /// Whether it could put an exam on legal hold.
+    async fn hold(&mut self, exam: ExamId) -> bool {
         let id = self.sender.new_id();
-        self.sender.send(id, Command::ReleaseHold { exam, reason }, None).await;
+        let hold = Command::LegalHold { exam, reason: Line::fitted(HOLD) };
+        matches!(self.sender.send(id, hold, Some(WAITS)).await, Answer::Given(_, Outcome::Done))
+    }
+
+    async fn release_hold(&mut self, exam: ExamId) {
+        let id = self.sender.new_id();
+        self.sender.send(id, Command::ReleaseHold { exam, reason: Line::fitted(HOLD) }, None).await;
     }
 
     /// Has an exam's images purged, once its state allows it.

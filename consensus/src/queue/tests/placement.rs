@@ -153,7 +153,7 @@ fn the_narrowest_contract_counts_alone() {
 fn a_layout_says_nothing_of_a_gateway_and_none_is_applied_that_does() {
     let mut bench = Bench::founded();
     let lyon = bench.join("lyon");
-    let chu = super::mesh::gateway(&mut bench, "chu");
+    let chu = mesh::gateway(&mut bench, "chu");
     let refused = Outcome::Refused(Refusal::NotACentre(Name::fitted("chu")));
     let confined = only(Origin::Site(chu), Holders::Only(vec![PARIS]));
     for change in [

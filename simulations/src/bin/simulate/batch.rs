@@ -120,7 +120,7 @@ pub(crate) async fn apart(program: &Path, seed: u64, arguments: &[String], limit
 /// What a sweep of so many swarms must reach, or it does not test what it is said to: each is in every third run at
 /// least …
 const USUAL_FROM: u64 = 40;
-const USUAL: [&str; 20] = [
+const USUAL: [&str; 21] = [
     "a claim was refused because another holds the exam",
     "a command took more than three tries",
     "a command was refused for want of a quorum",
@@ -140,16 +140,18 @@ const USUAL: [&str; 20] = [
     "an exam was taken by break glass",
     "an exam was taken over",
     "an image came after its study was purged",
+    "images were purged when their time was over",
     "the leader changed",
 ];
 /// … or in every tenth.
 const RARE_FROM: u64 = 300;
-const RARE: [&str; 17] = [
+const RARE: [&str; 18] = [
     "a copy was given up",
     "a disk stalled",
     "a gateway had a report delivered",
     "a layout was applied",
     "a legal hold kept images",
+    "a legal hold kept images beyond their time",
     "a lost site was replaced",
     "a node was upgraded under way",
     "a pack's torn tail was cut",
