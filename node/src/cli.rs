@@ -115,7 +115,7 @@ enum Command {
     /// The images
     #[command(subcommand)]
     Study(study::StudyCommand),
-    /// Read everything that is stored here and compare hashes; also while the node does not run
+    /// Read everything that is stored here and compare hashes, without opening images; also while the node does not run
     Verify,
     /// The same in the background, all the time
     #[command(subcommand)]

@@ -20,7 +20,7 @@ use maillage_dicom::Uid;
 use maillage_dicom::part10::{self, FileMeta};
 use maillage_store::{
     CHUNK_BYTES_MAX, Hash, INSTANCE_MANIFEST_BYTES_MAX, InstanceManifest, Proof, STUDY_MANIFEST_BYTES_MAX, Store,
-    StoreError, StudyManifest, VerifyReport,
+    StoreError, StudyManifest,
 };
 use maillage_transport::PeerId;
 use maillage_transport::chunk::{ChunkSource, Class};
@@ -40,6 +40,7 @@ mod mend;
 mod order;
 mod published;
 mod pull;
+mod verify;
 
 pub(crate) use everywhere::Elsewhere;
 pub(crate) use leave::Leave;
@@ -521,29 +522,6 @@ impl Images {
             }
         }
         Ok(Some(fetched))
-    }
-
-    /// Reads and re-hashes every chunk of a study that is here. `None` when the study is not known.
-    ///
-    /// # Errors
-    /// [`ImagesError::Incomplete`] when not all of it is here.
-    pub(crate) async fn verify(&self, uid: &str) -> Result<Option<VerifyReport>, ImagesError> {
-        let Some(study) = self.known_study(uid)? else { return Ok(None) };
-        let mut sum = VerifyReport::default();
-        for held in study.parts {
-            let manifest = Hash(held.part.manifest);
-            if self.0.store.get_manifest(manifest).await?.is_none() {
-                return Err(ImagesError::Incomplete { missing: held.part.instances as usize });
-            }
-            let report = self.0.store.verify_study(manifest).await?;
-            sum.instances += report.instances;
-            sum.chunks += report.chunks;
-            sum.bytes += report.bytes;
-            sum.missing.extend(report.missing);
-            sum.corrupt.extend(report.corrupt);
-            sum.contradictory.extend(report.contradictory);
-        }
-        Ok(Some(sum))
     }
 }
 

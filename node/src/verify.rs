@@ -1,5 +1,6 @@
 //! Verification of everything that lies here: every byte of every pack, then whether all that this site
-//! should have is among it.
+//! should have is among it. It needs no key, so that it also works offline: what was sealed or coded wrongly is found
+//! where a study is verified.
 
 use maillage_store::{Hash, ScrubPosition, Store, StoreError};
 use serde_json::{Value, json};
@@ -39,6 +40,7 @@ impl Verified {
     pub(crate) fn to_json(&self) -> Value {
         json!({
             "complete": self.damaged_count == 0 && self.bad == 0 && self.missing == 0 && self.landing_lost == 0,
+            "opened": false,
             "bytes": self.bytes,
             "damaged": self.damaged_count,
             "damaged_hashes": self.damaged.iter().map(ToString::to_string).collect::<Vec<_>>(),

@@ -51,7 +51,13 @@ async fn three_copies_lie_in_three_zones_and_the_fourth_site_reads_them_all_the_
     reads_everything(without.http(), &study).await;
     assert_eq!(without.http().json("/api/v1/chunks").await["chunks"], json!(0), "reading makes no copy");
 
-    without.run(&["study", "verify", &study.study]).await.ended(1);
+    let report = without.run_json(&["study", "verify", &study.study]).await;
+    assert_eq!(
+        (&report["complete"], &report["here"]),
+        (&json!(true), &json!(false)),
+        "nothing is to be here: {report}"
+    );
+    assert_eq!(report["not_here"][0]["holders"].as_array().map(Vec::len), Some(3), "{report}");
     let out = mesh.root().join("fetched");
     let fetched = without.run_json(&["study", "fetch", &study.study, "--out", &out.display().to_string()]).await;
     assert_eq!((&fetched["instances"], &fetched["files"]), (&json!(12), &json!(12)));
@@ -174,6 +180,46 @@ async fn images_that_no_living_site_holds_are_refused_rather_than_cut_short() {
     })
     .await;
     study.is_whole_at(mesh.sites[reader].http()).await;
+}
+
+#[tokio::test]
+async fn a_site_verifies_what_it_is_to_have_of_a_study_and_says_where_the_rest_is() {
+    let mesh = Mesh::start(binary(), 3, |_| Settings { copies: 1, ..Settings::default() }).await;
+    let all = Slices::new("A1", "P1", 12);
+    let (path, verify) = (format!("/api/v1/studies/{}", all.study), ["study", "verify", all.study.as_str()]);
+    for (n, site) in mesh.sites[..2].iter().enumerate() {
+        let part = all.instances.iter().skip(n * 5).take(5 + 2 * n);
+        let part = part.map(|(uid, dataset)| (uid.clone(), dataset.clone())).collect();
+        Slices { instances: part, ..all.clone() }.send(site.dicom()).await;
+    }
+    for site in &mesh.sites {
+        until("both parts are known", async || {
+            let shown = site.http().get(&path).await;
+            (shown.status == 200 && shown.json()["parts"] == json!(2)).then_some(())
+        })
+        .await;
+    }
+    let [first, second] = [0, 1].map(|n| mesh.sites[n].name().to_owned());
+    for (site, other, counts) in [(0, &second, [5, 7]), (1, &first, [7, 5])] {
+        let report = mesh.sites[site].run_json(&verify).await;
+        assert_eq!((&report["complete"], &report["here"]), (&json!(true), &json!(true)), "{report}");
+        let elsewhere = report["not_here"].as_array().expect("parts");
+        assert_eq!((&report["instances"], elsewhere.len()), (&json!(counts[0]), 1), "{report}");
+        assert_eq!(elsewhere[0]["instances"], json!(counts[1]), "{report}");
+        assert_eq!(elsewhere[0]["holders"][0]["site_name"], json!(other), "{report}");
+    }
+    let shown = mesh.sites[0].run(&verify).await.ended(0).stdout;
+    assert!(shown.contains(&format!("7 instances from {second}, held by {second}")), "{shown}");
+    let report = mesh.sites[2].run_json(&verify).await;
+    assert_eq!((&report["complete"], &report["here"], &report["instances"]), (&json!(true), &json!(false), &json!(0)));
+    assert_eq!(report["not_here"].as_array().map(Vec::len), Some(2), "{report}");
+    let everywhere = [&verify[..], &["--everywhere"]].concat();
+    let report = mesh.sites[2].run_json(&everywhere).await;
+    assert_eq!(
+        (&report["complete"], report["elsewhere"].as_array().map(Vec::len)),
+        (&json!(true), Some(2)),
+        "{report}"
+    );
 }
 
 #[tokio::test]

@@ -98,7 +98,7 @@ pub(super) async fn verify(context: &Context) -> anyhow::Result<ExitCode> {
             text.push_str(&format!("{lost} images that were acknowledged cannot be read from the landing\n"));
         }
         text + if report["complete"] == json!(true) {
-            "complete: every byte is as received\n"
+            "complete: every byte is as it was stored; no image was opened, as `study verify UID` does\n"
         } else {
             "NOT complete\n"
         }

@@ -45,7 +45,7 @@ pub(super) enum StudyCommand {
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
     },
-    /// Read every image of a study on this node and compare hashes
+    /// Read and open every image of a study on this node, published or not, and compare hashes
     Verify {
         /// The Study Instance UID
         uid: String,
@@ -185,24 +185,44 @@ async fn verify(context: &Context, client: &Client, uid: &str, everywhere: bool)
         } else {
             format!("{} instances in {} chunks, {size}, were read\n", get("instances"), get("chunks"))
         };
-        for fault in ["missing", "corrupt", "contradictory"] {
+        for (count, what) in [
+            ("unpublished", "of them are not published yet"),
+            ("landing", "images are still to be coded, and were not read"),
+            ("landing_lost", "images that were acknowledged cannot be read from the landing"),
+        ] {
+            if let Some(count @ 1..) = number(report, &[count]) {
+                text.push_str(&format!("{count} {what}\n"));
+            }
+        }
+        for fault in ["missing", "corrupt", "contradictory", "unopened"] {
             for hash in items(&report[fault], "") {
                 text.push_str(&format!("{fault:<13} {}\n", field(hash, &[])));
             }
         }
+        text.push_str(&not_here(report));
         if everywhere {
             text.push_str(&elsewhere(report));
         }
-        text + if report["complete"] == json!(true) {
+        text + if report["complete"] != json!(true) {
+            "NOT complete\n"
+        } else if everywhere || items(&report["not_here"], "").is_empty() {
             "complete: every byte is as received\n"
         } else {
-            "NOT complete\n"
+            "complete: every byte that is to be here is as received\n"
         }
     })?;
     let has = |fault: &str| !items(&report[fault], "").is_empty();
-    if has("corrupt") || has("contradictory") {
+    if matches!(number(&report, &["landing_lost"]), Some(1..)) {
+        let failure = Failure::new(ExitCode::Corrupt, "images of the study that were acknowledged are lost here");
+        return Err(failure.with_hint("have them sent again").into());
+    }
+    if has("corrupt") {
         let failure = Failure::new(ExitCode::Corrupt, "some of the study's bytes here are not what was received");
         return Err(failure.with_hint(format!("`maillage repair --study {uid}` gets them from another site")).into());
+    }
+    if has("contradictory") {
+        let failure = Failure::new(ExitCode::Corrupt, "some of the images here do not open to what was received");
+        return Err(failure.with_hint("have them sent again to the site that received them").into());
     }
     let damaged = sites.iter().filter(|site| site["state"] == json!("damaged"));
     let names: Vec<String> = damaged.map(|site| field(site, &["site_name"])).collect();
@@ -211,6 +231,22 @@ async fn verify(context: &Context, client: &Client, uid: &str, everywhere: bool)
         return Err(failure.with_hint(format!("`maillage repair --study {uid}` there")).into());
     }
     Ok(if report["complete"] == json!(true) { ExitCode::Ok } else { ExitCode::Degraded })
+}
+
+/// The parts that are not here, or not as a whole, and need not be.
+fn not_here(report: &Value) -> String {
+    let mut text = String::new();
+    for part in items(report, "not_here") {
+        let holders = items(&part["holders"], "").iter().map(|holder| field(holder, &["site_name"]));
+        let holders = holders.collect::<Vec<_>>().join(" ");
+        text.push_str(&format!(
+            "not here      {} instances from {}, held by {}\n",
+            field(part, &["instances"]),
+            field(part, &["origin", "site_name"]),
+            if holders.is_empty() { "nobody" } else { holders.as_str() },
+        ));
+    }
+    text
 }
 
 /// What each other holder has.

@@ -54,7 +54,7 @@ pub(super) async fn run(gateway: Gateway, mut done: mpsc::UnboundedReceiver<Stri
         let now = Instant::now();
         let again = gateway.schedule().resend(now);
         if again > 0 {
-            tracing::warn!(instances = again, "sent again: who took them is gone, and they are not known to be safe");
+            tracing::warn!(instances = again, "sent again: who took them is gone, or has not made them safe");
         }
         while let Some((key, centre)) = gateway.take_next() {
             let gateway = &gateway;

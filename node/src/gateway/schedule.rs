@@ -2,9 +2,9 @@
 //!
 //! First come, first sent, several at once, all to one centre while it answers: the home centre if the
 //! configuration names one, and never one that it leaves out. An instance whose centre does not answer goes to
-//! another at once; one that a centre cannot take now waits on its own and holds up nobody; one that no centre
-//! takes is set apart. An outcome that is not known is no outcome: the instance is sent again, which costs the mesh
-//! nothing.
+//! another at once, and in the end so does one whose centre has it and does not make it safe; one that a centre
+//! cannot take now waits on its own and holds up nobody; one that no centre takes is set apart.
+//! An outcome that is not known is no outcome: the instance is sent again, which costs the mesh nothing.
 //!
 //! ```text
 //!            ┌── lost, not now ──┐                     ┌─ its centre is gone before it is safe ─┐
@@ -96,6 +96,8 @@ struct Entry {
     state: State,
     order: u64,
     failures: u32,
+    /// The centre that has had it for very long and has not made it safe: another is preferred.
+    stale_at: Option<u64>,
     /// Why it is rejected.
     reason: String,
 }
@@ -171,7 +173,8 @@ impl Schedule {
         self.next_order += 1;
         self.bytes += spooled.bytes;
         self.queue.insert((now, order, key.clone()));
-        let entry = Entry { spooled, state: State::Waiting(now), order, failures: 0, reason: String::new() };
+        let state = State::Waiting(now);
+        let entry = Entry { spooled, state, order, failures: 0, stale_at: None, reason: String::new() };
         self.entries.insert(key, entry);
         true
     }
@@ -217,15 +220,18 @@ impl Schedule {
         if *at > now || self.in_flight >= IN_FLIGHT_MAX {
             return None;
         }
-        let bytes = self.entries.get(key)?.spooled.bytes;
+        let Entry { spooled: Spooled { bytes, .. }, stale_at, .. } = self.entries.get(key)?;
+        let (bytes, stale_at) = (*bytes, *stale_at);
         if self.in_flight > 0 && self.in_flight_bytes.saturating_add(bytes) > IN_FLIGHT_BYTES {
             return None;
         }
-        let centre = self.choose(now)?;
+        let centre = self.choose(now, stale_at)?;
         let (_, _, key) = self.queue.pop_first()?;
         self.in_flight += 1;
         self.in_flight_bytes += bytes;
-        self.current = Some(centre);
+        if stale_at.is_none() {
+            self.current = Some(centre);
+        }
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.state = State::InFlight(centre);
         }
@@ -246,6 +252,7 @@ impl Schedule {
         if let Some(entry) = self.land(key) {
             entry.state = State::Pushed { centre, at: now, ask_at: now + ASK, asked: 0 };
             entry.failures = 0;
+            entry.stale_at = None;
         }
     }
 

@@ -45,7 +45,7 @@ struct Centre {
     gateway: SiteId,
     shutdown: CancellationToken,
     endpoint: Endpoint,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 fn settings(text: &str) -> Settings {
@@ -86,7 +86,7 @@ async fn centre() -> Centre {
     let Outcome::Joined { site: gateway } = command(Command::JoinGateway { token, joiner }).await else {
         panic!("the gateway joins");
     };
-    Centre { site, gateway, shutdown, endpoint, _directory: directory }
+    Centre { site, gateway, shutdown, endpoint, directory }
 }
 
 impl Centre {
@@ -420,5 +420,27 @@ async fn a_door_takes_what_is_right_once_and_says_what_is_wrong_with_the_rest() 
     maillage_transport::frame::write(&mut line.writer, &garbage, 100).await.expect("written");
     assert!(ask::answer(&mut line.reader).await.is_err());
     assert_eq!(offer(&cable, first, b"").await, Reply::Have);
+    centre.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_centre_whose_store_has_stopped_writing_takes_nothing_and_claims_to_have_nothing() {
+    let centre = centre().await;
+    let (cable, phantom) = (Cable::to(&centre), phantom(2));
+    let (first, data_set) = offer_of(&phantom, 0);
+    assert_eq!(offer(&cable, first.clone(), &data_set).await, Reply::Stored(Kept::New));
+    assert_eq!(offer(&cable, first.clone(), b"").await, Reply::Have);
+    // What is written to a file that has no name any more is not durable. What is there can be read on.
+    let disk = Disk::real(centre.directory.path());
+    for name in disk.list("packs").await.expect("a list") {
+        // Directories stay.
+        let _ = disk.remove(&format!("packs/{name}")).await;
+    }
+    let (second, data_set) = offer_of(&phantom, 1);
+    assert!(matches!(offer(&cable, second.clone(), &data_set).await, Reply::NotNow { .. }));
+    assert!(centre.site.store().has_stopped_writing());
+    for offered in [first, second] {
+        assert!(matches!(offer(&cable, offered, b"").await, Reply::NotNow { .. }));
+    }
     centre.end().await;
 }

@@ -51,7 +51,7 @@ pub(super) fn admin() -> Router<App> {
         .get("/scrub", integrity::scrub, "Where the scrub stands, and what it found")
         .post("/scrub/start", integrity::start, "Go on scrubbing, or begin a pass now")
         .post("/scrub/pause", integrity::pause, "Scrub no more until it is started")
-        .post("/verify", integrity::verify_all, "Read every byte of every pack; JSON lines of progress")
+        .post("/verify", integrity::verify_all, "Read every byte of every pack, unopened; JSON lines of progress")
         .post("/repair", integrity::repair, "Bring back what is damaged or missing; JSON lines of progress")
         .put("/gateways/{name}", tokens::set_gateway, "Whose reports a hospital's gateway is given")
         .post("/audit/attest", audit::attest, "State this site's audit chain now")
@@ -158,7 +158,7 @@ fn of_images(table: Table) -> Table {
         .get("/studies", studies::list, "Studies, a page at a time")
         .get("/studies/{uid}", studies::show, "One study, its parts, and who holds each")
         .post("/studies/{uid}/fetch", studies::fetch, "Bring a study here; JSON lines of progress")
-        .post("/studies/{uid}/verify", studies::verify, "Read and hash everything of a study that is here")
+        .post("/studies/{uid}/verify", studies::verify, "Read, hash and open everything of a study that is here")
         .post("/instances", instances::receive, "Take in one DICOM file")
 }
 

@@ -46,7 +46,7 @@ impl Images {
     /// study is not known.
     ///
     /// # Errors
-    /// [`ImagesError`]: its manifests are nowhere, or it must not leave the site that received it.
+    /// [`ImagesError`]: its manifests cannot be read, or it must not leave the site that received it.
     pub(crate) async fn verify_elsewhere(&self, uid: &str) -> Result<Option<Vec<Elsewhere>>, ImagesError> {
         let Some(study) = self.known_study(uid)? else { return Ok(None) };
         let mut by_site: BTreeMap<SiteId, BTreeMap<Hash, usize>> = BTreeMap::new();
@@ -70,9 +70,13 @@ impl Images {
 
     /// Everything that a part consists of, with the most bytes that each may have.
     async fn objects(&self, manifest: Hash, holders: &[PeerId]) -> Result<BTreeMap<Hash, usize>, ImagesError> {
-        let study = self.study_manifest(manifest, holders, Class::Repair).await?;
-        let hashes: Vec<Hash> = study.instances.iter().map(|entry| entry.manifest).collect();
         let mut objects: BTreeMap<Hash, usize> = BTreeMap::from([(manifest, STUDY_MANIFEST_BYTES_MAX)]);
+        let study = match self.study_manifest(manifest, holders, Class::Repair).await {
+            // Each site says of itself whether it cannot be asked or does not have it.
+            Err(ImagesError::Unavailable(_)) => return Ok(objects),
+            study => study?,
+        };
+        let hashes: Vec<Hash> = study.instances.iter().map(|entry| entry.manifest).collect();
         objects.extend(hashes.iter().map(|hash| (*hash, INSTANCE_MANIFEST_BYTES_MAX)));
         // One that nobody has is missed at each site; its chunks cannot be named.
         for instance in self.instance_manifests(&hashes, holders, Class::Repair).await?.values() {

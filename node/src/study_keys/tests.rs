@@ -319,6 +319,31 @@ async fn images_sent_again_before_their_purge_is_carried_out_are_stored_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_verification_opens_what_is_published_and_what_is_not_and_nothing_that_is_purged() {
+    let (machine, (study, [one, two, _])) = (Machine::new(), study());
+    let running = machine.run().await;
+    let verify = async || running.node().images().verify(&study).await.expect("read");
+    assert!(verify().await.is_none(), "nobody knows it");
+    running.receive(&one).await;
+    let found = verify().await.expect("it is here");
+    assert_eq!((found.report.instances, found.unpublished, found.is_complete()), (1, 1, true));
+    running.publish(&study).await.expect("published");
+    running.receive(&two).await;
+    let found = verify().await.expect("known");
+    assert_eq!((found.report.instances, found.unpublished, found.is_complete()), (2, 1, true));
+    assert!(found.not_here.is_empty() && found.report.chunks > 2);
+
+    running.purge(running.exam(&study).expect("an exam")).await;
+    let found = verify().await.expect("some of it is here");
+    assert_eq!((found.report.instances, found.unpublished, found.is_complete()), (1, 1, true));
+    let key = running.key_of(&two).await;
+    running.site.store().keys().forget(&BTreeSet::from([key])).await.expect("forgotten");
+    let found = verify().await.expect("it is here, though nobody can open it");
+    assert_eq!((found.report.unopened.len(), found.is_complete()), (1, false));
+    running.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_publication_waits_for_what_is_being_sealed_under_the_key_that_it_closes() {
     let (machine, (study, [one, ..])) = (Machine::new(), study());
     let running = machine.run().await;

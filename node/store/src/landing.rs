@@ -147,6 +147,8 @@ struct State {
     bytes: u64,
     /// What cannot be done.
     stuck: u64,
+    /// … by study, as far as that is known.
+    stuck_of: BTreeMap<String, u64>,
     /// Why nothing is done for now.
     blocked: Option<StoreError>,
     is_failed: bool,
@@ -284,6 +286,13 @@ impl Landing {
     /// Whether something of a study has landed and is not done.
     pub fn has_of(&self, study_uid: &str) -> bool {
         self.inner.state().under_way.values().any(|way| way.has_landed && way.study_uid == study_uid)
+    }
+
+    /// How many data sets of a study have landed and are not done, and how many of it cannot be.
+    pub fn count_of(&self, study_uid: &str) -> (u64, u64) {
+        let state = self.inner.state();
+        let landed = state.under_way.values().filter(|way| way.has_landed && way.study_uid == study_uid);
+        (landed.count() as u64, state.stuck_of.get(study_uid).copied().unwrap_or_default())
     }
 
     /// Whether nothing is on its way in or left to do.
@@ -430,6 +439,7 @@ impl Landing {
             let mut state = self.inner.state();
             state.leaves(&arrived);
             state.stuck += 1;
+            *state.stuck_of.entry(arrived.landed.study_uid.clone()).or_default() += 1;
             if let Some(file) = state.files.get_mut(&arrived.at.file) {
                 file.is_stuck = true;
             }

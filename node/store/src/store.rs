@@ -236,6 +236,11 @@ impl Store {
         self.shared.waiting.load(Ordering::Relaxed) > 0
     }
 
+    /// Whether nothing more is written to the packs until the store is opened again: a write or an fsync failed.
+    pub fn has_stopped_writing(&self) -> bool {
+        self.shared.is_failed.load(Ordering::Relaxed)
+    }
+
     /// Whether a chunk or manifest is here and not known to be damaged.
     ///
     /// # Errors
@@ -302,8 +307,7 @@ impl Store {
     pub async fn stats(&self) -> Result<Stats, StoreError> {
         let files = Arc::clone(&self.shared.files);
         let space = self.space().await?;
-        let is_failed =
-            self.shared.is_failed.load(Ordering::Relaxed) || self.keys.is_failed() || self.landing.is_failed();
+        let is_failed = self.has_stopped_writing() || self.keys.is_failed() || self.landing.is_failed();
         let repaired = self.shared.repaired.load(Ordering::Relaxed);
         let (landing, stuck) = self.landing.size();
         self.index(move |index| {

@@ -1,4 +1,4 @@
-//! Whether a study is here as a whole: by the index (to hold it), or by reading every byte.
+//! Whether a study is here as a whole: by the index (to hold it), by reading every byte, or by opening every data set.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,9 +11,11 @@ use crate::error::StoreError;
 use crate::event::StoreEvent;
 use crate::hash::Hash;
 use crate::index::{HeldRow, PackRow, key};
+use crate::keys::Keys;
 use crate::library::HoldRecord;
 use crate::manifest::{InstanceEntry, InstanceManifest, StudyManifest};
 use crate::pack::PackId;
+use crate::seal::StudyKey;
 use crate::store::Store;
 use crate::writer::{Closing, Content};
 
@@ -29,10 +31,10 @@ pub enum Hold {
     },
 }
 
-/// What reading a whole study found.
+/// What reading a whole study, or instances of one, found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VerifyReport {
-    /// Instances that the study lists.
+    /// Instances that were to be read.
     pub instances: u64,
     /// Chunks read and found right.
     pub chunks: u64,
@@ -44,12 +46,26 @@ pub struct VerifyReport {
     pub corrupt: Vec<Hash>,
     /// Manifests of instances that contradict the study's manifest or their own chunks.
     pub contradictory: Vec<Hash>,
+    /// Manifests of instances that were to be opened and whose key is not known here.
+    pub unopened: Vec<Hash>,
 }
 
 impl VerifyReport {
     /// Whether everything is here and right.
     pub fn is_complete(&self) -> bool {
-        self.missing.is_empty() && self.corrupt.is_empty() && self.contradictory.is_empty()
+        self.missing.is_empty() && self.corrupt.is_empty() && self.contradictory.is_empty() && self.unopened.is_empty()
+    }
+
+    /// Adds what reading something else found.
+    pub fn add(&mut self, other: Self) {
+        let Self { instances, chunks, bytes, missing, corrupt, contradictory, unopened } = other;
+        self.instances += instances;
+        self.chunks += chunks;
+        self.bytes += bytes;
+        self.missing.extend(missing);
+        self.corrupt.extend(corrupt);
+        self.contradictory.extend(contradictory);
+        self.unopened.extend(unopened);
     }
 }
 
@@ -132,8 +148,31 @@ impl Store {
     /// What is wrong with its instances is in the report.
     pub async fn verify_study(&self, study_manifest: Hash) -> Result<VerifyReport, StoreError> {
         let study = self.study_manifest(study_manifest).await?.ok_or(StoreError::Missing(study_manifest))?;
-        let mut report = VerifyReport { instances: study.instances.len() as u64, ..VerifyReport::default() };
-        for entry in &study.instances {
+        self.verify_each(&study.study_uid, &study.instances, None).await
+    }
+
+    /// Reads and hashes every chunk of these instances of a study, and every data set as a whole, opened and decoded:
+    /// one that was sealed or coded wrongly has right chunks, and is found contradictory. Those whose key was destroyed
+    /// are left out: nobody is to read them, and they are about to go.
+    ///
+    /// # Errors
+    /// `Index`, `Read` or `Keys` when the machine failed. What is wrong with the instances is in the report.
+    pub async fn verify_instances(
+        &self,
+        study_uid: &str,
+        instances: &[InstanceEntry],
+    ) -> Result<VerifyReport, StoreError> {
+        self.verify_each(study_uid, instances, Some(self.keys())).await
+    }
+
+    async fn verify_each(
+        &self,
+        study_uid: &str,
+        instances: &[InstanceEntry],
+        keys: Option<&Keys>,
+    ) -> Result<VerifyReport, StoreError> {
+        let mut report = VerifyReport { instances: instances.len() as u64, ..VerifyReport::default() };
+        for entry in instances {
             let manifest = match self.instance_manifest(entry.manifest).await {
                 Err(StoreError::Manifest(_)) => {
                     report.contradictory.push(entry.manifest);
@@ -142,11 +181,23 @@ impl Store {
                 read => report.note(entry.manifest, read)?,
             };
             let Some(manifest) = manifest else { continue };
-            if !agrees(&study, entry, &manifest) {
+            if !agrees(study_uid, entry, &manifest) {
                 report.contradictory.push(entry.manifest);
                 continue;
             }
-            self.verify_chunks(entry, &manifest, &mut report).await?;
+            let key = match keys.map(|keys| keys.of(&manifest)).transpose() {
+                Ok(key) => key.flatten(),
+                Err(StoreError::KeyDestroyed(_)) => {
+                    report.instances -= 1;
+                    continue;
+                }
+                Err(StoreError::KeyUnknown { .. }) => {
+                    report.unopened.push(entry.manifest);
+                    None
+                }
+                Err(error) => return Err(error),
+            };
+            self.verify_chunks(entry, &manifest, key, &mut report).await?;
         }
         Ok(report)
     }
@@ -155,10 +206,12 @@ impl Store {
         &self,
         entry: &InstanceEntry,
         manifest: &InstanceManifest,
+        key: Option<Arc<StudyKey>>,
         report: &mut VerifyReport,
     ) -> Result<(), StoreError> {
-        let mut whole = manifest.key.is_none().then(blake3::Hasher::new);
-        let mut opens = true;
+        let can_open = manifest.key.is_none() || key.is_some();
+        let mut opens = !can_open || manifest.open_attributes(key.as_deref()).is_ok();
+        let mut whole = can_open.then(blake3::Hasher::new);
         for chunk in manifest.chunks.iter().copied() {
             let read = self.get(chunk.hash).await;
             let Some(stored) = report.note(chunk.hash, read)? else {
@@ -168,8 +221,9 @@ impl Store {
             report.chunks += 1;
             report.bytes += stored.len() as u64;
             if let Some(mut hasher) = whole.take() {
+                let key = key.clone();
                 let hashed = offload(move || {
-                    let opened = chunk.open(stored, None).ok();
+                    let opened = chunk.open(stored, key.as_deref()).ok();
                     Ok(opened.map(|bytes| {
                         hasher.update(&bytes);
                         hasher
@@ -299,8 +353,8 @@ impl VerifyReport {
     }
 }
 
-fn agrees(study: &StudyManifest, entry: &InstanceEntry, manifest: &InstanceManifest) -> bool {
-    manifest.study_uid == study.study_uid
+fn agrees(study_uid: &str, entry: &InstanceEntry, manifest: &InstanceManifest) -> bool {
+    manifest.study_uid == study_uid
         && manifest.series_uid == entry.series_uid
         && manifest.sop_instance == entry.sop_instance
         && manifest.dataset_hash == entry.dataset_hash

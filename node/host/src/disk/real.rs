@@ -11,7 +11,9 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
+use rustix::buffer::spare_capacity;
+use rustix::io::{Errno, pread};
 
 use super::{DiskBackend, FileBackend, IoFuture, Space};
 use crate::task::offload;
@@ -125,6 +127,22 @@ fn sync_data(file: &File) -> io::Result<()> {
     Ok(())
 }
 
+/// Reads exactly `len` bytes at `offset`, into memory that nobody has filled with zeroes first.
+fn read_exact_at(file: &File, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+    let mut buffer = Vec::with_capacity(len);
+    while buffer.len() < len {
+        let at = offset + buffer.len() as u64;
+        match pread(file, spare_capacity(&mut buffer), at) {
+            Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file ends before what is read")),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    // The allocator may have given more than was asked for.
+    buffer.truncate(len);
+    Ok(buffer)
+}
+
 struct RealFile(Arc<File>);
 
 impl FileBackend for RealFile {
@@ -134,9 +152,7 @@ impl FileBackend for RealFile {
             // Never allocate by a length that the file cannot back.
             let available = file.metadata()?.len().saturating_sub(offset);
             let len = len.min(usize::try_from(available).unwrap_or(usize::MAX));
-            let mut buffer = BytesMut::zeroed(len);
-            file.read_exact_at(&mut buffer, offset)?;
-            Ok(buffer.freeze())
+            read_exact_at(&file, offset, len).map(Bytes::from)
         }))
     }
 
@@ -183,6 +199,15 @@ mod tests {
         assert_eq!(disk.read("a/b/c").await.expect("read"), "second");
         let file = disk.open("a/b/c").await.expect("open");
         assert_eq!(file.read_at(3, usize::MAX).await.expect("read the tail"), "ond");
+        assert_eq!(file.read_at(1, 3).await.expect("read a part"), "eco");
+        assert_eq!(file.read_at(6, 1).await.expect("read behind the end"), "");
+        assert_eq!(file.read_at(u64::MAX, 1).await.expect("read far behind it"), "");
+        let large: Bytes = (0..3_000_001_u32).map(|n| n.to_le_bytes()[n as usize % 3]).collect();
+        disk.replace("a/b/large", large.clone()).await.expect("write much");
+        assert!(disk.read("a/b/large").await.expect("read much") == large);
+        let part = disk.open("a/b/large").await.expect("open").read_at(1_234_567, 1_500_000).await.expect("read");
+        assert!(part == large.slice(1_234_567..2_734_567));
+        disk.remove("a/b/large").await.expect("remove");
         assert_eq!(disk.list("a/b").await.expect("list"), ["c"]);
         assert_eq!(disk.open("a/none").await.expect_err("absent").kind(), io::ErrorKind::NotFound);
         file.write_at(0, vec![Bytes::from_static(b"third")], true).await.expect("write durably");

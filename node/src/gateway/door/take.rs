@@ -73,13 +73,17 @@ pub(super) async fn take(
     telling(writer, work).await
 }
 
-/// The answer to an offer of what is here already, or was purged.
+/// The answer to an offer of what is here already, or was purged, or cannot be taken whatever it is.
 async fn known(node: &Node, offer: &Offer) -> Option<Reply> {
     let study = offer.study.as_str();
     match purged_since(node, study, offer.received_at) {
         Ok(true) => return Some(Reply::Purged),
         Ok(false) => {}
         Err(reply) => return Some(reply),
+    }
+    if node.store().has_stopped_writing() {
+        // Nothing is taken, and what is here already is not published: another centre may do both.
+        return Some(not_now(&"the store has stopped writing"));
     }
     match is_here(node, offer).await {
         Ok(true) => Some(Reply::Have),

@@ -105,9 +105,10 @@ impl Schedule {
         self.current.filter(|site| self.takes(*site))
     }
 
-    /// The best centre that instances may go to, that answers and is not left alone: one that hears a quorum, then
-    /// home, then the one in use, then any. A better one than the one in use must have answered for a while.
-    pub(super) fn choose(&self, now: Instant) -> Option<u64> {
+    /// The best centre that instances may go to, that answers and is not left alone: any but `last`, then one that hears
+    /// a quorum, then home, then the one in use, then any. A better one than the one in use must have answered for a
+    /// while.
+    pub(super) fn choose(&self, now: Instant, last: Option<u64>) -> Option<u64> {
         let able = |site: u64, known: &Centre| {
             known.up_since.is_some_and(|since| {
                 Some(site) == self.current || self.current.is_none_or(|other| !self.is_able(other, now)) || {
@@ -115,8 +116,9 @@ impl Schedule {
                 }
             }) && known.not_before.is_none_or(|at| at <= now)
         };
-        let rank =
-            |site: u64, known: &Centre| (!known.in_touch, Some(site) != self.home, Some(site) != self.current, site);
+        let rank = |site: u64, known: &Centre| {
+            (Some(site) == last, !known.in_touch, Some(site) != self.home, Some(site) != self.current, site)
+        };
         let able = self.centres.iter().filter(|(site, known)| self.may_have(**site) && able(**site, known));
         able.min_by_key(|(site, known)| rank(**site, known)).map(|(site, _)| *site)
     }

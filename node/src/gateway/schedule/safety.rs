@@ -9,8 +9,8 @@ use super::{Key, Schedule, State, UNKNOWN};
 /// What was sent to a centre that is gone since, and is not safe, is sent to another after this long: a reader
 /// waits for it. A restart is shorter.
 pub(super) const RESEND: Duration = Duration::from_secs(4);
-/// The same where the centre is there, and should have seen to it.
-const RESEND_PRESENT: Duration = Duration::from_secs(600);
+/// The same where the centre is there, and should have seen to it. It goes to another, if one answers.
+pub(super) const RESEND_PRESENT: Duration = Duration::from_secs(600);
 /// The first question whether an instance is safe comes after this long, each next after twice as long …
 pub(super) const ASK: Duration = Duration::from_secs(1);
 /// … but no longer than this.
@@ -82,12 +82,13 @@ impl Schedule {
                 None => now.duration_since(at) >= RESEND_PRESENT,
             };
             if is_due {
-                again.push(key.clone());
+                again.push((key.clone(), gone_since.is_none().then_some(centre)));
             }
         }
-        for key in &again {
+        for (key, stale_at) in &again {
             if let Some(entry) = self.entries.get_mut(key) {
                 entry.state = State::Waiting(now);
+                entry.stale_at = *stale_at;
                 self.queue.insert((now, entry.order, key.clone()));
             }
         }

@@ -4,7 +4,7 @@ use proptest::prelude::{Strategy, any, prop};
 use proptest::{prop_assert, prop_assert_eq, proptest};
 
 use super::choice::{PENALTY, STEADY};
-use super::safety::RESEND;
+use super::safety::{RESEND, RESEND_PRESENT};
 use super::*;
 
 fn key(n: u64) -> Key {
@@ -185,6 +185,32 @@ async fn what_a_centre_took_that_is_gone_since_is_sent_to_another_unless_it_is_s
     assert_eq!(schedule.resend(now + RESEND), 1);
     assert_eq!(schedule.next(now + RESEND), Some((key(0), 7)));
     assert_eq!(schedule.next(now + RESEND), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_centre_has_had_for_very_long_and_not_made_safe_goes_to_another_and_nothing_else_does() {
+    let start = Instant::now();
+    for others in [&[7][..], &[]] {
+        let mut schedule = schedule(1, &[3], start);
+        schedule.set_home(Some(3));
+        others.iter().for_each(|other| schedule.up(*other, true, start));
+        assert_eq!(schedule.next(start), Some((key(0), 3)));
+        schedule.stored(&key(0), 3, start);
+        assert_eq!(schedule.resend(start + RESEND_PRESENT - Duration::from_millis(1)), 0);
+        let now = start + RESEND_PRESENT;
+        assert_eq!(schedule.resend(now), 1);
+        schedule.add(key(1), spooled(1), now);
+        let second = others.first().copied().unwrap_or(3);
+        assert_eq!(schedule.next(now), Some((key(0), second)));
+        assert_eq!(schedule.next(now), Some((key(1), 3)), "the others go where they went");
+        assert_eq!(schedule.current(), Some(3));
+        // The other cannot take it just now, either.
+        schedule.not_now(&key(0), second, now);
+        assert_eq!(schedule.next(now + AGAIN), Some((key(0), second)));
+        schedule.stored(&key(0), second, now + AGAIN);
+        assert_eq!(schedule.resend(now + AGAIN + RESEND_PRESENT), 1, "and so on");
+        assert_eq!(schedule.next(now + AGAIN + RESEND_PRESENT), Some((key(0), 3)));
+    }
 }
 
 #[tokio::test(start_paused = true)]

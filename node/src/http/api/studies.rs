@@ -25,7 +25,7 @@ use crate::http::problem::Problem;
 use crate::http::reading::{FreshQuery, Read};
 use crate::http::rfc3339::rfc3339;
 use crate::http::summary::Summaries;
-use crate::images::{Elsewhere, FetchedStudy, ImagesError};
+use crate::images::{Elsewhere, FetchedStudy};
 
 /// Studies in one answer, unless fewer are asked for.
 const LIST_DEFAULT: usize = 100;
@@ -181,8 +181,8 @@ pub(super) struct VerifyQuery {
     everywhere: bool,
 }
 
-/// `POST /studies/{uid}/verify?everywhere=`: reads every chunk of the study that is here and compares its hash;
-/// everywhere, also what each other holder has, which comes over the network.
+/// `POST /studies/{uid}/verify?everywhere=`: reads, hashes and opens all of the study that is here, and says of what is
+/// not here where it is; everywhere, also what each other holder has, which comes over the network.
 pub(super) async fn verify(
     State(app): State<App>,
     UrlPath(uid): UrlPath<String>,
@@ -191,35 +191,39 @@ pub(super) async fn verify(
     let uid = parse_uid("study", &uid)?;
     let _place = try_place(&app.limits.retrievals, "retrievals")?;
     let images = app.node.images();
-    let here = match images.verify(uid.as_str()).await {
-        // One that lies elsewhere only is looked at there.
-        Err(ImagesError::Incomplete { .. }) if query.everywhere => None,
-        here => Some(here?.ok_or_else(unknown)?),
-    };
-    let is_here = here.is_some();
-    let report = here.unwrap_or_default();
+    let here = images.verify(uid.as_str()).await?.ok_or_else(unknown)?;
+    // The mesh may not know it yet: then it is nowhere else.
+    let elsewhere =
+        if query.everywhere { Some(images.verify_elsewhere(uid.as_str()).await?.unwrap_or_default()) } else { None };
+    let (not_here, sites) = app.node.read(|view| {
+        let summaries = Summaries::new(view, app.node.site())?;
+        let not_here: Vec<Value> = here.not_here.iter().map(|held| part_json(held, &summaries)).collect();
+        let sites: Option<Vec<Value>> =
+            elsewhere.as_ref().map(|sites| sites.iter().map(|site| elsewhere_json(site, &summaries)).collect());
+        Ok((not_here, sites))
+    })?;
+    let report = &here.report;
     let mut shown = json!({
         "study": uid.as_str(),
-        "complete": report.is_complete(),
+        "complete": here.is_complete(),
+        "here": here.is_here(),
         "instances": report.instances,
         "chunks": report.chunks,
         "bytes": report.bytes,
+        "unpublished": here.unpublished,
+        "landing": here.landing,
+        "landing_lost": here.landing_lost,
         "missing": named(&report.missing),
         "corrupt": named(&report.corrupt),
         "contradictory": named(&report.contradictory),
+        "unopened": named(&report.unopened),
+        "not_here": not_here,
     });
-    if query.everywhere {
-        let elsewhere = images.verify_elsewhere(uid.as_str()).await?.ok_or_else(unknown)?;
-        let own = app.node.site();
-        let (noted, sites) = app.node.read(|view| {
-            let held =
-                view.study(uid.as_str())?.is_some_and(|study| study.parts.iter().any(|p| p.holders.contains(&own)));
-            let summaries = Summaries::new(view, own)?;
-            Ok((held, elsewhere.iter().map(|site| elsewhere_json(site, &summaries)).collect::<Vec<_>>()))
-        })?;
-        let whole_here = if is_here { report.is_complete() } else { !noted };
-        shown["complete"] = json!(whole_here && elsewhere.iter().all(Elsewhere::is_complete));
-        shown["here"] = json!(is_here);
+    if let (Some(elsewhere), Some(sites)) = (elsewhere, sites) {
+        // Nobody could be asked for what nobody is noted to hold.
+        let is_somewhere = here.not_here.iter().all(|held| !held.holders.is_empty());
+        let is_complete = here.is_complete() && is_somewhere && elsewhere.iter().all(Elsewhere::is_complete);
+        shown["complete"] = json!(is_complete);
         shown["elsewhere"] = json!(sites);
     }
     Ok(Json(shown))

@@ -174,6 +174,7 @@ async fn damage_is_told_from_a_torn_tail_and_stays_for_whoever_can_mend_it() {
         flip(&faulty.disk(), &path, at, 3).await;
         let store = open(&faulty.disk(), &home).await;
         assert_eq!(store.landing().size().1, u64::from(!read), "byte {at}");
+        assert_eq!(store.landing().count_of(STUDY), (2 + u64::from(read), 0), "byte {at}");
         let mut whole = Vec::new();
         for arrived in waiting(&store).await {
             match store.landing().read(&arrived).await {
@@ -188,6 +189,8 @@ async fn damage_is_told_from_a_torn_tail_and_stays_for_whoever_can_mend_it() {
         }
         assert_eq!(whole, [2, 3], "byte {at}");
         assert_eq!(store.landing().size().1, 1);
+        assert_eq!(store.landing().count_of(STUDY), (0, u64::from(read)), "of which study, its record says");
+        assert_eq!(store.landing().count_of("1.2.3"), (0, 0));
         assert!(store.landing().is_empty(), "nobody waits for what is lost");
         assert_eq!(files(&faulty).await, [path]);
     }

@@ -1,9 +1,10 @@
-//! Sealed instances: read with their key, verified without any, and put aside for want of one never.
+//! Sealed instances: read with their key, verified with it and without any, and put aside for want of one never.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
 use maillage_host::UnixMillis;
 use maillage_store::{
     Cutting, Hash, Hold, InstanceIdentity, InstanceManifest, KeyId, ManifestFlags, PixelPart, SharedKey, SharedKeys,
@@ -25,9 +26,14 @@ fn identity(number: u64) -> InstanceIdentity {
 
 /// An instance of 2.5 MB that does not shrink, sealed under `key`.
 fn sealed(number: u64, key: &Arc<StudyKey>) -> TestInstance {
+    sealed_of(number, noise(number, 2_500_000), key)
+}
+
+/// … of which the bytes are `stored`: others than those of the data set, if a coder goes wrong.
+fn sealed_of(number: u64, stored: Bytes, key: &Arc<StudyKey>) -> TestInstance {
     let dataset = noise(number, 2_500_000);
     let part = PixelPart { offset: 5_000, rows: None };
-    let cut = cut_with(Cutting::new(dataset.clone(), Hash::of(&dataset), part, Some(Arc::clone(key))));
+    let cut = cut_with(Cutting::new(stored, Hash::of(&dataset), part, Some(Arc::clone(key))));
     let flags = ManifestFlags::default();
     let manifest = InstanceManifest::sealed(&cut, identity(number), b"HIDDEN^PATIENT", flags, key).expect("sealed");
     TestInstance { cut, manifest, dataset }
@@ -83,6 +89,44 @@ async fn a_sealed_instance_is_read_with_its_key_and_verified_without_any() {
     store.keys().forget(&BTreeSet::from([key])).await.expect("forgotten");
     let unknown = read_back(&store, &instance).await;
     assert!(matches!(unknown, Err(StoreError::KeyUnknown { id, damaged: 0 }) if id == key));
+}
+
+#[tokio::test]
+async fn what_opens_to_something_else_is_found_and_told_from_what_nobody_can_open() {
+    let faulty = FaultyDisk::new();
+    let store = open(&faulty.disk(), &Arc::default()).await;
+    let says = Arc::new(Says(Mutex::new(SharedKey::Unknown)));
+    store.keys().share(Arc::<Says>::clone(&says));
+    let says = |said| *says.0.lock().expect("not poisoned") = said;
+    let right = received(&store, 1).await;
+    let key = right.manifest.key.expect("sealed");
+    let sealing = store.keys().sealing(STUDY).await.expect("a key");
+    let wrong = sealed_of(2, noise(3, 2_500_000), sealing.key());
+    let Ok(Stored::New { manifest: wrong }) = commit(&store, &wrong).await else { panic!("new") };
+    let entries: Vec<_> = store.instances(STUDY).await.expect("instances").into_iter().map(|it| it.entry).collect();
+    let all: Vec<Hash> = entries.iter().map(|entry| entry.manifest).collect();
+    let study = StudyManifest::new(STUDY.into(), 1, 1, entries.clone()).encode().expect("encode");
+    let study = store.put_manifest(study).await.expect("put");
+    let stored = store.verify_study(study).await.expect("verify");
+    assert!(stored.is_complete(), "each byte is as it was stored");
+    let verify = async || store.verify_instances(STUDY, &entries).await.expect("verify");
+    let found = verify().await;
+    assert_eq!((found.contradictory.as_slice(), found.is_complete()), (&[wrong][..], false));
+    assert_eq!((found.instances, found.chunks, found.bytes), (2, stored.chunks, stored.bytes));
+    let of_another_study = store.verify_instances("1.2.3", &entries[..1]).await.expect("verify");
+    assert_eq!(of_another_study.contradictory, all[..1]);
+
+    says(SharedKey::Kept([9; 32]));
+    assert_eq!(verify().await.contradictory, all, "sealed under another key than is said");
+    says(SharedKey::Destroyed);
+    let found = verify().await;
+    assert!(found.is_complete() && (found.instances, found.chunks) == (0, 0), "nobody is to read them");
+    says(SharedKey::Unknown);
+    store.keys().forget(&BTreeSet::from([key])).await.expect("forgotten");
+    let found = verify().await;
+    assert_eq!((found.unopened.as_slice(), found.is_complete()), (all.as_slice(), false));
+    assert_eq!((found.contradictory.len(), found.chunks), (0, stored.chunks), "and their bytes are right");
+    assert_eq!(store.stats().await.expect("stats").bad, 0, "good bytes are not put aside");
 }
 
 #[tokio::test]
