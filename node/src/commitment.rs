@@ -15,8 +15,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use maillage_dicom::Uid;
 use maillage_dicom::dimse::scp::EventLine;
+use maillage_dicom::{AeTitle, Uid};
 use maillage_host::{Clock, Disk, UnixMillis};
 use tokio::sync::watch;
 
@@ -177,6 +177,18 @@ impl Commitments {
     /// Transactions for which `wanted` says so, in the order of their UIDs.
     pub(crate) fn select(&self, wanted: impl Fn(&Transaction) -> bool) -> Vec<Transaction> {
         self.seen().values().filter(|one| wanted(one)).cloned().collect()
+    }
+
+    /// Those whose requesters are still to be told what was found, with the requesters' titles.
+    fn untold(&self) -> BTreeMap<Uid, AeTitle> {
+        let seen = self.seen();
+        let untold = seen.values().filter(|one| one.settled.is_some() && !one.is_told());
+        untold
+            .filter_map(|one| match &one.by {
+                Requester::Dimse { calling, .. } => Some((one.uid.clone(), calling.clone())),
+                Requester::Web => None,
+            })
+            .collect()
     }
 
     /// Changes a transaction, durably first. One that was forgotten meanwhile stays so.

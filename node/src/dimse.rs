@@ -1,6 +1,7 @@
 //! What this node offers and calls by DIMSE besides storage: the Unified Procedure Step service class
-//! (PS3.4 annex CC), and the reports to its subscribers.
+//! (PS3.4 annex CC), and the reports to its subscribers; and how peers are called.
 
+mod call;
 mod identifier;
 mod notify;
 mod status;
@@ -8,6 +9,7 @@ mod ups;
 
 use crate::config::{Config, DicomPeer};
 
+pub(crate) use call::call;
 pub(crate) use notify::run as notify;
 pub(crate) use ups::Steps;
 

@@ -23,6 +23,7 @@ use futures::stream::TryStreamExt as _;
 use maillage_codec::{SampleWidth, Shape};
 use maillage_consensus::ids::{Line, Name};
 use maillage_dicom::attributes::Attributes;
+use maillage_dicom::dimse::status::StoreStatus;
 use maillage_dicom::part10::{self, PreambleKind};
 use maillage_dicom::prescan::{self, NativePixels};
 use maillage_dicom::{Redacted, Rejection, Uid};
@@ -102,8 +103,6 @@ pub(crate) struct Received {
     pub(crate) sop_instance: String,
     pub(crate) sop_class: String,
     pub(crate) outcome: ReceivedAs,
-    /// How long its sender, which is faster than it may be, waits for the answer.
-    pub(crate) wait: Duration,
 }
 
 /// What it was to the store.
@@ -142,6 +141,9 @@ pub(crate) enum IngestError {
     /// The sender has sent what it may today.
     #[error("the sender's quota of the day is used up")]
     Quota,
+    /// The sender is so far ahead of its rate that no answer can wait for it.
+    #[error("the sender is too far ahead of its rate")]
+    Rate,
     /// It cannot be stored now.
     #[error("{0}")]
     Store(#[from] StoreError),
@@ -158,9 +160,30 @@ impl IngestError {
             Self::Mismatch(_) => "uid-mismatch",
             Self::OtherPatient => "other-patient",
             Self::Quota => "quota",
+            Self::Rate => "rate",
             Self::Store(StoreError::Full { .. }) => "disk-full",
             Self::Store(_) => "store",
             Self::Internal(_) => "internal",
+        }
+    }
+
+    /// Whether the same bytes may be taken later: what is wrong is wrong here. What is wrong with the bytes, or with
+    /// what their sender says of them, is final.
+    pub(crate) fn is_transient(&self) -> bool {
+        match self {
+            Self::Rejected(_) | Self::Mismatch(_) | Self::OtherPatient | Self::Store(StoreError::Refused(_)) => false,
+            Self::Quota | Self::Rate | Self::Store(_) | Self::Internal(_) => true,
+        }
+    }
+
+    /// What the sender is told: the status of a C-STORE (PS3.4 table B.2-1), whose code is also the failure reason of
+    /// STOW-RS (PS3.18 annex I.2.2).
+    pub(crate) fn status(&self) -> StoreStatus {
+        let comment = self.to_string();
+        match self {
+            _ if self.is_transient() => StoreStatus::out_of_resources(comment),
+            Self::Mismatch(_) | Self::OtherPatient => StoreStatus::does_not_match(comment),
+            _ => StoreStatus::cannot_understand(comment),
         }
     }
 }
@@ -280,17 +303,40 @@ impl Ingest {
     /// # Errors
     /// [`IngestError`]: nothing of the file was kept.
     pub(crate) async fn receive_file(&self, source: Source, file: Bytes) -> Result<Received, IngestError> {
-        let file = match part10::parse(file) {
-            Ok(file) => file,
-            Err(rejection) => return Err(self.rejected(&source, rejection.into())),
-        };
+        let (announced, dataset) = self.open(&source, file)?;
+        self.receive(source, announced, dataset).await
+    }
+
+    /// Takes a Part 10 file apart, for [`Ingest::receive`].
+    ///
+    /// # Errors
+    /// [`IngestError::Rejected`]: it is none.
+    pub(crate) fn open(&self, source: &Source, file: Bytes) -> Result<(Announced, Bytes), IngestError> {
+        let bytes = file.len() as u64;
+        let file = part10::parse(file).map_err(|rejection| {
+            self.passed_over(source, bytes);
+            self.rejected(source, rejection.into())
+        })?;
         let announced = Announced {
             sop_class: file.meta.sop_class,
             sop_instance: file.meta.sop_instance,
             transfer_syntax: file.meta.transfer_syntax,
             foreign_preamble: file.preamble == PreambleKind::Foreign,
         };
-        self.receive(source, announced, file.dataset).await
+        Ok((announced, file.dataset))
+    }
+
+    /// Counts bytes that came, and were refused before they were a data set.
+    pub(crate) fn passed_over(&self, source: &Source, bytes: u64) {
+        if let Some(sender) = source.sender() {
+            // However far its sender is ahead: it is refused already.
+            let _ = self.0.senders.may_send(&sender, bytes, self.0.clock.now());
+        }
+    }
+
+    /// How long who sends is to wait for its next answer, being faster than it may be.
+    pub(crate) fn wait_of(&self, source: &Source) -> Duration {
+        source.sender().map_or(Duration::ZERO, |sender| self.0.senders.wait_of(&sender))
     }
 
     /// Takes in one data set. When this returns, the instance is durable.
@@ -303,12 +349,17 @@ impl Ingest {
         announced: Announced,
         dataset: Bytes,
     ) -> Result<Received, IngestError> {
-        let bytes = dataset.len() as u64;
+        let (bytes, sender) = (dataset.len() as u64, source.sender());
+        // Counted before it is known what it is: who sends what is refused is no faster for it.
+        if sender.as_ref().is_some_and(|sender| !self.0.senders.may_send(sender, bytes, self.0.clock.now())) {
+            return Err(self.rejected(&source, IngestError::Rate));
+        }
         match self.take(&source, announced, dataset).await {
-            Ok(mut received) => {
-                let new = if received.outcome == ReceivedAs::Duplicate { 0 } else { bytes };
-                if let Some(sender) = source.sender() {
-                    received.wait = self.0.senders.count(&sender, bytes, new, self.0.clock.now());
+            Ok(received) => {
+                if let Some(sender) = &sender
+                    && received.outcome != ReceivedAs::Duplicate
+                {
+                    self.0.senders.keep(sender, bytes, self.0.clock.now());
                 }
                 self.0.metrics.received(received.outcome.as_str(), bytes);
                 if received.outcome == ReceivedAs::Conflict {
@@ -363,7 +414,6 @@ impl Ingest {
             sop_instance: identity.sop_instance.clone(),
             sop_class: identity.sop_class.clone(),
             outcome: ReceivedAs::New,
-            wait: Duration::ZERO,
         };
         let listed = self.listed(&identity, prepared.dataset_hash).await?;
         if let Some(Listed::Readable(stored)) = listed {

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -13,10 +12,9 @@ use maillage_dicom::dimse::scp::{
     ScpConfig, ScpEvents, StoreHandler, StoreRequest,
 };
 use maillage_dicom::dimse::status::StoreStatus;
-use maillage_store::StoreError;
 
 use crate::config::Config;
-use crate::ingest::{Announced, Ingest, IngestError, ReceivedAs, Source};
+use crate::ingest::{Announced, Ingest, ReceivedAs, Source};
 use crate::metrics::{Metrics, OpenAssociation};
 use crate::senders;
 
@@ -64,8 +62,6 @@ pub(crate) struct Port {
 #[derive(Debug)]
 struct Sender {
     studies: BTreeSet<String>,
-    /// How long the answer to its last instance is to wait.
-    wait: Duration,
     _counted: OpenAssociation,
 }
 
@@ -81,13 +77,16 @@ impl Port {
 
 impl StoreHandler for Port {
     fn pace(&self, association: &AssociationInfo) -> BoxFuture<'_, ()> {
-        let wait = self.take_wait(&association.remote);
-        Box::pin(senders::pause(wait))
+        Box::pin(senders::pause(self.ingest.wait_of(&source(&association.calling_ae))))
+    }
+
+    fn passed_over(&self, association: &AssociationInfo, bytes: u64) {
+        self.ingest.passed_over(&source(&association.calling_ae), bytes);
     }
 
     fn store(&self, request: StoreRequest, dataset: Bytes) -> BoxFuture<'_, StoreStatus> {
         Box::pin(async move {
-            let source = Source::Dimse(request.calling_ae.to_string());
+            let source = source(&request.calling_ae);
             let announced = Announced {
                 sop_class: request.sop_class,
                 sop_instance: request.sop_instance,
@@ -100,25 +99,21 @@ impl StoreHandler for Port {
                     StoreStatus::does_not_match("other data is stored under this SOP instance UID")
                 }
                 Ok(received) => {
-                    if let Some(sender) = self.open().get_mut(&request.remote) {
-                        sender.wait = received.wait;
-                        if !sender.studies.contains(&received.study) {
-                            sender.studies.insert(received.study);
-                        }
+                    if let Some(sender) = self.open().get_mut(&request.remote)
+                        && !sender.studies.contains(&received.study)
+                    {
+                        sender.studies.insert(received.study);
                     }
                     StoreStatus::SUCCESS
                 }
-                Err(error) => status_of(&error),
+                Err(error) => error.status(),
             }
         })
     }
 }
 
-impl Port {
-    /// Takes the wait that the last instance of an association earned.
-    fn take_wait(&self, remote: &SocketAddr) -> Duration {
-        self.open().get_mut(remote).map_or(Duration::ZERO, |sender| std::mem::take(&mut sender.wait))
-    }
+fn source(calling: &AeTitle) -> Source {
+    Source::Dimse(calling.to_string())
 }
 
 impl ScpEvents for Port {
@@ -129,7 +124,7 @@ impl ScpEvents for Port {
 
     fn association_opened(&self, association: &AssociationInfo) {
         tracing::info!(remote = %association.remote, calling = association.calling_ae.as_str(), "dicom: association");
-        let sender = Sender { studies: BTreeSet::new(), wait: Duration::ZERO, _counted: self.metrics.association() };
+        let sender = Sender { studies: BTreeSet::new(), _counted: self.metrics.association() };
         self.open().insert(association.remote, sender);
     }
 
@@ -146,17 +141,5 @@ impl ScpEvents for Port {
             end = summary.end.label(),
             "dicom: association ended"
         );
-    }
-}
-
-/// PS3.4 table B.2-1: what is wrong with the bytes is final, what is wrong here may be retried.
-fn status_of(error: &IngestError) -> StoreStatus {
-    let comment = error.to_string();
-    match error {
-        IngestError::Mismatch(_) | IngestError::OtherPatient => StoreStatus::does_not_match(comment),
-        IngestError::Rejected(_) | IngestError::Store(StoreError::Refused(_)) => {
-            StoreStatus::cannot_understand(comment)
-        }
-        IngestError::Quota | IngestError::Store(_) | IngestError::Internal(_) => StoreStatus::out_of_resources(comment),
     }
 }

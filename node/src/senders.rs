@@ -2,9 +2,11 @@
 //! for STOW-RS.
 //!
 //! Nothing is limited unless the configuration says so: an emergency's images are not what to save on. A
-//! rate delays answers, so that the sender waits in TCP and no memory grows. A quota refuses what is new
-//! once a UTC day's bytes are used up; what is here already costs nothing, so that a sender which was cut
-//! in mid-study can always send it again. Counted since the node started: a restart forgives.
+//! rate counts all that comes, taken or not. It delays answers, so that the sender waits in TCP and no memory
+//! grows; what one answer cannot wait for stays owed, and who owes more than the next could wait for is refused
+//! until that is paid: a longer silence would look like a dead node. A quota refuses what is new once a UTC
+//! day's bytes are used up; what is here already costs nothing, so that a sender which was cut in mid-study can
+//! always send it again. Counted since the node started: a restart forgives.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -21,8 +23,8 @@ use crate::config::{Config, SenderLimit};
 const SENDERS_MAX: usize = 4096;
 /// What a sender may be ahead of its rate before an answer waits: single images go at once.
 const BURST: Duration = Duration::from_secs(1);
-/// The longest that one answer waits, below the time-outs of senders (30 s and more); the rest of the
-/// debt delays the next.
+/// The longest that one answer waits, below the time-outs of senders (30 s and more); who owes more than that
+/// afterwards is refused.
 const WAIT_MAX: Duration = Duration::from_secs(15);
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
@@ -84,13 +86,41 @@ impl Senders {
         of_today.map_or(0, |used| used.bytes_of_day).saturating_add(bytes) > quota
     }
 
-    /// Counts what came: `bytes` over the wire, `new` of them kept. Returns how long the sender should wait
-    /// for the answer.
-    pub(crate) fn count(&self, sender: &Sender, bytes: u64, new: u64, now: UnixMillis) -> Duration {
-        let limit = self.limit_of(sender);
-        if limit == Limit::default() {
+    /// Counts what came against its sender's rate. False when the sender is so far ahead of it that this is to be
+    /// refused: it is not counted then, or who sends it again at once would never be let in.
+    pub(crate) fn may_send(&self, sender: &Sender, bytes: u64, now: UnixMillis) -> bool {
+        let Some(rate) = self.limit_of(sender).bytes_per_second else { return true };
+        let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(rate.max(1));
+        let cost = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
+        self.change(sender, now, |used, moment| {
+            let may = used.paid_at <= moment + BURST + WAIT_MAX;
+            if may {
+                used.paid_at = used.paid_at.max(moment) + cost;
+            }
+            may
+        })
+    }
+
+    /// Counts what was new here and is kept against its sender's day.
+    pub(crate) fn keep(&self, sender: &Sender, bytes: u64, now: UnixMillis) {
+        if self.limit_of(sender).bytes_per_day.is_some() {
+            self.change(sender, now, |used, _| used.bytes_of_day = used.bytes_of_day.saturating_add(bytes));
+        }
+    }
+
+    /// How long a sender is to wait for its next answer.
+    pub(crate) fn wait_of(&self, sender: &Sender) -> Duration {
+        if self.limit_of(sender).bytes_per_second.is_none() {
             return Duration::ZERO;
         }
+        let used = self.used();
+        let paid_at = used.get(&key(&used, sender)).map(|used| used.paid_at);
+        let owed = paid_at.map_or(Duration::ZERO, |paid_at| paid_at.saturating_duration_since(Instant::now()));
+        owed.saturating_sub(BURST).min(WAIT_MAX)
+    }
+
+    /// Changes what is counted of a sender.
+    fn change<T>(&self, sender: &Sender, now: UnixMillis, change: impl FnOnce(&mut Used, Instant) -> T) -> T {
         let (moment, day) = (Instant::now(), now.0 / DAY_MS);
         let mut used = self.used();
         if used.len() >= SENDERS_MAX {
@@ -101,12 +131,7 @@ impl Senders {
         if used.day != day {
             (used.day, used.bytes_of_day) = (day, 0);
         }
-        used.bytes_of_day = used.bytes_of_day.saturating_add(new);
-        let Some(rate) = limit.bytes_per_second else { return Duration::ZERO };
-        let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(rate.max(1));
-        let cost = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
-        used.paid_at = used.paid_at.max(moment) + cost;
-        (used.paid_at - moment).saturating_sub(BURST).min(WAIT_MAX)
+        change(used, moment)
     }
 
     /// The limit of the first entry that names the sender, else that of anybody.
@@ -154,13 +179,48 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_sender_over_its_rate_waits_and_the_others_do_not() {
         let senders = senders("[ingest]\nsenders = [{ ae_title = \"CT1\", rate_kib_s = 100 }]\n");
-        let sent = |who: &str, kib: u64| senders.count(&title(who), kib * KIB, kib * KIB, UnixMillis(0));
+        let sent = |who: &str, kib: u64| {
+            assert!(senders.may_send(&title(who), kib * KIB, UnixMillis(0)));
+            senders.wait_of(&title(who))
+        };
         assert_eq!(sent("CT1", 100), Duration::ZERO, "a burst of a second");
         assert_eq!(sent("CT1", 200), Duration::from_secs(2));
         assert_eq!(sent("MR1", 1 << 20), Duration::ZERO);
         tokio::time::advance(Duration::from_secs(3)).await;
         assert_eq!(sent("CT1", 50), Duration::ZERO, "its debt is paid");
         assert_eq!(sent("CT1", 1 << 20), WAIT_MAX, "no answer waits longer than senders do");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_rate_is_kept_whatever_one_answer_can_wait_for_and_who_tries_again_is_let_in() {
+        const RATE_KIB_S: u64 = 100;
+        let senders = senders(&format!("[ingest]\nrate_kib_s = {RATE_KIB_S}\n"));
+        // In seconds of the rate, and by how many associations at once: what answers can wait for, and more than that.
+        for (seconds, at_once, is_refused) in
+            [(2, 1, false), (14, 1, false), (20, 1, true), (500, 1, true), (5, 8, true)]
+        {
+            let (sender, begin) = (title(&format!("{seconds} {at_once}")), Instant::now());
+            let (mut taken_kib, mut refused) = (0, 0);
+            while begin.elapsed() < Duration::from_secs(20_000) {
+                for _ in 0..at_once {
+                    let kib = seconds * RATE_KIB_S;
+                    if senders.may_send(&sender, kib * KIB, UnixMillis(0)) {
+                        taken_kib += kib;
+                    } else {
+                        refused += 1;
+                    }
+                }
+                let wait = senders.wait_of(&sender);
+                assert!(wait <= WAIT_MAX);
+                // One that need not wait takes a moment to send the next.
+                tokio::time::sleep(wait.max(Duration::from_millis(10))).await;
+            }
+            let (took, ahead) = (begin.elapsed().as_secs(), BURST + WAIT_MAX);
+            let most = RATE_KIB_S * (took + 1 + ahead.as_secs() + seconds);
+            assert!(taken_kib <= most, "{taken_kib} KiB in {took} s are more than {most}");
+            assert!(taken_kib >= RATE_KIB_S * took / 20 * 19, "{taken_kib} KiB in {took} s: it is kept out");
+            assert_eq!(refused > 0, is_refused, "of {seconds} s by {at_once}");
+        }
     }
 
     #[test]
@@ -170,9 +230,9 @@ mod tests {
         let now = UnixMillis(5 * DAY_MS + 7);
         let (limited, other) = (address("10.1.2.3"), address("10.2.2.3"));
         assert!(!senders.is_used_up(&limited, MIB, now) && senders.is_used_up(&limited, MIB + 1, now));
-        senders.count(&limited, 9 * MIB, 0, now);
+        assert!(senders.may_send(&limited, 9 * MIB, now));
         assert!(!senders.is_used_up(&limited, MIB, now), "duplicates cost nothing");
-        senders.count(&limited, MIB, MIB, now);
+        senders.keep(&limited, MIB, now);
         assert!(senders.is_used_up(&limited, 1, now));
         assert!(!senders.is_used_up(&other, 10 * MIB, now), "another's quota is its own");
         assert!(!senders.is_used_up(&limited, MIB, UnixMillis(6 * DAY_MS)));
@@ -182,7 +242,7 @@ mod tests {
     fn any_number_of_titles_takes_bounded_memory() {
         let senders = senders("[ingest]\nday_mib = 1\n");
         for n in 0..2 * SENDERS_MAX {
-            senders.count(&title(&n.to_string()), KIB, KIB, UnixMillis(0));
+            senders.keep(&title(&n.to_string()), KIB, UnixMillis(0));
         }
         assert!(senders.used().len() <= SENDERS_MAX + 1);
         assert!(!senders.is_used_up(&title("0"), MIB - KIB, UnixMillis(0)), "who was there is still counted apart");

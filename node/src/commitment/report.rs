@@ -1,5 +1,6 @@
 //! Telling the result: N-EVENT-REPORT on the requester's own association while that is open, else on a new
-//! one to the address that the configuration gives its title, with back-off until it acknowledges.
+//! one to the address that the configuration gives its title, with back-off until it acknowledges. Who does not
+//! answer holds up nobody else's: one result at a time goes to each place.
 //!
 //! That a result was told is recorded after the acknowledgement: a crash in between tells it twice, which
 //! a requester knows by the Transaction UID, and never not at all.
@@ -7,26 +8,25 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use bytes::Bytes;
-use futures::stream::{self, StreamExt as _};
+use futures::stream::{FuturesUnordered, StreamExt as _};
 use maillage_dicom::commitment::{PUSH_MODEL, PUSH_MODEL_INSTANCE, encode_result};
-use maillage_dicom::dimse::scp::EventLine;
-use maillage_dicom::dimse::scu::{Association, ScuTimeouts};
-use maillage_dicom::dimse::status::Status;
 use maillage_dicom::{AeTitle, Uid};
 use maillage_host::Clock;
-use tokio::net::lookup_host;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::Commitments;
 use super::record::{Report, Requester, Transaction};
 use crate::config::DicomPeer;
+use crate::dimse::call;
 use crate::metrics::Metrics;
 use crate::node::Node;
 
-/// Results being told at once: one requester that is down does not hold up the others.
-const AT_ONCE: usize = 8;
+/// Results being told at once, each to another place: more than a hospital has modalities that are down together.
+/// One of 20,000 instances takes some 6 MB.
+const AT_ONCE: usize = 32;
 /// A result that could not be told is told again after this long, twice as long each time …
 const RETRY: Duration = Duration::from_secs(2);
 /// … but no longer than this.
@@ -65,52 +65,28 @@ impl Teller {
             peers: node.config().dicom.peers.clone(),
         }
     }
+
+    /// Where a title listens, if the configuration says it.
+    fn peer(&self, title: &AeTitle) -> Option<&DicomPeer> {
+        self.peers.iter().find(|peer| peer.ae_title == *title)
+    }
+
+    /// Where a result is to be told next, to a requester with this title.
+    fn place_of(&self, uid: &Uid, title: &AeTitle) -> Place {
+        if self.commitments.has_line(uid) {
+            return Place::Own(title.clone());
+        }
+        Place::Listener(self.peer(title).map(|peer| (peer.host.clone(), peer.port)))
+    }
 }
 
-/// Tells results until `shutdown`.
-pub(crate) async fn run(teller: Teller, shutdown: CancellationToken) {
-    let mut changes = teller.commitments.changes();
-    let mut tries: BTreeMap<Uid, Try> = BTreeMap::new();
-    loop {
-        changes.mark_unchanged();
-        let untold = teller.commitments.select(|one| one.settled.is_some() && !one.is_told());
-        tries.retain(|uid, _| untold.iter().any(|one| one.uid == *uid));
-        let now = Instant::now();
-        let is_due = |one: &&Transaction| {
-            let waits = tries.get(&one.uid).is_some_and(|before| before.next > now);
-            // A requester that asks again has a new association: it need not wait for the next try.
-            !waits || teller.commitments.has_line(&one.uid)
-        };
-        let due = untold.iter().filter(is_due);
-        let due: Vec<_> = due.cloned().map(|one| tell(&teller, one)).collect();
-        let mut telling = stream::iter(due).buffer_unordered(AT_ONCE);
-        while let Some(Some((uid, told))) = shutdown.run_until_cancelled(telling.next()).await {
-            match told {
-                Ok(()) => drop(tries.remove(&uid)),
-                Err(error) => {
-                    let again = tries.get(&uid).map_or(0, |before| before.failures + 1);
-                    let wait = RETRY.saturating_mul(1 << again.min(12)).min(RETRY_MAX);
-                    tries.insert(uid.clone(), Try { next: Instant::now() + wait, failures: again });
-                    let error = format!("{error:#}");
-                    if again == 0 {
-                        tracing::warn!(transaction = %uid, error, "storage commitment not told yet");
-                    } else {
-                        tracing::debug!(transaction = %uid, error, "storage commitment not told yet");
-                    }
-                }
-            }
-        }
-        let next = tries.values().map(|before| before.next).min().unwrap_or_else(|| Instant::now() + ROUND);
-        let changed = async {
-            tokio::select! {
-                changed = changes.changed() => changed.is_ok(),
-                () = tokio::time::sleep_until(next) => true,
-            }
-        };
-        if shutdown.run_until_cancelled(changed).await != Some(true) {
-            return;
-        }
-    }
+/// Where a result is told. Who does not answer takes a place for as long as an attempt lasts, and so no more than one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Place {
+    /// The association by which a requester of this title asked.
+    Own(AeTitle),
+    /// Where the requester listens, by host and port; without them an attempt fails at once.
+    Listener(Option<(String, u16)>),
 }
 
 #[derive(Debug)]
@@ -119,13 +95,93 @@ struct Try {
     failures: u32,
 }
 
+/// Tells results until `shutdown`.
+pub(crate) async fn run(teller: Teller, shutdown: CancellationToken) {
+    let mut changes = teller.commitments.changes();
+    let mut tries: BTreeMap<Uid, Try> = BTreeMap::new();
+    let mut under_way: BTreeMap<Uid, Place> = BTreeMap::new();
+    let mut telling = FuturesUnordered::new();
+    loop {
+        changes.mark_unchanged();
+        let untold = teller.commitments.untold();
+        tries.retain(|uid, _| untold.contains_key(uid));
+        let now = Instant::now();
+        let mut due = Vec::new();
+        for (uid, title) in untold.iter().filter(|(uid, _)| !under_way.contains_key(*uid)) {
+            let place = teller.place_of(uid, title);
+            let before = match place {
+                // A requester that asks again has a new association: it need not wait for the next try.
+                Place::Own(_) => None,
+                Place::Listener(_) => tries.get(uid).map(|before| before.next),
+            };
+            if before.is_none_or(|next| next <= now) {
+                due.push((before, uid, place));
+            }
+        }
+        // What has not failed yet goes first.
+        due.sort_by_key(|(before, ..)| *before);
+        for (_, uid, place) in due {
+            if telling.len() >= AT_ONCE {
+                break;
+            }
+            if under_way.values().any(|taken| *taken == place) {
+                continue;
+            }
+            if let Some(transaction) = teller.commitments.get(uid) {
+                under_way.insert(uid.clone(), place.clone());
+                telling.push(tell(&teller, transaction, place));
+            }
+        }
+        // One that is due and not under way waits for another to end.
+        let next = tries.values().map(|before| before.next).filter(|next| *next > now).min();
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            Some((uid, told)) = telling.next() => {
+                let place = under_way.remove(&uid);
+                match told {
+                    Ok(()) => drop(tries.remove(&uid)),
+                    // Where it listens is next. It may have taken it: telling it again does no harm.
+                    Err(error) if matches!(place, Some(Place::Own(_))) => {
+                        let error = format!("{error:#}");
+                        tracing::debug!(transaction = %uid, error, "not told on its own association");
+                    }
+                    Err(error) => failed(&mut tries, uid, &error),
+                }
+            }
+            changed = changes.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
+            () = tokio::time::sleep_until(next.unwrap_or(now + ROUND)) => {}
+        }
+    }
+}
+
+/// Sets when a result that could not be told is told again.
+fn failed(tries: &mut BTreeMap<Uid, Try>, uid: Uid, error: &anyhow::Error) {
+    let error = format!("{error:#}");
+    let failures = tries.get(&uid).map_or(0, |before| before.failures) + 1;
+    if failures == 1 {
+        tracing::warn!(transaction = %uid, error, "storage commitment not told yet");
+    } else {
+        tracing::debug!(transaction = %uid, error, "storage commitment not told yet");
+    }
+    tries.insert(uid, Try { next: Instant::now() + pause_after(failures), failures });
+}
+
+/// How long a result that could not be told so often waits.
+fn pause_after(failures: u32) -> Duration {
+    RETRY.saturating_mul(1 << failures.saturating_sub(1).min(12)).min(RETRY_MAX)
+}
+
 /// Tells one result, and records that it was told or that it is too late.
-async fn tell(teller: &Teller, transaction: Transaction) -> (Uid, anyhow::Result<()>) {
+async fn tell(teller: &Teller, transaction: Transaction, place: Place) -> (Uid, anyhow::Result<()>) {
     let uid = transaction.uid.clone();
     let told = async {
-        let report = match deliver(teller, &transaction).await {
+        let report = match deliver(teller, &transaction, &place).await {
             Ok(()) => Report::Acknowledged,
-            Err(_) if is_too_late(teller, &transaction) => Report::GivenUp,
+            Err(_) if matches!(place, Place::Listener(_)) && is_too_late(teller, &transaction) => Report::GivenUp,
             Err(error) => return Err(error),
         };
         teller.commitments.change(&uid, |one| one.report = report).await?;
@@ -143,23 +199,24 @@ fn is_too_late(teller: &Teller, transaction: &Transaction) -> bool {
     teller.clock.now().0.saturating_sub(since) >= TOLD_FOR_MS
 }
 
-async fn deliver(teller: &Teller, transaction: &Transaction) -> anyhow::Result<()> {
+async fn deliver(teller: &Teller, transaction: &Transaction, place: &Place) -> anyhow::Result<()> {
     let Requester::Dimse { calling, called } = &transaction.by else { return Ok(()) };
-    if let Some((line, syntax)) = teller.commitments.take_line(&transaction.uid) {
-        match timeout(OWN_LINE, on_line(&line, transaction, &syntax)).await {
-            Ok(Some(status)) if status.code() == 0 => return Ok(()),
-            // It may have been taken: telling it again does no harm.
-            other => tracing::debug!(transaction = %transaction.uid, ?other, "not told on its own association"),
-        }
+    match place {
+        Place::Own(_) => on_its_own(teller, transaction).await,
+        Place::Listener(_) => on_new_association(teller, transaction, called, calling).await,
     }
-    on_new_association(teller, transaction, called, calling).await
 }
 
 /// On the association by which it was asked for.
-async fn on_line(line: &EventLine, transaction: &Transaction, syntax: &Uid) -> Option<Status> {
-    let (class, instance) = push_model()?;
-    let (event, dataset) = (event_of(transaction), dataset(transaction, syntax));
-    line.report_event(&class, (class.clone(), instance), event, dataset).await
+async fn on_its_own(teller: &Teller, transaction: &Transaction) -> anyhow::Result<()> {
+    let line = teller.commitments.take_line(&transaction.uid);
+    let (line, syntax) = line.context("its association has ended")?;
+    let (class, instance) = push_model().context("the class has no UID")?;
+    let (event, dataset) = (event_of(transaction), dataset(transaction, &syntax));
+    let answer = timeout(OWN_LINE, line.report_event(&class, (class.clone(), instance), event, dataset)).await;
+    let status = answer.context("no answer in time")?.context("its association has ended")?;
+    anyhow::ensure!(status.code() == 0, "the answer is {status}");
+    Ok(())
 }
 
 /// On a new association, as the provider of the class (role selection, PS3.7 annex D.3.3.4).
@@ -169,14 +226,10 @@ async fn on_new_association(
     ours: &AeTitle,
     theirs: &AeTitle,
 ) -> anyhow::Result<()> {
-    let peer = teller.peers.iter().find(|peer| peer.ae_title == *theirs);
-    let Some(peer) = peer else { anyhow::bail!("{} is not among dicom.peers", theirs.as_str()) };
-    let addresses = lookup_host((peer.host.as_str(), peer.port)).await?;
-    let Some(address) = addresses.into_iter().next() else { anyhow::bail!("{} has no address", peer.host) };
-    let Some((class, instance)) = push_model() else { anyhow::bail!("the class has no UID") };
+    let peer = teller.peer(theirs).with_context(|| format!("{} is not among dicom.peers", theirs.as_str()))?;
+    let (class, instance) = push_model().context("the class has no UID")?;
     let contexts = [(class.clone(), vec![Uid::EXPLICIT_LE, Uid::IMPLICIT_LE])];
-    let timeouts = ScuTimeouts::default();
-    let mut association = Association::connect_as_provider(address, ours, theirs, &contexts, timeouts).await?;
+    let mut association = call(peer, ours, &contexts).await?;
     let Some(syntax) = association.transfer_syntax(&class).cloned() else {
         association.abort().await;
         anyhow::bail!("{} does not take storage commitment results", theirs.as_str());
@@ -201,4 +254,15 @@ fn dataset(transaction: &Transaction, syntax: &Uid) -> Bytes {
     let committed = transaction.committed().map(|one| (&one.sop_class, &one.sop_instance));
     let failed = transaction.failed().map(|(one, why)| (&one.sop_class, &one.sop_instance, why));
     encode_result(syntax, &transaction.uid, committed, failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_result_that_could_not_be_told_is_told_again_ever_more_rarely() {
+        let pauses = [1, 2, 3, 9, 10, 11, u32::MAX].map(|failures| pause_after(failures).as_secs());
+        assert_eq!(pauses, [2, 4, 8, 512, 600, 600, 600]);
+    }
 }

@@ -4,12 +4,13 @@ use maillage_consensus::command::{StudyPart, UnixMillisField};
 use maillage_consensus::exam::{Patient, Priority, Request, Text8};
 use maillage_consensus::ids::{ExamId, Line, SiteId, UidText};
 use maillage_consensus::mesh::{HeldPart, Study};
-use maillage_dicom::AeTitle;
 use maillage_dicom::dimse::status::Status;
-use tokio::time::Instant;
+use tokio::net::TcpListener;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::config::DicomPeer;
 use crate::metrics::Metrics;
 
 /// A study of one part.
@@ -128,4 +129,45 @@ async fn whoever_asks_again_for_what_is_settled_long_since_is_told_at_once() {
         shutdown.cancel();
     };
     tokio::join!(report(teller, shutdown.clone()), asks_again);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_never_answers_holds_up_no_other_result() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let all = Commitments::open(Disk::real(folder.path()), clock()).await.expect("opens");
+    let title = |text: &str| AeTitle::parse(text).expect("a title");
+    let settle = async |name: &str, calling: &str, line: Option<EventLine>| {
+        let by = Requester::Dimse { calling: title(calling), called: title("MAILLAGE") };
+        all.request(uid(name), by, references(&["1.1"])).await.expect("taken");
+        if let Some(line) = line {
+            all.keep_line(&uid(name), line, Uid::EXPLICIT_LE);
+        }
+        let settled = Settled { at: UnixMillisField(1_000), failed: Vec::new() };
+        all.change(&uid(name), |one| one.settled = Some(settled)).await.expect("changed");
+    };
+    // Calls to it are taken by the system, and by nobody else. More results for it than are told at once.
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = silent.local_addr().expect("an address").port();
+    for n in 100..140 {
+        settle(&format!("1.1.{n}"), "SILENT", None).await;
+    }
+    let peers = vec![DicomPeer { ae_title: title("SILENT"), host: "127.0.0.1".to_owned(), port }];
+    let teller = Teller { commitments: all.clone(), clock: clock(), metrics: Metrics::new(), peers };
+    let shutdown = CancellationToken::new();
+    let others = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        // Nor what it asks for on an association of its own.
+        for (name, calling) in [("1.8", "SILENT"), ("1.9", "PACS")] {
+            let (line, mut events) = EventLine::direct();
+            settle(name, calling, Some(line)).await;
+            let event = timeout(Duration::from_secs(5), events.next()).await;
+            event.unwrap_or_else(|_| panic!("{name} is held up")).expect("an event").answer(Status::SUCCESS);
+            while all.get(&uid(name)).is_none_or(|one| !one.is_told()) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+        assert_eq!(all.untold().len(), 40);
+        shutdown.cancel();
+    };
+    tokio::join!(report(teller, shutdown.clone()), others);
 }

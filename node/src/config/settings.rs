@@ -176,7 +176,7 @@ pub(crate) static SETTINGS: &[Setting] = &[
 
     setting!(ingest.rate_kib_s, Bare, None,
         "What each sender may send a second: a calling AE title, or an address that uses STOW-RS. Who is\n\
-         faster waits for its answers. 0: no limit."),
+         faster waits for its answers, and is refused while it is more than 16 s ahead. 0: no limit."),
     setting!(ingest.day_mib, Bare, None,
         "What each sender may send a UTC day that is new here, counted since the node started; then it is\n\
          refused. 0: no limit."),

@@ -14,7 +14,6 @@
 //! another.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -23,11 +22,11 @@ use maillage_consensus::event::Cursor;
 use maillage_consensus::exam::Text8;
 use maillage_consensus::ids::{CommandId, Name};
 use maillage_dicom::Uid;
-use maillage_dicom::dimse::scu::{Association, ScuTimeouts};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::call;
 use super::ups::scene;
 use crate::config::DicomPeer;
 use crate::node::Node;
@@ -48,8 +47,6 @@ const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(60);
 /// How often at most it is replicated how far a subscriber was told: what may come twice after a failover.
 const SAVE_EVERY: Duration = Duration::from_secs(10);
-/// For the name of a peer to be resolved.
-const RESOLVE_MAX: Duration = Duration::from_secs(10);
 /// A subscriber that refuses for want of resources is asked again (PS3.7 annex C.5.9).
 const RESOURCE_LIMITATION: u16 = 0x0213;
 
@@ -192,10 +189,7 @@ impl Teller {
     async fn send(&self, left: &mut std::collections::VecDeque<Dataset>) -> anyhow::Result<()> {
         let (class, push) = (Uid::parse(EVENT)?, Uid::parse(UPS_PUSH)?);
         let contexts = [(class.clone(), vec![Uid::EXPLICIT_LE, Uid::IMPLICIT_LE])];
-        let (ours, timeouts) = (&self.node.config().dicom.ae_title, ScuTimeouts::default());
-        let address = self.resolve().await?;
-        let mut association =
-            Association::connect_as_provider(address, ours, &self.peer.ae_title, &contexts, timeouts).await?;
+        let mut association = call(&self.peer, &self.node.config().dicom.ae_title, &contexts).await?;
         while let Some(report) = left.front() {
             let syntax = association.transfer_syntax(&class).context("UPS Event was not accepted")?.clone();
             let uid = report.text(tags::AFFECTED_SOP_INSTANCE_UID);
@@ -213,13 +207,6 @@ impl Teller {
         // All was confirmed, whether or not it says goodbye.
         let _ = association.release().await;
         Ok(())
-    }
-
-    async fn resolve(&self) -> anyhow::Result<SocketAddr> {
-        let DicomPeer { host, port, .. } = &self.peer;
-        let found = timeout(RESOLVE_MAX, tokio::net::lookup_host((host.as_str(), *port))).await;
-        let mut found = found.context("name not resolved in time")?.context("resolve the peer's name")?;
-        found.next().context("the peer's name has no address")
     }
 
     /// Replicates how far it was told.

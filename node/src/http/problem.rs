@@ -99,8 +99,8 @@ impl Problem {
         not_recorded: INSUFFICIENT_STORAGE, "not-recorded", "It cannot be recorded here, so nothing was done";
         /// Parts of one study name different patients.
         several_patients: CONFLICT, "several-patients", "The study names several patients";
-        /// The sender has sent what it may today.
-        too_much: TOO_MANY_REQUESTS, "quota", "The sender's quota is used up";
+        /// The sender has sent what it may for now.
+        too_much: TOO_MANY_REQUESTS, "quota", "The sender has sent what it may for now";
         /// The Transaction UID stands for another request.
         transaction_used: CONFLICT, "transaction-used", "The transaction UID is already in use";
         /// The layout has no place for these images here.
@@ -322,7 +322,7 @@ impl From<IngestError> for Problem {
         let (reason, detail) = (error.reason(), error.to_string());
         let problem = match error {
             IngestError::Rejected(_) | IngestError::Mismatch(_) => Self::rejected(detail),
-            IngestError::Quota => Self::too_much(detail),
+            IngestError::Quota | IngestError::Rate => Self::too_much(detail),
             IngestError::OtherPatient => Self::other_patient(detail),
             IngestError::Store(error) => error.into(),
             IngestError::Internal(_) => Self::internal(detail),

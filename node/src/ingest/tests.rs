@@ -24,11 +24,15 @@ async fn bench() -> Bench {
 }
 
 async fn bench_in(directory: tempfile::TempDir) -> Bench {
+    bench_with(directory, "").await
+}
+
+async fn bench_with(directory: tempfile::TempDir, limits: &str) -> Bench {
     let (disk, clock) = (Disk::real(directory.path()), Clock::system());
     let config = StoreConfig { reserve_bytes: 1 << 20, landing_bytes: 64 << 20, ..StoreConfig::default() };
     let store = Store::open(disk, "", Arc::<MemoryHome>::default(), clock.clone(), config).await.expect("it opens");
-    let settings =
-        Settings::from_toml("[node]\nname = \"a\"\nzone = \"a\"\ndata_dir = \"/nowhere\"\n").expect("settings");
+    let node = "[node]\nname = \"a\"\nzone = \"a\"\ndata_dir = \"/nowhere\"\n";
+    let settings = Settings::from_toml(&format!("{node}{limits}")).expect("settings");
     let (metrics, senders) = (Metrics::new(), Senders::new(&settings.into_config()));
     let (gather, told) = mpsc::unbounded_channel();
     let ingest = Ingest::new(store.clone(), clock, metrics, senders, gather, Box::new(|_| None), Box::new(|| true));
@@ -207,4 +211,60 @@ async fn what_is_stored_though_its_sender_has_gone_is_told_of() {
             assert!(told.contains(study.as_str()), "{study} of {source:?}");
         }
     }
+}
+
+#[tokio::test]
+async fn what_is_refused_counts_for_its_senders_rate_as_what_is_taken_does() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let bench = bench_with(directory, "[ingest]\nrate_kib_s = 1\n").await;
+    let _coder = bench.start_coder();
+    let phantom = CtPhantom { slices: 2, ..CtPhantom::default() };
+    let (uid, dataset) = phantom.slice(0);
+    let nonsense = Bytes::from(vec![0xff; 5 << 10]);
+    let owed = |seconds: u64| {
+        let wait = bench.ingest.wait_of(&modality());
+        assert!(wait > Duration::from_secs(seconds - 2) && wait <= Duration::from_secs(seconds), "{wait:?}");
+    };
+    assert_eq!(bench.ingest.wait_of(&modality()), Duration::ZERO);
+    // All but the first second's bytes are waited for.
+    let refused = bench.receive_from(modality(), &uid, &nonsense).await;
+    assert!(matches!(refused, Err(IngestError::Rejected(_))), "{refused:?}");
+    owed(4);
+    let refused = bench.ingest.receive_file(modality(), nonsense).await;
+    assert!(matches!(refused, Err(IngestError::Rejected(_))), "{refused:?}");
+    owed(9);
+    bench.ingest.passed_over(&modality(), 2 << 10);
+    owed(11);
+
+    // More than an answer can wait for: taken, and nothing after it until most of that is paid.
+    bench.receive_from(modality(), &uid, &dataset).await.expect("received");
+    owed(15);
+    let (next_uid, next) = phantom.slice(1);
+    let refused = bench.receive_from(modality(), &next_uid, &next).await.expect_err("refused");
+    assert!(matches!(refused, IngestError::Rate) && refused.is_transient(), "{refused}");
+    assert_eq!(bench.ingest.wait_of(&Source::Dimse("MR1".to_owned())), Duration::ZERO);
+    assert_eq!(bench.receive(&next_uid, &next).await, ReceivedAs::New, "the node's own people have no rate");
+}
+
+#[tokio::test]
+async fn what_is_refused_costs_nothing_of_its_senders_day() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let bench = bench_with(directory, "[ingest]\nday_mib = 1\n").await;
+    let _coder = bench.start_coder();
+    let phantom = CtPhantom { slices: 3, ..CtPhantom::default() };
+    let (uid, dataset) = phantom.slice(0);
+    let nonsense = Bytes::from(vec![0xff; 2 << 20]);
+    let refused = bench.receive_from(modality(), &uid, &nonsense).await;
+    assert!(matches!(refused, Err(IngestError::Rejected(_))), "{refused:?}");
+    bench.receive_from(modality(), &uid, &dataset).await.expect("received");
+    let used_up = async {
+        for n in 1..phantom.slices {
+            let (uid, dataset) = phantom.slice(n);
+            if let Err(error) = bench.receive_from(modality(), &uid, &dataset).await {
+                return Some(error);
+            }
+        }
+        None
+    };
+    assert!(matches!(used_up.await, Some(IngestError::Quota)));
 }

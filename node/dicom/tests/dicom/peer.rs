@@ -35,9 +35,15 @@ pub(crate) struct Recorder {
     /// One permit a store that may finish; plenty unless a test takes them.
     pub(crate) gate: Semaphore,
     pub(crate) echoes: Mutex<usize>,
+    /// Bytes of data sets that it was told of and never given.
+    pub(crate) passed_over: Mutex<u64>,
 }
 
 impl StoreHandler for Recorder {
+    fn passed_over(&self, _: &AssociationInfo, bytes: u64) {
+        *lock(&self.passed_over) += bytes;
+    }
+
     fn echo(&self, _: &AssociationInfo) {
         *lock(&self.echoes) += 1;
     }
@@ -139,6 +145,7 @@ impl Scp {
             refuse: Mutex::default(),
             gate: Semaphore::new(1_000_000),
             echoes: Mutex::default(),
+            passed_over: Mutex::default(),
         });
         let (ears, shutdown) = (Arc::<Ears>::default(), CancellationToken::new());
         let served = serve(

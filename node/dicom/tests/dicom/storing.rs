@@ -189,6 +189,7 @@ async fn an_instance_over_the_bound_is_refused_and_the_next_is_stored() {
     assert!(short.expect("an answer").is_stored());
     scp.heard_rejected(RejectReason::InstanceTooLong).await;
     assert_eq!(scp.stored(), 1);
+    assert_eq!(*lock(&scp.handler.passed_over), 1_500_000, "it came all the same");
 }
 
 #[tokio::test]
@@ -208,6 +209,7 @@ async fn requests_that_make_no_sense_are_answered_and_the_association_lives() {
     raw.send(&[store_command("1.2.3"), data(1, false, true, b"data")].concat()).await;
     assert_eq!(raw.response().await.status, Some(0));
     assert_eq!(scp.stored(), 1);
+    assert_eq!(*lock(&scp.handler.passed_over), 12, "what came with the other three");
 }
 
 #[tokio::test]

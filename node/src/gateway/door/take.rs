@@ -140,11 +140,5 @@ fn rejected(node: &Node, reason: &'static str) -> Reply {
 
 /// What is wrong with the bytes is final, what is wrong here may be tried again, here or elsewhere.
 fn refusal(error: &IngestError) -> Reply {
-    match error {
-        IngestError::Rejected(_)
-        | IngestError::Mismatch(_)
-        | IngestError::OtherPatient
-        | IngestError::Store(StoreError::Refused(_)) => Reply::Rejected { reason: Name::fitted(error.reason()) },
-        IngestError::Quota | IngestError::Store(_) | IngestError::Internal(_) => not_now(error),
-    }
+    if error.is_transient() { not_now(error) } else { Reply::Rejected { reason: Name::fitted(error.reason()) } }
 }

@@ -359,16 +359,18 @@ impl Association<'_> {
             let needed = bytes.len() + pdv.len;
             if needed > len_max {
                 self.reject(RejectReason::InstanceTooLong);
+                let taken = bytes.len();
                 drop((bytes, share));
-                self.pass_over_rest(context, pdv.len, pdv.is_last).await?;
+                self.pass_over_rest(context, taken, pdv.len, pdv.is_last).await?;
                 return Ok(Received::Refused(StoreStatus::out_of_resources("instance is too long")));
             }
             if needed > bytes.capacity() {
                 let capacity = capacity_wanted.max(needed);
                 if !self.pay(&mut share, capacity).await {
                     self.reject(RejectReason::Busy);
+                    let taken = bytes.len();
                     drop((bytes, share));
-                    self.pass_over_rest(context, pdv.len, pdv.is_last).await?;
+                    self.pass_over_rest(context, taken, pdv.len, pdv.is_last).await?;
                     return Ok(Received::Refused(StoreStatus::out_of_resources("busy, try again later")));
                 }
                 // As much as was paid for: `reserve` would take twice what there was.
@@ -395,17 +397,26 @@ impl Association<'_> {
     }
 
     async fn pass_over_data(&mut self, context: &Context, command: &Command) -> Result<(), WireError> {
-        if command.has_data_set { self.pass_over_rest(context, 0, false).await } else { Ok(()) }
+        if command.has_data_set { self.pass_over_rest(context, 0, 0, false).await } else { Ok(()) }
     }
 
-    /// Passes over the rest of a data set, of which `len` bytes follow in this PDV, so that the
-    /// sender hears why it is refused. What goes on beyond any instance is cut off.
-    async fn pass_over_rest(&mut self, context: &Context, mut len: usize, mut is_last: bool) -> Result<(), WireError> {
+    /// Passes over the rest of a data set, of which `taken` bytes were read and `len` bytes follow in this PDV, so
+    /// that the sender hears why it is refused. What goes on beyond any instance is cut off.
+    async fn pass_over_rest(
+        &mut self,
+        context: &Context,
+        taken: usize,
+        mut len: usize,
+        mut is_last: bool,
+    ) -> Result<(), WireError> {
         let mut passed = 0;
         loop {
             self.wire.skip(len).await?;
             passed += len;
             if is_last {
+                let handler = &self.shared.handler;
+                handler.passed_over(&self.info, (taken + passed) as u64);
+                handler.pace(&self.info).await;
                 return Ok(());
             }
             if passed > self.shared.config.instance_len_max {

@@ -26,8 +26,11 @@ pub trait StoreHandler: Send + Sync + 'static {
     /// agree and answers [`StoreStatus::does_not_match`] when they do not.
     fn store(&self, request: StoreRequest, dataset: Bytes) -> BoxFuture<'_, StoreStatus>;
 
-    /// Awaited before each C-STORE is answered, when its data set is out of memory: a sender that is faster
-    /// than it may be waits here, at no cost.
+    /// A data set of so many bytes was passed over: what it came with was refused, here rather than by a handler.
+    fn passed_over(&self, _association: &AssociationInfo, _bytes: u64) {}
+
+    /// Awaited before each C-STORE is answered, when its data set is out of memory, and whenever a data set was
+    /// passed over: a sender that is faster than it may be waits here, at no cost.
     fn pace(&self, _association: &AssociationInfo) -> BoxFuture<'_, ()> {
         Box::pin(std::future::ready(()))
     }
