@@ -13,7 +13,7 @@
 //!
 //! `door` is the centre's side of the same protocol, `wire` what both say.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -34,6 +34,7 @@ mod centres;
 mod document;
 pub(crate) mod door;
 mod inbox;
+mod keys;
 mod lines;
 mod push;
 mod safety;
@@ -76,6 +77,8 @@ struct Parts {
     introduced: Notify,
     stats: Mutex<Stats>,
     seen: Mutex<Seen>,
+    /// Studies of which something left the spool, and whose keys are still to be looked at.
+    dropped: Mutex<BTreeSet<String>>,
 }
 
 /// A running gateway. Clones share it.
@@ -153,6 +156,11 @@ impl Gateway {
     /// How far the feed is.
     fn seen(&self) -> MutexGuard<'_, Seen> {
         self.0.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Studies whose keys are to be looked at. Never held over an await.
+    fn dropped(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.0.dropped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Since when the spool's oldest that is not safe waits.

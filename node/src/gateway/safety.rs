@@ -51,8 +51,8 @@ enum SafetyError {
 
 /// Asks, drops and settles until `shutdown`.
 pub(super) async fn run(gateway: Gateway, shutdown: CancellationToken) {
-    let (mut asking, mut dropping, mut settling) =
-        (Complaints::default(), Complaints::default(), Complaints::default());
+    let (mut asking, mut asking_again) = (Complaints::default(), Complaints::default());
+    let (mut dropping, mut settling) = (Complaints::default(), Complaints::default());
     let (mut round, mut asked) = (0_u32, Asked::new());
     while shutdown.run_until_cancelled(sleep(ROUND)).await.is_some() {
         if round.is_multiple_of(LOOK_EVERY) {
@@ -61,6 +61,7 @@ pub(super) async fn run(gateway: Gateway, shutdown: CancellationToken) {
         round = round.wrapping_add(1);
         let work = async {
             asking.hear("ask what is safe", gateway.ask_what_is_safe().await);
+            asking_again.hear("ask what has been purged", gateway.ask_what_has_been_purged().await);
             settling.hear("settle storage commitments", gateway.settle(&mut asked).await);
             dropping.hear("drop what is safe", gateway.drop_what_is_safe().await);
         };
@@ -101,8 +102,23 @@ impl Gateway {
         self.schedule().answering().first().copied().ok_or(SafetyError::Nobody)
     }
 
-    /// Asks a centre of instances, and takes over what it says. Whether all are safe.
-    async fn judge(&self, centre: u64, keys: &[Key]) -> Result<bool, SafetyError> {
+    /// Asks of what is safe, or taken by no centre, whether it has been purged since. What else is said of it changes
+    /// nothing: that the copies stay is the mesh's to see to.
+    async fn ask_what_has_been_purged(&self) -> Result<(), SafetyError> {
+        let due = self.schedule().to_ask_again(Instant::now(), ITEMS_MAX);
+        if due.is_empty() {
+            return Ok(());
+        }
+        let says = self.says(self.any_centre()?, &due).await?;
+        {
+            let (now, mut schedule) = (Instant::now(), self.schedule());
+            says.iter().for_each(|(key, _)| schedule.asked_again(key, now));
+        }
+        self.drop_purged(says).await
+    }
+
+    /// What a centre says of those instances that are in the spool.
+    async fn says(&self, centre: u64, keys: &[Key]) -> Result<Vec<(Key, Safety)>, SafetyError> {
         let (mut known, mut items) = (Vec::new(), Vec::new());
         for key in keys {
             let Some(spooled) = self.schedule().get(key).map(|(spooled, _)| spooled.clone()) else { continue };
@@ -112,32 +128,50 @@ impl Gateway {
                 dataset: key.dataset.0,
                 received_at: spooled.received_at.0,
             });
-            known.push(key);
+            known.push(key.clone());
         }
-        let count = items.len();
         let Reply::Safety(says) = ask(self.lines(), centre, &Ask::Safe { items }).await? else {
             return Err(AskError::Unexpected.into());
         };
-        if says.len() != count {
+        if says.len() != known.len() {
             return Err(AskError::Unexpected.into());
         }
-        let (now, mut purged) = (Instant::now(), Vec::new());
+        Ok(known.into_iter().zip(says).collect())
+    }
+
+    /// Asks a centre of instances, and takes over what it says. Whether all are safe.
+    async fn judge(&self, centre: u64, keys: &[Key]) -> Result<bool, SafetyError> {
+        let says = self.says(centre, keys).await?;
         {
-            let mut schedule = self.schedule();
+            let (now, mut schedule) = (Instant::now(), self.schedule());
             schedule.judged(now);
-            for (key, safety) in known.iter().zip(&says) {
+            for (key, safety) in &says {
                 match safety {
                     Safety::Safe => schedule.safe(key, now),
                     Safety::Pending => schedule.not_safe(key, now),
-                    Safety::Purged => purged.push((*key).clone()),
+                    Safety::Purged => {}
                 }
             }
         }
-        if !purged.is_empty() {
-            tracing::info!(instances = purged.len(), "the mesh has purged what is in the spool: it goes");
-            self.drop_instances(&purged, true).await?;
+        let are_safe = says.len() == keys.len() && says.iter().all(|(_, safety)| *safety == Safety::Safe);
+        self.drop_purged(says).await?;
+        Ok(are_safe)
+    }
+
+    /// Drops what has been purged, by what a centre said.
+    async fn drop_purged(&self, says: Vec<(Key, Safety)>) -> Result<(), SafetyError> {
+        let purged = says.into_iter().filter(|(_, safety)| *safety == Safety::Purged);
+        let purged: Vec<Key> = purged.map(|(key, _)| key).collect();
+        if purged.is_empty() {
+            return Ok(());
         }
-        Ok(count == keys.len() && says.iter().all(|safety| *safety == Safety::Safe))
+        tracing::info!(instances = purged.len(), "the mesh has purged what is in the spool: it goes");
+        {
+            // Set apart first: whatever happens to the disk, none is sent.
+            let mut schedule = self.schedule();
+            purged.iter().for_each(|key| schedule.purged(key));
+        }
+        Ok(self.drop_instances(&purged, true).await?)
     }
 
     /// Drops what is safe and has been kept for long enough, or is in the way.

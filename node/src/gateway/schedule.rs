@@ -13,6 +13,7 @@
 //!    │              └──> rejected (kept, shown)        └─ not safe any more, when asked again ──┘
 //!    └───────────────────────────────────────────────────────────────────────────────────────────
 //! ```
+//! What the mesh has purged is dropped wherever it stands: it is rejected until it is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -45,6 +46,13 @@ pub(crate) struct Key {
     pub(crate) sop_instance: String,
     /// BLAKE3 of its data set.
     pub(crate) dataset: Hash,
+}
+
+impl Key {
+    /// None under the UID comes before it.
+    fn least(sop_instance: &str) -> Self {
+        Self { sop_instance: sop_instance.to_owned(), dataset: Hash([0; 32]) }
+    }
 }
 
 /// What the spool knows of an instance.
@@ -100,6 +108,10 @@ struct Entry {
     stale_at: Option<u64>,
     /// Why it is rejected.
     reason: String,
+    /// Other bytes were seen under its UID.
+    contested: bool,
+    /// When a centre last said, of what is safe or rejected, whether it was purged.
+    asked_again: Option<Instant>,
 }
 
 /// How many are where.
@@ -173,8 +185,16 @@ impl Schedule {
         self.next_order += 1;
         self.bytes += spooled.bytes;
         self.queue.insert((now, order, key.clone()));
-        let state = State::Waiting(now);
-        let entry = Entry { spooled, state, order, failures: 0, stale_at: None, reason: String::new() };
+        let entry = Entry {
+            spooled,
+            state: State::Waiting(now),
+            order,
+            failures: 0,
+            stale_at: None,
+            reason: String::new(),
+            contested: false,
+            asked_again: None,
+        };
         self.entries.insert(key, entry);
         true
     }
@@ -189,15 +209,28 @@ impl Schedule {
         }
     }
 
-    /// Forgets an instance that left the spool.
-    pub(crate) fn remove(&mut self, key: &Key) {
-        let Some(entry) = self.entries.remove(key) else { return };
+    /// Forgets an instance that left the spool. What was known of it.
+    pub(crate) fn remove(&mut self, key: &Key) -> Option<Spooled> {
+        self.stand_aside(key);
+        let entry = self.entries.remove(key)?;
         self.bytes -= entry.spooled.bytes;
-        match entry.state {
+        // Whether others contest what is left under its UID is to be seen anew.
+        let left = self.entries.range_mut(Key::least(&key.sop_instance)..);
+        for (_, other) in left.take_while(|(other, _)| other.sop_instance == key.sop_instance) {
+            other.contested = false;
+        }
+        Some(entry.spooled)
+    }
+
+    /// Takes an instance out of what waits and what is under way.
+    fn stand_aside(&mut self, key: &Key) {
+        let Some(entry) = self.entries.get(key) else { return };
+        let (state, order, bytes) = (entry.state, entry.order, entry.spooled.bytes);
+        match state {
             State::Waiting(at) => {
-                self.queue.remove(&(at, entry.order, key.clone()));
+                self.queue.remove(&(at, order, key.clone()));
             }
-            State::InFlight(_) => self.landed(entry.spooled.bytes),
+            State::InFlight(_) => self.landed(bytes),
             State::Pushed { .. } | State::Safe(_) | State::Rejected => {}
         }
     }
@@ -209,7 +242,7 @@ impl Schedule {
 
     /// The instance that a SOP Instance UID stands for, and where it is.
     pub(crate) fn named(&self, sop_instance: &str) -> Option<(&Key, &Spooled, State)> {
-        let from = Key { sop_instance: sop_instance.to_owned(), dataset: Hash([0; 32]) };
+        let from = Key::least(sop_instance);
         let of_it = self.entries.range(from..).take_while(|(key, _)| key.sop_instance == sop_instance);
         of_it.filter(|(_, entry)| !entry.spooled.apart).map(|(key, entry)| (key, &entry.spooled, entry.state)).next()
     }

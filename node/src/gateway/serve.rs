@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::inbox::Inbox;
 use super::lines::{Lines, MeshLines};
 use super::schedule::Schedule;
-use super::{Gateway, Parts, centres, inbox, push, safety, spool};
+use super::{Gateway, Parts, centres, inbox, keys, push, safety, spool};
 use crate::commitment::{self, Commitments, Teller};
 use crate::config::{Config, Settings};
 use crate::data_dir::{Locked, MeshFile};
@@ -226,6 +226,8 @@ impl Opened {
         let ingest =
             Ingest::new(store.clone(), clock.clone(), metrics.clone(), senders, gather, mesh_patient, may_code);
         let known = centres::remembered(&mesh.members);
+        // What the last process dropped may have left keys.
+        let dropped = Mutex::new(store.keys().pending_studies());
         let gateway = Gateway::new(Parts {
             config,
             disk,
@@ -242,6 +244,7 @@ impl Opened {
             introduced: Notify::new(),
             stats: Mutex::new(Stats::default()),
             seen: Mutex::default(),
+            dropped,
         });
         gateway.look_at_stats().await;
         gateway.take_up().await.context("read the spool")?;
@@ -270,6 +273,7 @@ impl Opened {
             watched(centres::run(gateway.clone(), shutdown.clone())),
             watched(push::run(gateway.clone(), done, shutdown.clone())),
             watched(safety::run(gateway.clone(), shutdown.clone())),
+            watched(keys::run(gateway.clone(), shutdown.clone())),
             watched(inbox::run(gateway, inbox, shutdown.clone())),
         ]
     }

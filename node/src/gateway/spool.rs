@@ -4,25 +4,26 @@
 //! centres that have it say so. What is dropped goes by the store's own purge, which a crash cannot undo
 //! half-way. There is no other record.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use maillage_store::{Instance, InstanceEntry, Publication, StoreError, StudyManifest};
+use maillage_store::{Claimed, Hash, Instance, InstanceEntry, Publication, StoreError, StudyManifest};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::Gateway;
-use super::schedule::{Key, Spooled};
+use super::schedule::{Key, Spooled, State};
 use crate::ingest::{Arrival, Room};
 
 /// Studies read from the store at once.
 const STUDIES_PAGE: usize = 1_000;
 /// Arrivals are let gather for so long: a burst of them is one look at the store.
 const GATHER: Duration = Duration::from_millis(20);
-/// Instances set apart that are looked for. They have no arrival of their own.
-const APART_MAX: usize = 1_000;
-/// Between two looks for them.
+/// Instances set apart that are read from the store at once.
+const APART_PAGE: usize = 1_000;
+/// Between two looks for them: they have no arrival of their own.
 const LOOK: Duration = Duration::from_secs(10);
 /// The number of the list by which instances are dropped. It lives no longer than that.
 const DROP_SEQUENCE: u64 = 1;
@@ -47,6 +48,14 @@ impl Spooled {
             apart,
         }
     }
+}
+
+/// What leaves the spool by one list.
+#[derive(Debug, Default)]
+struct Leaving {
+    /// Its instances, those included that go with one that is listed.
+    keys: Vec<Key>,
+    listed: Vec<InstanceEntry>,
 }
 
 impl Gateway {
@@ -83,48 +92,86 @@ impl Gateway {
     }
 
     async fn take_up_apart(&self) -> Result<(), StoreError> {
-        let conflicts = self.store().conflicts(APART_MAX).await?;
-        let (now, mut schedule) = (Instant::now(), self.schedule());
-        for conflict in conflicts {
-            schedule.add(Key::of(&conflict.second), Spooled::of(conflict.second, true), now);
+        let mut after: Option<Instance> = None;
+        loop {
+            let page = self.store().conflicts(after.as_ref(), APART_PAGE).await?;
+            after = page.last().filter(|_| page.len() == APART_PAGE).map(|last| last.second.clone());
+            {
+                let (now, mut schedule) = (Instant::now(), self.schedule());
+                for conflict in page {
+                    schedule.add(Key::of(&conflict.second), Spooled::of(conflict.second, true), now);
+                }
+            }
+            if after.is_none() {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     /// Drops instances, which the mesh has made safe or has purged, from the disk. One under whose UID other
-    /// bytes are kept apart stays, unless it was purged: the two go together.
+    /// bytes are kept apart stays, unless it was purged: they go with it, and it waits until they may.
     ///
     /// # Errors
     /// What was not dropped then is by the next call.
     pub(super) async fn drop_instances(&self, keys: &[Key], purged: bool) -> Result<(), StoreError> {
-        let mut studies: BTreeMap<String, Vec<(Key, InstanceEntry)>> = BTreeMap::new();
-        for key in keys {
-            let Some(spooled) = self.schedule().get(key).map(|(spooled, _)| spooled.clone()) else { continue };
-            if !purged && self.store().is_contested(&key.sop_instance).await? {
+        let mut these: Vec<(&Key, Spooled)> = {
+            let schedule = self.schedule();
+            keys.iter().filter_map(|key| Some((key, schedule.get(key)?.0.clone()))).collect()
+        };
+        these.sort_by_key(|(_, spooled)| spooled.apart);
+        let (mut claims, mut with_another) = (BTreeMap::<&str, Claimed>::new(), BTreeSet::<Key>::new());
+        // By study, and each that is apart by itself: a list names a UID once.
+        let mut lists: BTreeMap<(String, Option<Hash>), Leaving> = BTreeMap::new();
+        for (key, spooled) in these {
+            // Nothing comes in under its UID meanwhile: it would be acknowledged, and go along.
+            if let Entry::Vacant(vacant) = claims.entry(&key.sop_instance) {
+                let Some(claimed) = self.store().landing().claim(&spooled.study, &key.sop_instance) else { continue };
+                vacant.insert(claimed);
+            }
+            let seconds = self.store().seconds(&key.sop_instance).await?;
+            if !purged && !seconds.is_empty() {
+                self.schedule().contested(key);
                 continue;
             }
-            let entry = InstanceEntry {
+            let seconds: Vec<Key> = seconds.iter().map(Key::of).collect();
+            if with_another.contains(key) || (!spooled.apart && !self.may_all_go(&seconds, keys)) {
+                continue;
+            }
+            let Spooled { study, series, manifest, bytes, apart, .. } = spooled;
+            let leaving = lists.entry((study, apart.then_some(key.dataset))).or_default();
+            leaving.keys.push(key.clone());
+            if !apart {
+                with_another.extend(seconds.iter().cloned());
+                leaving.keys.extend(seconds);
+            }
+            leaving.listed.push(InstanceEntry {
                 sop_instance: key.sop_instance.clone(),
-                series_uid: spooled.series,
-                manifest: spooled.manifest,
-                bytes: spooled.bytes,
+                series_uid: series,
+                manifest,
+                bytes,
                 dataset_hash: key.dataset,
-            };
-            studies.entry(spooled.study).or_default().push((key.clone(), entry));
+            });
         }
         let origin = self.mesh().site_id;
-        for (study_uid, instances) in studies {
-            let (keys, entries): (Vec<Key>, Vec<InstanceEntry>) = instances.into_iter().unzip();
-            let list = StudyManifest::new(study_uid.clone(), origin, DROP_SEQUENCE, entries);
+        for ((study_uid, _), Leaving { keys, listed }) in lists {
+            let list = StudyManifest::new(study_uid.clone(), origin, DROP_SEQUENCE, listed);
             let manifest = self.store().put_manifest(list.encode()?).await?;
             let publication = Publication { study_uid, origin, sequence: DROP_SEQUENCE, manifest };
             self.store().purge(&publication, false).await?;
-            let mut schedule = self.schedule();
-            for key in &keys {
-                schedule.remove(key);
-            }
+            let gone: Vec<Spooled> = {
+                let mut schedule = self.schedule();
+                keys.iter().filter_map(|key| schedule.remove(key)).collect()
+            };
+            self.dropped().extend(gone.into_iter().map(|spooled| spooled.study));
         }
         Ok(())
+    }
+
+    /// Whether each of some data sets is one of those that were purged, or is safe in the mesh.
+    fn may_all_go(&self, these: &[Key], purged: &[Key]) -> bool {
+        let schedule = self.schedule();
+        let is_safe = |key: &Key| schedule.get(key).is_some_and(|(_, state)| matches!(state, State::Safe(_)));
+        these.iter().all(|key| purged.contains(key) || is_safe(key))
     }
 
     /// What the ingest asks before it takes an instance: whether the spool and the disk have room.

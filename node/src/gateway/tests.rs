@@ -21,7 +21,7 @@ use maillage_dicom::Uid;
 use maillage_dicom::phantom::CtPhantom;
 use maillage_host::engine::MemoryHome;
 use maillage_host::{Clock, Disk};
-use maillage_store::{StoreConfig, StoreError};
+use maillage_store::{Hash, StoreConfig, StoreError};
 use maillage_transport::{Endpoint, EndpointConfig, Identity, Membership, PeerId, Socket};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
@@ -31,9 +31,10 @@ use tower::ServiceExt as _;
 
 use super::door::Door;
 use super::lines::Lines;
+use super::schedule::Key;
 use super::serve::{Host, Opened};
 use super::wire::{self, Ask, Item, Kept, Offer, Reply, Safety};
-use super::{Gateway, ask};
+use super::{Counts, Gateway, ask};
 use crate::config::Settings;
 use crate::data_dir::{MESH_FILE_FORMAT, MeshFile, MeshFileMember};
 use crate::ingest::{Announced, IngestError, Source};
@@ -261,7 +262,7 @@ async fn an_hour_without_any_centre_while_images_arrive_loses_none_and_doubles_n
     let mut came = centre.instances(&study).await;
     came.sort();
     assert_eq!(came, sent, "each once");
-    assert!(centre.site.store().conflicts(10).await.expect("a list").is_empty());
+    assert!(centre.site.store().conflicts(None, 10).await.expect("a list").is_empty());
     // One zone has them: they stay here.
     sleep(Duration::from_secs(60)).await;
     assert_eq!(running.gateway.schedule().counts().safe, 0);
@@ -338,6 +339,202 @@ async fn a_full_spool_refuses_with_room_to_come_and_takes_again_when_there_is() 
     assert!(running.gateway.store().instance_manifest(manifest).await.expect("a look").is_none());
     let (uid, dataset) = phantom.slice(9);
     running.take(&uid, dataset).await.expect("there is room again");
+    running.kill().await;
+    centre.end().await;
+}
+
+/// Other bytes that say the same of themselves.
+fn changed(dataset: &Bytes) -> Bytes {
+    let mut changed = dataset.to_vec();
+    *changed.last_mut().expect("a byte") ^= 1;
+    changed.into()
+}
+
+fn key(uid: &Uid, dataset: &Bytes) -> Key {
+    Key { sop_instance: uid.to_string(), dataset: Hash::of(dataset) }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_purge_reaches_what_is_safe_and_what_no_centre_takes_and_their_keys() {
+    let (centre, directory) = (centre().await, tempfile::tempdir().expect("a directory"));
+    let (cable, disk) = (Cable::to(&centre), Disk::real(directory.path()));
+    let running = Running::start(&disk, &cable, 1 << 30).await;
+    let (phantom, study) = (phantom(2), phantom(2).study_uid().to_string());
+    for n in 0..2 {
+        let (uid, dataset) = phantom.slice(n);
+        running.take(&uid, dataset).await.expect("taken");
+    }
+    running.is_through(2).await;
+    let known = || centre.site.node().read(|view| view.study(&study)).expect("read");
+    let published = async {
+        loop {
+            match known() {
+                Some(study) => return study.parts[0].exam,
+                None => sleep(Duration::from_secs(1)).await,
+            }
+        }
+    };
+    let exam = timeout(Duration::from_secs(600), published).await.expect("published");
+    // Of the first image other bytes come, which no centre takes. It is safe, as far as this gateway was told.
+    let (uid, first) = phantom.slice(0);
+    running.take(&uid, changed(&first)).await.expect("kept apart");
+    let rejected = async {
+        while running.gateway.schedule().counts().rejected == 0 {
+            sleep(Duration::from_secs(1)).await;
+        }
+    };
+    timeout(Duration::from_secs(600), rejected).await.expect("no centre takes it");
+    running.gateway.schedule().safe(&key(&uid, &first), Instant::now());
+    let counts = running.gateway.schedule().counts();
+    assert_eq!((counts.safe, counts.rejected), (1, 1), "{counts:?}");
+
+    let purge = Command::Purge { exam, reason: Line::fitted("withdrawn"), withdrawn: true };
+    let purged = centre.site.node().command(CommandId::random(), Name::fitted("dpo"), purge).await;
+    assert_eq!(purged.expect("an outcome"), Outcome::Done);
+    sleep(Duration::from_secs(3600 + 180)).await;
+    assert!(known().is_none());
+    assert_eq!(running.gateway.schedule().counts(), Counts::default());
+    let store = running.gateway.store();
+    assert_eq!(store.studies(None, 9).await.expect("a list"), []);
+    assert_eq!(store.conflicts(None, 9).await.expect("a list"), []);
+    assert_eq!(disk.read("pending-keys").await.expect("the keys").len(), 8, "no key is left in the file");
+    running.kill().await;
+    centre.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_purged_takes_nothing_along_that_nobody_else_has() {
+    let (centre, directory) = (centre().await, tempfile::tempdir().expect("a directory"));
+    let (cable, disk) = (Cable::to(&centre), Disk::real(directory.path()));
+    cable.up.store(false, Ordering::SeqCst);
+    let running = Running::start(&disk, &cable, 1 << 30).await;
+    let (gateway, store) = (&running.gateway, running.gateway.store());
+    let (uid, first) = phantom(1).slice(0);
+    let second = changed(&first);
+    let (one, other) = (key(&uid, &first), key(&uid, &second));
+    let take_both = async || {
+        running.take(&uid, first.clone()).await.expect("taken");
+        running.take(&uid, second.clone()).await.expect("kept apart");
+        // What is kept apart is looked for now and then.
+        sleep(Duration::from_secs(20)).await;
+        assert!(gateway.schedule().get(&one).is_some() && gateway.schedule().get(&other).is_some());
+    };
+    let here = async || {
+        let first = store.instance(uid.as_str()).await.expect("a look");
+        (first.is_some(), store.seconds(uid.as_str()).await.expect("a look").len())
+    };
+    take_both().await;
+    gateway.drop_instances(std::slice::from_ref(&one), true).await.expect("no error");
+    assert_eq!(here().await, (true, 1), "it waits for the other, which is neither purged nor safe");
+    gateway.drop_instances(std::slice::from_ref(&other), true).await.expect("dropped");
+    assert_eq!(here().await, (true, 0), "which goes alone");
+    assert!(gateway.schedule().get(&one).is_some() && gateway.schedule().get(&other).is_none());
+
+    take_both().await;
+    // Another image is coming in under the UID: it would be gone with them.
+    let claimed = store.landing().claim("1.2", uid.as_str()).expect("nothing is");
+    gateway.drop_instances(&[other.clone(), one.clone()], true).await.expect("no error");
+    assert_eq!(here().await, (true, 1));
+    drop(claimed);
+    gateway.drop_instances(&[other.clone(), one.clone()], true).await.expect("dropped");
+    assert_eq!(here().await, (false, 0), "both go where both are purged");
+    assert_eq!(gateway.schedule().counts(), Counts::default());
+    running.kill().await;
+    centre.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_contested_is_not_dropped_for_being_safe_nor_offered_again() {
+    let (centre, directory) = (centre().await, tempfile::tempdir().expect("a directory"));
+    let (cable, disk) = (Cable::to(&centre), Disk::real(directory.path()));
+    let running = Running::start(&disk, &cable, 1 << 30).await;
+    let gateway = &running.gateway;
+    let slices = [0, 1].map(|n| phantom(2).slice(n));
+    for (uid, dataset) in &slices {
+        running.take(uid, dataset.clone()).await.expect("taken");
+    }
+    running.is_through(2).await;
+    running.take(&slices[0].0, changed(&slices[0].1)).await.expect("kept apart");
+    let keys = [0, 1].map(|n: usize| key(&slices[n].0, &slices[n].1));
+    keys.iter().for_each(|key| gateway.schedule().safe(key, Instant::now()));
+    let to_drop = || gateway.schedule().to_drop(Instant::now(), Duration::ZERO, 0, 1);
+    assert_eq!(to_drop(), [keys[0].clone()]);
+    gateway.drop_instances(&to_drop(), false).await.expect("no error");
+    assert!(gateway.store().instance(slices[0].0.as_str()).await.expect("a look").is_some());
+    assert_eq!(to_drop(), [keys[1].clone()], "the next round goes past it");
+    running.kill().await;
+    centre.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_is_forgotten_once_nothing_is_sealed_under_it_nor_will_be() {
+    let (centre, directory) = (centre().await, tempfile::tempdir().expect("a directory"));
+    let (cable, disk) = (Cable::to(&centre), Disk::real(directory.path()));
+    cable.up.store(false, Ordering::SeqCst);
+    let running = Running::start(&disk, &cable, 1 << 30).await;
+    let (gateway, store) = (&running.gateway, running.gateway.store());
+    let (phantom, study) = (phantom(2), phantom(2).study_uid().to_string());
+    let slices = [0, 1].map(|n| phantom.slice(n));
+    let take = async |n: usize| {
+        let (uid, dataset) = &slices[n];
+        running.take(uid, dataset.clone()).await.expect("taken");
+        sleep(Duration::from_secs(1)).await;
+        key(uid, dataset)
+    };
+    let purge = async |key: &Key| gateway.drop_instances(std::slice::from_ref(key), true).await.expect("dropped");
+    let forget = async || {
+        gateway.forget_keys().await.expect("no error");
+        store.keys().pending(&study)
+    };
+    let (one, other) = (take(0).await, take(1).await);
+    let of_both = store.keys().pending(&study);
+    assert_eq!(of_both.len(), 1);
+    purge(&one).await;
+    assert_eq!(forget().await, of_both, "the other is sealed under it");
+
+    let one = take(0).await;
+    assert_eq!(store.keys().pending(&study).len(), 2, "what comes later is sealed under another");
+    purge(&one).await;
+    assert_eq!(forget().await, of_both);
+    let spooled = gateway.schedule().get(&other).map(|(spooled, _)| spooled.clone()).expect("spooled");
+    let manifest = store.instance_manifest(spooled.manifest).await.expect("read").expect("stored");
+    assert!(store.attributes(&manifest).is_ok(), "it can be opened");
+
+    // Something is being sealed under a new one.
+    let sealing = store.keys().sealing(&study).await.expect("a key");
+    gateway.dropped().insert(study.clone());
+    assert_eq!(forget().await.len(), 2);
+    drop(sealing);
+    assert_eq!(forget().await, of_both, "nothing came of it");
+
+    // Something may be about to take the key of what is listed under its UID.
+    let claimed = store.landing().claim(&study, "1.2.3").expect("nothing is");
+    purge(&other).await;
+    assert_eq!(forget().await, of_both);
+    drop(claimed);
+    assert!(forget().await.is_empty());
+    running.kill().await;
+    centre.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_that_a_process_left_behind_are_forgotten_by_the_next() {
+    let (centre, directory) = (centre().await, tempfile::tempdir().expect("a directory"));
+    let (cable, disk) = (Cable::to(&centre), Disk::real(directory.path()));
+    cable.up.store(false, Ordering::SeqCst);
+    let mut running = Running::start(&disk, &cable, 1 << 30).await;
+    let other = CtPhantom { accession_number: "A2".to_owned(), ..phantom(1) };
+    let slices = [phantom(1), other.clone()].map(|phantom| phantom.slice(0));
+    for (uid, dataset) in &slices {
+        running.take(uid, dataset.clone()).await.expect("taken");
+    }
+    sleep(Duration::from_secs(1)).await;
+    running.gateway.drop_instances(&[key(&slices[0].0, &slices[0].1)], true).await.expect("dropped");
+    running.kill().await;
+    running = Running::start(&disk, &cable, 1 << 30).await;
+    sleep(Duration::from_secs(10)).await;
+    let left = running.gateway.store().keys().pending_studies();
+    assert_eq!(left.into_iter().collect::<Vec<_>>(), [other.study_uid().to_string()]);
     running.kill().await;
     centre.end().await;
 }

@@ -283,6 +283,11 @@ impl Landing {
         self.inner.state().under_way.contains_key(sop_instance)
     }
 
+    /// Whether something of a study is on its way in or not done.
+    pub fn is_any_under_way(&self, study_uid: &str) -> bool {
+        self.inner.state().under_way.values().any(|way| way.study_uid == study_uid)
+    }
+
     /// Whether something of a study has landed and is not done.
     pub fn has_of(&self, study_uid: &str) -> bool {
         self.inner.state().under_way.values().any(|way| way.has_landed && way.study_uid == study_uid)

@@ -15,6 +15,8 @@ pub(super) const RESEND_PRESENT: Duration = Duration::from_secs(600);
 pub(super) const ASK: Duration = Duration::from_secs(1);
 /// … but no longer than this.
 const ASK_MAX: Duration = Duration::from_secs(30);
+/// Of what is safe, or no centre takes, it is asked this often whether it has been purged: that lies here as well.
+pub(super) const ASK_AGAIN: Duration = Duration::from_secs(3600);
 
 impl Schedule {
     /// Up to `limit` instances of which to ask whether they are safe, with the centre that has each, first sent
@@ -27,6 +29,46 @@ impl Schedule {
         let mut due: Vec<_> = due.collect();
         due.sort_unstable();
         due.into_iter().take(limit).map(|(_, key, centre)| (key.clone(), centre)).collect()
+    }
+
+    /// Up to `limit` instances that are safe, or that no centre takes, of which to ask whether they have been purged,
+    /// first come first.
+    pub(crate) fn to_ask_again(&self, now: Instant, limit: usize) -> Vec<Key> {
+        let due = self.entries.iter().filter_map(|(key, entry)| {
+            let since = match entry.state {
+                State::Safe(since) => Some(since),
+                State::Rejected => None,
+                State::Waiting(_) | State::InFlight(_) | State::Pushed { .. } => return None,
+            };
+            let last = since.max(entry.asked_again);
+            last.is_none_or(|last| now.duration_since(last) >= ASK_AGAIN).then_some((entry.order, key))
+        });
+        let mut due: Vec<_> = due.collect();
+        due.sort_unstable();
+        due.into_iter().take(limit).map(|(_, key)| key.clone()).collect()
+    }
+
+    /// A centre said whether an instance has been purged.
+    pub(crate) fn asked_again(&mut self, key: &Key, now: Instant) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.asked_again = Some(now);
+        }
+    }
+
+    /// The mesh has purged an instance. It is not sent any more, whatever still keeps it here.
+    pub(crate) fn purged(&mut self, key: &Key) {
+        self.stand_aside(key);
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.state = State::Rejected;
+            "purged".clone_into(&mut entry.reason);
+        }
+    }
+
+    /// Other bytes lie under an instance's UID: it is not offered to be dropped, until something under the UID is gone.
+    pub(crate) fn contested(&mut self, key: &Key) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.contested = true;
+        }
     }
 
     /// An instance is safe.
@@ -96,10 +138,10 @@ impl Schedule {
     }
 
     /// Up to `limit` safe instances, those that have been so for longest first, that may go: since `keep`, or,
-    /// while more than `bytes_max` bytes are here, all.
+    /// while more than `bytes_max` bytes are here, all. None that is contested.
     pub(crate) fn to_drop(&self, now: Instant, keep: Duration, bytes_max: u64, limit: usize) -> Vec<Key> {
         let safe = self.entries.iter().filter_map(|(key, entry)| match entry.state {
-            State::Safe(since) => Some((since, entry.order, key, entry.spooled.bytes)),
+            State::Safe(since) if !entry.contested => Some((since, entry.order, key, entry.spooled.bytes)),
             _ => None,
         });
         let mut safe: Vec<_> = safe.collect();

@@ -4,7 +4,7 @@ use proptest::prelude::{Strategy, any, prop};
 use proptest::{prop_assert, prop_assert_eq, proptest};
 
 use super::choice::{PENALTY, STEADY};
-use super::safety::{RESEND, RESEND_PRESENT};
+use super::safety::{ASK_AGAIN, RESEND, RESEND_PRESENT};
 use super::*;
 
 fn key(n: u64) -> Key {
@@ -248,6 +248,73 @@ async fn only_what_is_safe_is_dropped_after_its_time_or_for_want_of_room() {
     assert_eq!(schedule.to_drop(now + keep / 2, keep, 0, 9), [key(2), key(0)], "and never another");
     schedule.not_safe(&key(2), now);
     assert_eq!(schedule.next(now), Some((key(2), 3)), "safe no more: the mesh gets it again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_contested_stays_and_holds_up_none_of_the_others() {
+    let now = Instant::now();
+    let mut schedule = schedule(4, &[3], now);
+    while let Some((key, centre)) = schedule.next(now) {
+        schedule.stored(&key, centre, now);
+        schedule.safe(&key, now);
+    }
+    let to_drop = |schedule: &Schedule| schedule.to_drop(now, Duration::ZERO, 0, 2);
+    assert_eq!(to_drop(&schedule), [key(0), key(1)]);
+    let second = Key { dataset: Hash([7; 32]), ..key(0) };
+    assert!(schedule.add(second.clone(), Spooled { apart: true, ..spooled(1) }, now));
+    schedule.contested(&key(0));
+    schedule.contested(&key(1));
+    assert_eq!(to_drop(&schedule), [key(2), key(3)], "the next ones go in their place");
+    assert_eq!(schedule.remove(&second).map(|spooled| spooled.apart), Some(true));
+    assert_eq!(to_drop(&schedule), [key(0), key(2)], "what contested it is gone");
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_what_is_safe_or_rejected_it_is_asked_each_hour_whether_it_was_purged() {
+    let now = Instant::now();
+    let mut schedule = schedule(3, &[3], now);
+    while let Some((key, centre)) = schedule.next(now) {
+        schedule.stored(&key, centre, now);
+    }
+    schedule.safe(&key(0), now);
+    schedule.add(key(3), spooled(1), now);
+    assert_eq!(schedule.next(now), Some((key(3), 3)));
+    schedule.rejected(&key(3), Some(3), "uid-conflict");
+    assert_eq!(schedule.to_ask_again(now, 9), [key(3)], "nobody was asked of it");
+    schedule.asked_again(&key(3), now);
+    let soon = now + ASK_AGAIN;
+    assert_eq!(schedule.to_ask_again(soon - Duration::from_millis(1), 9), Vec::new());
+    assert_eq!(schedule.to_ask_again(soon, 9), [key(0), key(3)], "others are asked of sooner");
+    assert_eq!(schedule.to_ask_again(soon, 1), [key(0)]);
+    schedule.asked_again(&key(0), soon);
+    assert_eq!(schedule.to_ask_again(soon, 9), [key(3)]);
+    assert_eq!(schedule.to_ask_again(soon + ASK_AGAIN, 9), [key(0), key(3)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_purged_is_not_sent_wherever_it_stood() {
+    let now = Instant::now();
+    let mut schedule = schedule(3, &[3], now);
+    while let Some((key, centre)) = schedule.next(now) {
+        schedule.stored(&key, centre, now);
+    }
+    schedule.safe(&key(0), now);
+    for n in 3..5 {
+        schedule.add(key(n), spooled(1), now);
+    }
+    assert_eq!(schedule.next(now), Some((key(3), 3)));
+    for n in [0, 1, 3, 4] {
+        schedule.purged(&key(n));
+    }
+    // An answer that comes late.
+    schedule.stored(&key(3), 3, now);
+    schedule.down(3, now);
+    schedule.up(7, true, now + RESEND);
+    assert_eq!(schedule.resend(now + RESEND), 1, "the one that was not purged");
+    assert_eq!(schedule.next(now + RESEND), Some((key(2), 7)));
+    assert_eq!(schedule.next(now + RESEND), None);
+    let counts = schedule.counts();
+    assert_eq!((counts.waiting, counts.in_flight, counts.rejected), (0, 1, 4));
 }
 
 #[tokio::test(start_paused = true)]

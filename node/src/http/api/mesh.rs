@@ -42,7 +42,7 @@ pub(super) async fn peers(
 pub(super) async fn chunks(State(app): State<App>) -> Result<Json<Value>, Problem> {
     let stats = app.node.store().stats().await?;
     let bad = app.node.store().bad_chunks(BAD_LISTED_MAX).await?;
-    let conflicts = app.node.store().conflicts(CONFLICTS_LISTED_MAX).await?;
+    let conflicts = app.node.store().conflicts(None, CONFLICTS_LISTED_MAX).await?;
     Ok(Json(json!({
         "chunks": stats.chunks,
         "bytes": stats.bytes,

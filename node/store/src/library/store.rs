@@ -97,23 +97,18 @@ impl Store {
         self.index(move |index| rules::listed_as(&index.txn(), &files, &of, dataset_hash)).await
     }
 
-    /// The keys under which instances of a study are sealed, second data sets under their UIDs included; and
-    /// whether that is all, since what is damaged does not say.
+    /// The keys under which instances of a study are sealed, those included that came second under their UID, whatever
+    /// study the first is of; and whether that is all, since what is damaged does not say.
     ///
     /// # Errors
     /// As [`Store::get`], but for `Corrupt`.
     pub async fn keys_of_study(&self, study_uid: &str) -> Result<(BTreeSet<KeyId>, bool), StoreError> {
-        let prefix = key::instances(study_uid);
+        let study_uid = study_uid.to_owned();
         let manifests = self.index(move |index| {
-            let rows = index.rows::<InstanceRow>(&prefix, None, usize::MAX)?;
-            let mut manifests = Vec::with_capacity(rows.len());
-            for row in rows {
-                let conflicts = key::conflicts(&row.commit.sop_instance);
-                let seconds = index.rows::<InstanceRow>(&conflicts, None, usize::MAX)?;
-                manifests.extend(seconds.into_iter().map(|second| second.commit.manifest));
-                manifests.push(row.commit.manifest);
-            }
-            Ok(manifests)
+            let listed = index.rows::<InstanceRow>(&key::instances(&study_uid), None, usize::MAX)?;
+            let mut seconds = index.rows::<InstanceRow>(key::CONFLICT, None, usize::MAX)?;
+            seconds.retain(|second| second.commit.study_uid == study_uid);
+            Ok(listed.into_iter().chain(seconds).map(|row| row.commit.manifest).collect::<Vec<_>>())
         });
         let (mut keys, mut is_all) = (BTreeSet::new(), true);
         for manifest in manifests.await? {
@@ -178,14 +173,15 @@ impl Store {
         Ok(row.as_ref().map(StudySeen::from))
     }
 
-    /// Second data sets under a SOP instance UID that was taken, at most `limit` and at most 1,000.
+    /// Second data sets under a SOP instance UID that was taken, behind `after`, at most `limit` and at most 1,000.
     ///
     /// # Errors
     /// `Index`.
-    pub async fn conflicts(&self, limit: usize) -> Result<Vec<Conflict>, StoreError> {
+    pub async fn conflicts(&self, after: Option<&Instance>, limit: usize) -> Result<Vec<Conflict>, StoreError> {
+        let after = after.map(|last| key::conflict(&last.entry.sop_instance, last.entry.dataset_hash));
         self.index(move |index| {
             let txn = index.txn();
-            let rows = index.rows::<InstanceRow>(key::CONFLICT, None, limit.min(PAGE_ROWS_MAX))?;
+            let rows = index.rows::<InstanceRow>(key::CONFLICT, after.as_deref(), limit.min(PAGE_ROWS_MAX))?;
             let conflict = |row: InstanceRow| {
                 let first = rules::first(&txn, &row.commit.sop_instance)?.map(|first| first.commit.manifest);
                 Ok(Conflict { second: row.commit.into(), first })
@@ -193,6 +189,16 @@ impl Store {
             rows.into_iter().map(conflict).collect()
         })
         .await
+    }
+
+    /// Second data sets under this SOP instance UID.
+    ///
+    /// # Errors
+    /// `Index`.
+    pub async fn seconds(&self, sop_instance: &str) -> Result<Vec<Instance>, StoreError> {
+        let prefix = key::conflicts(sop_instance);
+        let rows = self.index(move |index| index.rows::<InstanceRow>(&prefix, None, usize::MAX)).await?;
+        Ok(rows.into_iter().map(|row| row.commit.into()).collect())
     }
 
     /// Whether other bytes came under this SOP instance UID than those that it stands for.

@@ -187,10 +187,8 @@ impl Planner<'_> {
                 self.piece(chunk)?;
             }
         }
-        let Some(listed) = first(&self.txn, &sop_instance)? else { return Ok(()) };
-        if listed.commit.manifest != manifest {
-            return Ok(());
-        }
+        let listed = first(&self.txn, &sop_instance)?.filter(|listed| listed.commit.manifest == manifest);
+        let Some(listed) = listed else { return self.second(&sop_instance, manifest) };
         self.is_dead(listed.place, Dead::Instance(sop_instance.clone()));
         unlist(&mut self.txn, &listed)?;
         for place in self.txn.superseded(superseded_commit(&sop_instance))? {
@@ -203,6 +201,18 @@ impl Planner<'_> {
             self.txn.remove(key);
             if self.txn.keys(&key::referrers(second.commit.manifest))?.is_empty() {
                 self.instance(second.commit.manifest)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The entry of a second data set, which goes and leaves the first.
+    fn second(&mut self, sop_instance: &str, manifest: Hash) -> io::Result<()> {
+        for key in self.txn.keys(&key::conflicts_of(sop_instance))? {
+            let second = self.txn.get::<InstanceRow>(&key)?.filter(|second| second.commit.manifest == manifest);
+            if let Some(second) = second {
+                self.is_dead(second.place, Dead::Conflict(sop_instance.to_owned(), second.commit.dataset_hash));
+                self.txn.remove(key);
             }
         }
         Ok(())

@@ -117,7 +117,7 @@ pub(crate) async fn try_listing(store: &Store) -> Result<String, StoreError> {
             text += &format!("  {instance:?}\n");
         }
     }
-    text += &format!("{:?}\n{:?}\n", store.conflicts(1000).await?, store.held().await?);
+    text += &format!("{:?}\n{:?}\n", store.conflicts(None, 1000).await?, store.held().await?);
     let stats = store.stats().await?;
     Ok(text + &format!("{} chunks, {} bytes", stats.chunks, stats.bytes))
 }

@@ -38,7 +38,7 @@ async fn other_bytes_under_a_taken_uid_are_kept_apart_and_listed() {
     assert_whole(&store, &first).await;
     assert_eq!(store.instances(STUDY).await.expect("instances").len(), 1);
     assert_eq!(store.study_seen(STUDY).await.expect("seen").expect("here").bytes, 30_000);
-    let conflicts = store.conflicts(10).await.expect("conflicts");
+    let conflicts = store.conflicts(None, 10).await.expect("conflicts");
     assert_eq!(conflicts.len(), 1);
     assert_eq!((conflicts[0].first, conflicts[0].second.entry.manifest), (Some(manifest), other));
     let kept = store.instance_manifest(other).await.expect("read").expect("stored");
@@ -60,7 +60,7 @@ async fn concurrent_puts_of_one_instance_make_it_new_once() {
     let answers: Vec<Stored> = answers.into_iter().map(|answer| answer.expect("stored")).collect();
     assert_eq!(answers.iter().filter(|answer| matches!(answer, Stored::New { .. })).count(), 1);
     assert_eq!(answers.iter().filter(|answer| matches!(answer, Stored::Conflict { .. })).count(), 5);
-    assert_eq!(store.conflicts(10).await.expect("conflicts").len(), 1);
+    assert_eq!(store.conflicts(None, 10).await.expect("conflicts").len(), 1);
 }
 
 #[tokio::test]

@@ -172,21 +172,46 @@ async fn what_its_own_node_prepared_and_never_published_keeps_nothing_of_a_purge
     assert_eq!(store.held().await.expect("held").iter().filter(|held| held.study_uid == "1.2.2").count(), 0);
 }
 
+/// Other bytes under the UID of the first slice of study 1.2.1.
+fn other_first_slice() -> TestInstance {
+    let mut second = slice("1.2.9", 0);
+    second.manifest.sop_instance = "1.2.1.1.0".into();
+    second.manifest.series_uid = "1.2.1.1".into();
+    second.manifest.study_uid = "1.2.1".into();
+    second
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_data_set_that_a_list_names_goes_and_leaves_the_first() {
+    let faulty = FaultyDisk::new();
+    let store = open(&faulty.disk(), &Arc::default()).await;
+    let (first, second) = (slice("1.2.1", 0), other_first_slice());
+    commit(&store, &first).await.expect("commit");
+    assert!(matches!(commit(&store, &second).await, Ok(Stored::Conflict { .. })));
+    let seconds = store.seconds("1.2.1.1.0").await.expect("seconds");
+    let entries = seconds.into_iter().map(|second| second.entry).collect();
+    let list = StudyManifest::new("1.2.1".into(), 1, 1, entries).encode().expect("encode");
+    let list = store.put_manifest(list).await.expect("put");
+    purge(&store, list, false).await.expect("purge");
+    assert_gone(&faulty, &[second], "the second data set");
+    assert_whole(&store, &first).await;
+    let text = listing(&store).await;
+    store.close().await.expect("close");
+    for _ in 0..2 {
+        let store = open(&faulty.disk(), &Arc::default()).await;
+        assert_eq!(store.conflicts(None, 9).await.expect("conflicts"), []);
+        assert_eq!(listing(&store).await, text, "nor do the packs know it");
+        assert_whole(&store, &first).await;
+        store.close().await.expect("close");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_conflicting_second_data_set_and_a_repaired_first_place_go_along() {
     let faulty = FaultyDisk::new();
     let disk = faulty.disk();
     let store = open(&disk, &Arc::default()).await;
-    let first = study("1.2.1", 3);
-    let mut second = slice("1.2.9", 0);
-    second.manifest = InstanceManifest { dataset_hash: second.manifest.dataset_hash, ..second.manifest.clone() };
-    for (field, value) in [("sop", "1.2.1.1.0"), ("series", "1.2.1.1"), ("study", "1.2.1")] {
-        match field {
-            "sop" => second.manifest.sop_instance = value.into(),
-            "series" => second.manifest.series_uid = value.into(),
-            _ => second.manifest.study_uid = value.into(),
-        }
-    }
+    let (first, second) = (study("1.2.1", 3), other_first_slice());
     let address = publish(&store, "1.2.1", &first, 1, 1).await;
     assert!(matches!(commit(&store, &second).await, Ok(Stored::Conflict { .. })));
     // A chunk is damaged, noticed and written anew: its first place is still on the disk.
@@ -199,7 +224,7 @@ async fn a_conflicting_second_data_set_and_a_repaired_first_place_go_along() {
     purge(&store, address, false).await.expect("purge");
     assert_gone(&faulty, &first, "the damaged place too");
     assert_gone(&faulty, &[second], "the second data set");
-    assert_eq!(store.conflicts(9).await.expect("conflicts"), []);
+    assert_eq!(store.conflicts(None, 9).await.expect("conflicts"), []);
 }
 
 /// Stops a purge at its n-th write (or sync), cuts the power, opens with an index that is `lag`: 0 current,

@@ -26,16 +26,20 @@ fn identity(number: u64) -> InstanceIdentity {
 
 /// An instance of 2.5 MB that does not shrink, sealed under `key`.
 fn sealed(number: u64, key: &Arc<StudyKey>) -> TestInstance {
-    sealed_of(number, noise(number, 2_500_000), key)
+    sealed_as(identity(number), number, noise(number, 2_500_000), key)
 }
 
 /// … of which the bytes are `stored`: others than those of the data set, if a coder goes wrong.
 fn sealed_of(number: u64, stored: Bytes, key: &Arc<StudyKey>) -> TestInstance {
-    let dataset = noise(number, 2_500_000);
+    sealed_as(identity(number), number, stored, key)
+}
+
+fn sealed_as(identity: InstanceIdentity, seed: u64, stored: Bytes, key: &Arc<StudyKey>) -> TestInstance {
+    let dataset = noise(seed, 2_500_000);
     let part = PixelPart { offset: 5_000, rows: None };
     let cut = cut_with(Cutting::new(stored, Hash::of(&dataset), part, Some(Arc::clone(key))));
     let flags = ManifestFlags::default();
-    let manifest = InstanceManifest::sealed(&cut, identity(number), b"HIDDEN^PATIENT", flags, key).expect("sealed");
+    let manifest = InstanceManifest::sealed(&cut, identity, b"HIDDEN^PATIENT", flags, key).expect("sealed");
     TestInstance { cut, manifest, dataset }
 }
 
@@ -162,4 +166,26 @@ async fn a_data_set_sealed_under_another_key_is_a_duplicate_and_takes_no_room() 
     let store = open(&faulty.disk(), &Arc::default()).await;
     assert_whole(&store, &again).await;
     assert_eq!(store.keys_of_study(STUDY).await.expect("keys").0, BTreeSet::from([second]), "also from the packs");
+}
+
+#[tokio::test]
+async fn a_second_data_set_under_a_uid_names_a_key_of_its_own_study_whichever_the_first_is_of() {
+    const OTHER: &str = "1.2.250.2";
+    let faulty = FaultyDisk::new();
+    let store = open(&faulty.disk(), &Arc::default()).await;
+    let first = received(&store, 1).await;
+    for (study, seed) in [(STUDY, 2), (OTHER, 3)] {
+        let sealing = store.keys().sealing(study).await.expect("a key");
+        let second = sealed_as(
+            InstanceIdentity { study_uid: study.into(), ..identity(1) },
+            seed,
+            noise(seed, 2_500_000),
+            sealing.key(),
+        );
+        assert!(matches!(commit(&store, &second).await, Ok(Stored::Conflict { .. })));
+        let named = store.keys_of_study(study).await.expect("keys");
+        assert_eq!(named, (BTreeSet::from([sealing.key().id()]), true));
+    }
+    let named = store.keys_of_study(STUDY).await.expect("keys").0;
+    assert_eq!(named, BTreeSet::from([first.manifest.key.expect("sealed")]));
 }
