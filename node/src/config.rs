@@ -307,7 +307,7 @@ pub(crate) struct Storage {
     pub(crate) surplus_grace_s: u64,
     /// Between two steps of wiping what is left of destroyed keys, seconds.
     pub(crate) wipe_s: u64,
-    /// What this site takes in for copies, MB/s; 0 for no limit.
+    /// What this site takes in for copies and repairs, MB/s; 0 for no limit.
     pub(crate) copy_mb_s_max: u64,
     /// Time after which a storage commitment that is still pending has failed, seconds.
     pub(crate) commitment_timeout_s: u64,

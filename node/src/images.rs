@@ -46,7 +46,7 @@ pub(crate) use everywhere::Elsewhere;
 pub(crate) use leave::Leave;
 
 use listing::{Listed, Listing, agrees};
-pub(crate) use mend::Mended;
+pub(crate) use mend::{Extent, Mended};
 
 /// How long who asks for a study waits for what has landed of it to be coded.
 pub(crate) const CODED_WITHIN: Duration = Duration::from_secs(5);

@@ -22,13 +22,16 @@ use crate::node::Node;
 
 mod choice;
 mod ledger;
+mod noted;
 mod priors;
 mod wishes;
 
 use choice::{Kept, Step, next_step};
 pub(crate) use ledger::{Ledger, LedgerError};
+pub(crate) use noted::earlier_publications;
+use noted::{Sorted, sorted};
 use priors::Priors;
-use wishes::{Wish, out_of_place, wishes};
+use wishes::{Wish, wishes};
 
 /// Changes are let settle for so long: a burst of them is one round.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -100,8 +103,8 @@ pub(crate) async fn run(node: Node, shutdown: CancellationToken) {
 #[derive(Default)]
 struct Duty {
     priors: Priors,
-    /// Bytes that each noted part takes on the disk.
-    sizes: BTreeMap<Hash, u64>,
+    /// Bytes that the noted publications of each part take on the disk together.
+    sizes: BTreeMap<Vec<Hash>, u64>,
     /// Those of which all came since this node started; of others that is found out by bringing what is missing.
     whole: BTreeSet<Hash>,
     /// When what could not be brought is tried again.
@@ -120,43 +123,39 @@ impl Duty {
         let held = node.store().held_among(noted.into_keys().collect()).await?;
         images.prefetched().leave(&held).await?;
         let noted = images.prefetched().all().await;
-        if let Some(manifest) = out_of_place(node, &noted)? {
-            let bytes = node.store().stored_bytes(manifest).await?;
-            drop_part(node, manifest, bytes).await?;
+        let Sorted { stay, mut go } = sorted(node, &noted).await?;
+        if let Some(((_, later), manifests)) = go.pop_first() {
+            self.discard(node, &manifests, later).await?;
             return Ok(true);
         }
         let readers = node.readers().now();
         let priors = &mut self.priors;
         node.read(|view| priors.advance(view))?;
         let wanted = wishes(node, &readers, &self.priors)?;
-        self.sizes.retain(|manifest, _| noted.contains_key(manifest));
+        self.sizes.retain(|manifests, _| stay.values().any(|now| now == manifests));
         self.whole.retain(|manifest| noted.contains_key(manifest));
         self.failed.retain(|_, at| *at > Instant::now());
-        let mut kept = Vec::with_capacity(noted.len());
-        for (manifest, note) in noted {
-            // What is being brought by somebody else is theirs.
-            if images.is_arriving(&note.study) {
-                continue;
-            }
-            let bytes = match self.sizes.get(&manifest) {
+        let mut kept = Vec::with_capacity(stay.len());
+        for (latest, manifests) in &stay {
+            let bytes = match self.sizes.get(manifests) {
                 Some(bytes) => *bytes,
                 None => {
-                    let bytes = node.store().stored_bytes(manifest).await?;
-                    self.sizes.insert(manifest, bytes);
+                    let bytes = node.store().stored_bytes(manifests.clone()).await?;
+                    self.sizes.insert(manifests.clone(), bytes);
                     bytes
                 }
             };
-            let is_whole = self.whole.contains(&manifest);
-            kept.push(Kept { manifest, bytes, since_ms: note.at, is_whole });
+            let since = manifests.iter().filter_map(|manifest| noted.get(manifest)).map(|note| note.at).max();
+            let (since_ms, is_whole) = (since.unwrap_or_default(), self.whole.contains(latest));
+            kept.push(Kept { manifest: *latest, bytes, since_ms, is_whole });
         }
         let budget = budget(node, kept.iter().map(|one| one.bytes).sum()).await?;
         let candidates: Vec<(Hash, u64)> = wanted.iter().map(|wish| (wish.manifest(), wish.bytes())).collect();
         match next_step(budget, &candidates, &kept, &|manifest| self.failed.contains_key(&manifest)) {
             Step::Nothing => Ok(false),
-            Step::Drop(manifest) => {
-                self.whole.remove(&manifest);
-                let bytes = self.sizes.remove(&manifest).unwrap_or_default();
-                drop_part(node, manifest, bytes).await?;
+            Step::Drop(latest) => {
+                let manifests = stay.get(&latest).map(Vec::as_slice).unwrap_or_default();
+                self.discard(node, manifests, None).await?;
                 Ok(true)
             }
             Step::Bring(place) => {
@@ -168,10 +167,27 @@ impl Duty {
                         self.failed.insert(wish.manifest(), Instant::now() + RETRY);
                     }
                 }
-                self.sizes.remove(&wish.manifest());
+                self.sizes.retain(|manifests, _| !manifests.contains(&wish.manifest()));
                 Ok(true)
             }
         }
+    }
+
+    /// Drops publications that were prefetched, unless they are held by now. What `later` lists too, which took their
+    /// place, stays.
+    async fn discard(&mut self, node: &Node, manifests: &[Hash], later: Option<Hash>) -> anyhow::Result<()> {
+        self.whole.retain(|manifest| !manifests.contains(manifest));
+        self.sizes.retain(|known, _| known.as_slice() != manifests);
+        let later: Vec<Hash> = later.into_iter().collect();
+        let all = node.store().stored_bytes([manifests, &later].concat()).await?;
+        let bytes = all.saturating_sub(node.store().stored_bytes(later).await?);
+        for manifest in manifests {
+            node.store().evict(*manifest).await?;
+        }
+        node.images().prefetched().leave(manifests).await?;
+        node.metrics().prefetch_evicted(bytes);
+        tracing::info!(publications = manifests.len(), bytes, "prefetched images dropped");
+        Ok(())
     }
 }
 
@@ -200,14 +216,5 @@ async fn bring(node: &Node, wish: &Wish) -> anyhow::Result<()> {
     let report = images.prefetch_part(&wish.held, day).await?;
     let (bytes, seconds) = (report.fetched, started.elapsed().as_secs_f64());
     tracing::info!(study = %wish.held.part.study, bytes, seconds, "prefetched");
-    Ok(())
-}
-
-/// Drops a part that was prefetched, unless it is held by now.
-async fn drop_part(node: &Node, manifest: Hash, bytes: u64) -> anyhow::Result<()> {
-    node.store().evict(manifest).await?;
-    node.images().prefetched().leave(&[manifest]).await?;
-    node.metrics().prefetch_evicted(bytes);
-    tracing::info!(%manifest, bytes, "prefetched images dropped");
     Ok(())
 }

@@ -3,11 +3,16 @@
 //! By itself, as soon as damage is found, whoever finds it: a reader, the scrub, a verification. And on demand,
 //! for all that the mesh notes this site to hold. Damage that nothing refers to is discarded. What no site
 //! has that can be asked is tried again, is told by `status`, and is an error in the log.
+//!
+//! Repair makes no copies: what is here and is none, such as what was prefetched, has what is damaged of it mended, and
+//! nobody is told of it. A copy that was lost by its damage is one again.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use maillage_consensus::mesh::Study;
+use maillage_consensus::ids::SiteId;
+use maillage_consensus::mesh::{HeldPart, Study};
+use maillage_consensus::placement::Plan;
 use maillage_store::{Hash, StoreEvent};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
@@ -15,8 +20,9 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::copies;
-use crate::images::{ImagesError, Mended};
+use crate::images::{Extent, ImagesError, Mended};
 use crate::node::Node;
+use crate::prefetch;
 
 /// Damage comes in bursts: one round is for what is found meanwhile.
 const SETTLE: Duration = Duration::from_millis(200);
@@ -40,7 +46,7 @@ pub(crate) struct Repaired {
     /// Manifests and chunks brought from other sites, and their bytes.
     pub(crate) brought: u64,
     pub(crate) bytes: u64,
-    /// Damaged chunks that nothing referred to, gone.
+    /// Damaged chunks that nothing referred to, or only what must not lie here, gone.
     pub(crate) discarded: u64,
     /// Objects that no site had that could be asked, at most 1,000 with the study.
     pub(crate) nowhere: Vec<(Option<String>, Hash)>,
@@ -164,29 +170,106 @@ async fn study(
             continue;
         }
         done.parts += 1;
-        let Mended { brought, bytes, nowhere, whole } = match node.images().mend_part(part).await {
-            Ok(mended) => mended,
-            // Purged meanwhile, or another site's alone.
-            Err(ImagesError::Gone | ImagesError::Confined) => continue,
-            Err(error) => {
-                if done.failed.len() < NAMED_MAX {
-                    done.failed.push((held.uid.to_string(), error.to_string()));
-                }
-                continue;
+        let standing = if noted { Standing::Copy } else { unnoted(node, part).await? };
+        match standing {
+            Standing::Copy => mend(node, part, Extent::Copy, done).await,
+            Standing::Loose => mend(node, part, Extent::Damaged(bad), done).await,
+            Standing::Misplaced => discard(node, part, bad, done).await?,
+        }
+    }
+    if also_unnoted {
+        for part in prefetch::earlier_publications(node, held).await? {
+            mend(node, &part, Extent::Damaged(bad), done).await;
+        }
+    }
+    Ok(())
+}
+
+/// What a part is that is here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// One of the mesh's copies, or it was one until it was damaged.
+    Copy,
+    /// No copy: it was prefetched, is left of a pull, or was given up and stays where it was received.
+    Loose,
+    /// … and it must not even lie here.
+    Misplaced,
+}
+
+/// What a part is that this site is not noted to hold.
+async fn unnoted(node: &Node, part: &HeldPart) -> anyhow::Result<Standing> {
+    let manifest = Hash(part.part.manifest);
+    let was_copy = node.store().was_held(manifest).await? && !node.images().prefetched().has(manifest).await;
+    let plan = node.read(|view| view.plan())?;
+    Ok(standing(&plan, part, node.site(), was_copy))
+}
+
+/// What a part is at a site that is not noted to hold it, and did or did not before.
+fn standing(plan: &Plan, part: &HeldPart, site: SiteId, was_copy: bool) -> Standing {
+    if !plan.allows(part.origin, site) {
+        return Standing::Misplaced;
+    }
+    // A copy at a site that is drained is one until the mesh has it given up.
+    let is_copy = if part.origin == site { plan.counts(part.origin, site) } else { was_copy };
+    if is_copy { Standing::Copy } else { Standing::Loose }
+}
+
+/// Mends one part, and tells the mesh if a copy is whole that it does not count on, or no more.
+async fn mend(node: &Node, part: &HeldPart, extent: Extent<'_>, done: &mut Repaired) {
+    let study = part.part.study.as_str();
+    let Mended { brought, bytes, nowhere, whole } = match node.images().mend_part(part, extent).await {
+        Ok(mended) => mended,
+        // Purged or given up meanwhile, or another site's alone.
+        Err(ImagesError::Gone | ImagesError::Leaving | ImagesError::Confined) => return,
+        Err(error) => {
+            if done.failed.len() < NAMED_MAX {
+                done.failed.push((study.to_owned(), error.to_string()));
             }
-        };
-        if brought > 0 {
-            tracing::info!(study = %held.uid, objects = brought, bytes, "damaged images brought back");
+            return;
         }
-        done.brought += brought;
-        done.bytes += bytes;
-        nowhere.into_iter().for_each(|hash| done.nowhere(Some(held.uid.as_str()), hash));
-        if whole != noted
-            && let Err(error) = copies::report(node, &part.part, whole).await
-        {
-            tracing::debug!(study = %held.uid, error = format!("{error:#}"), "a mended part is not recorded yet");
-            done.recorded = false;
-        }
+    };
+    if brought > 0 {
+        tracing::info!(study, objects = brought, bytes, "damaged images brought back");
+    }
+    done.brought += brought;
+    done.bytes += bytes;
+    nowhere.into_iter().for_each(|hash| done.nowhere(Some(study), hash));
+    let noted = part.holders.contains(&node.site());
+    if matches!(extent, Extent::Copy)
+        && whole != noted
+        && let Err(error) = copies::report(node, &part.part, whole).await
+    {
+        tracing::debug!(study, error = format!("{error:#}"), "a mended part is not recorded yet");
+        done.recorded = false;
+    }
+}
+
+/// Wipes a part that must not lie here and that nobody counts on, if it is damaged and the mesh does without: what is
+/// missing of it is not brought here.
+async fn discard(node: &Node, part: &HeldPart, bad: &BTreeSet<Hash>, done: &mut Repaired) -> anyhow::Result<()> {
+    let (study, lacks) = (part.part.study.as_str(), node.store().lacks(Hash(part.part.manifest)).await?);
+    let damaged = lacks.iter().filter(|hash| bad.contains(*hash)).count() as u64;
+    if damaged == 0 {
+        return Ok(());
+    }
+    // Over the look and what follows it: what is brought here meanwhile would go with it.
+    let Some(_leave) = node.images().leave(study) else { return Ok(()) };
+    // As of now: this node's state may be of before it was told to be a copy.
+    if node.linearize().await.is_err() {
+        return Ok(());
+    }
+    let goes = node.read(|view| {
+        let (known, plan) = (view.study(study)?, view.plan()?);
+        let now = known.into_iter().flat_map(|study| study.parts).find(|now| now.origin == part.origin);
+        Ok(now.is_some_and(|now| {
+            let is_counted = now.all_holders().contains(&node.site());
+            !is_counted && !plan.allows(now.origin, node.site()) && plan.spares(&now, node.site())
+        }))
+    })?;
+    if goes {
+        copies::leaving::wipe(node, part).await?;
+        done.discarded += damaged;
+        tracing::info!(study, "damaged images that must not lie here are wiped");
     }
     Ok(())
 }
@@ -231,4 +314,42 @@ async fn round(node: &Node) -> u64 {
         Err(error) => tracing::warn!(error = format!("{error:#}"), "damage was not repaired; it is tried again"),
     }
     node.store().bad_chunks(BAD_AT_ONCE).await.map_or(0, |bad| bad.len() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use maillage_consensus::command::UnixMillisField;
+    use maillage_consensus::ids::{Line, Name};
+    use maillage_consensus::order::Place;
+    use maillage_consensus::placement::{self, Contract, Draining, Holders, Layout, Origin};
+
+    use super::*;
+    use crate::roster::testing::site;
+
+    #[test]
+    fn only_what_was_a_copy_is_one_again_and_never_where_it_must_not_lie() {
+        let part = crate::commitment::tests::study("1.2", [9; 32], vec![SiteId(4)]).parts.remove(0);
+        assert_eq!(part.origin, SiteId(1));
+        let holders = Holders::AllBut(vec![SiteId(3)]);
+        let contract = Contract { origin: Origin::Any, holders, regions: Vec::new(), copies: 0, zones: 0 };
+        let layout = Layout { version: 1, contracts: vec![contract], ..Layout::default() };
+        let plan = |drained: &[u64]| {
+            let placed = (1..=4).zip(["a", "b", "c", "d"]).map(|(id, zone)| (site(id, zone), Place::default()));
+            let draining = Draining { at: UnixMillisField(1), reason: Line::default(), user: Name::default() };
+            let standing = |site: &u64| placement::Standing {
+                site: SiteId(*site),
+                draining: Some(draining.clone()),
+                full_since: None,
+            };
+            let standings: Vec<_> = drained.iter().map(standing).collect();
+            Plan::new(layout.clone(), 3, placed.collect(), &standings)
+        };
+        let at = |site: u64, was_copy: bool, drained: &[u64]| standing(&plan(drained), &part, SiteId(site), was_copy);
+        assert_eq!(at(2, false, &[]), Standing::Loose, "prefetched, or left of a pull");
+        assert_eq!(at(2, true, &[]), Standing::Copy, "its damage is why it is counted no more");
+        assert_eq!([at(3, false, &[]), at(3, true, &[])], [Standing::Misplaced; 2], "by contract");
+        assert_eq!(at(2, true, &[2]), Standing::Copy, "the mesh has it given up");
+        assert_eq!([at(1, true, &[]), at(1, false, &[])], [Standing::Copy; 2], "received here");
+        assert_eq!(at(1, true, &[1]), Standing::Loose, "received here, and given up");
+    }
 }

@@ -9,6 +9,12 @@ use serde_json::{Value, json};
 
 use crate::binary;
 use crate::life::{add, done};
+use crate::repair::rot;
+
+/// Bytes that a site fetched for who is likely to read them.
+const PREFETCHED: &str = "maillage_chunk_bytes_received_total{class=\"prefetch\"}";
+/// … and dropped.
+const DROPPED: &str = "maillage_prefetch_evicted_bytes_total";
 
 /// A counter of a site, 0 while it has not counted.
 pub(crate) async fn metric(http: Http, line: &str) -> u64 {
@@ -70,13 +76,13 @@ async fn the_third_site_has_the_head_of_the_room_before_it_is_claimed_within_its
     };
     let first = arrives("A1", "urgent").await;
     comes_to(third, &first).await;
-    assert!(metric(third, "maillage_chunk_bytes_received_total{class=\"prefetch\"}").await > 0);
-    assert_eq!(metric(third, "maillage_prefetch_evicted_bytes_total").await, 0);
+    assert!(metric(third, PREFETCHED).await > 0);
+    assert_eq!(metric(third, DROPPED).await, 0);
 
     // A more urgent one takes its room.
     let second = arrives("A2", "vital").await;
     comes_to(third, &second).await;
-    assert!(metric(third, "maillage_prefetch_evicted_bytes_total").await > 0);
+    assert!(metric(third, DROPPED).await > 0);
     assert!(fetched_to_read(third, &first).await > 0, "the first was dropped, and is read from elsewhere");
     for study in [&first, &second] {
         assert_eq!(holders(receiver, study).await, ["paris", "lyon"], "what is prefetched is no copy");
@@ -103,7 +109,7 @@ async fn the_third_site_has_the_head_of_the_room_before_it_is_claimed_within_its
     refused["consent"] = json!("refused");
     receiver.post("/api/v1/exams", &refused).await.expect(200);
     until("the images of the refused transfer are dropped", async || {
-        let dropped = metric(third, "maillage_prefetch_evicted_bytes_total").await;
+        let dropped = metric(third, DROPPED).await;
         (dropped > 0).then_some(())
     })
     .await;
@@ -151,12 +157,11 @@ async fn three_earlier_exams_of_the_patient_come_with_the_new_one_those_of_its_m
     let other_patient = earlier(&mesh.sites[0], "B5", "P2", "CT").await;
 
     let third = mesh.sites[2].http();
-    let prefetched = "maillage_chunk_bytes_received_total{class=\"prefetch\"}";
     mesh.sites[2].start();
     mesh.sites[2].ready().await;
     mesh.settled().await;
     tokio::time::sleep(Duration::from_secs(3)).await;
-    assert_eq!(metric(third, prefetched).await, 0, "nobody is about to read what is reported");
+    assert_eq!(metric(third, PREFETCHED).await, 0, "nobody is about to read what is reported");
 
     let (_, new) = on_two_sites(&mesh.sites[0], "A1", "P1", "CT").await;
     comes_to(third, &new).await;
@@ -165,7 +170,7 @@ async fn three_earlier_exams_of_the_patient_come_with_the_new_one_those_of_its_m
     }
     // Time to bring more, if more were wanted.
     tokio::time::sleep(Duration::from_secs(2)).await;
-    assert!(metric(third, prefetched).await > 0);
+    assert!(metric(third, PREFETCHED).await > 0);
     assert!(fetched_to_read(third, &other_modality).await > 0, "three are enough");
     assert!(fetched_to_read(third, &other_patient).await > 0, "nobody asks for them");
 
@@ -178,4 +183,62 @@ async fn three_earlier_exams_of_the_patient_come_with_the_new_one_those_of_its_m
         assert_eq!(fetched_to_read(third, prior).await, 0);
         assert_eq!(holders(third, prior).await, ["paris", "lyon"], "what is prefetched is no copy");
     }
+}
+
+#[tokio::test]
+async fn a_study_that_grows_is_brought_as_it_grows_and_no_image_of_it_twice() {
+    let mesh = with_a_third_site(64).await;
+    let (receiver, third) = (&mesh.sites[0], &mesh.sites[2]);
+    add(receiver.http(), &requested("A1", "P1")).await;
+    let whole = Slices::new("A1", "P1", 28);
+    let half = |from: usize| Slices {
+        instances: whole.instances.clone().into_iter().skip(from).step_by(2).collect(),
+        ..whole.clone()
+    };
+    // Its own disk is read, and no other.
+    let has = async |instances: u64| {
+        until("all that is published is here", async || {
+            let shown = third.http().get(&format!("/api/v1/studies/{}", whole.study)).await;
+            let is_known = shown.status == 200 && shown.json()["instances"] == json!(instances);
+            (is_known && third.run(&["study", "verify", &whole.study]).await.code == 0).then_some(())
+        })
+        .await;
+    };
+    half(0).send(receiver.dicom()).await;
+    has(14).await;
+    let first = metric(third.http(), PREFETCHED).await;
+    half(1).send(receiver.dicom()).await;
+    has(28).await;
+    let more = metric(third.http(), PREFETCHED).await - first;
+    assert!(first > 0 && more < first * 3 / 2, "{first} bytes, then {more}");
+    let dropped = until("what took its place is all that is left", async || {
+        let dropped = metric(third.http(), DROPPED).await;
+        (dropped > 0).then_some(dropped)
+    })
+    .await;
+    assert!(dropped < first / 4, "a list of images, none of them: {dropped} bytes of {first}");
+    assert_eq!(fetched_to_read(third.http(), &whole).await, 0);
+    until("what is prefetched is no copy", async || {
+        (holders(receiver.http(), &whole).await == ["paris", "lyon"]).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn rot_in_what_is_prefetched_is_mended_and_makes_no_copy_of_it() {
+    let mesh = with_a_third_site(64).await;
+    let (_, study) = on_two_sites(&mesh.sites[0], "A1", "P1", "CT").await;
+    let third = &mesh.sites[2];
+    comes_to(third.http(), &study).await;
+    rot(third, study.first().0);
+    study.is_whole_at(third.http()).await;
+    until("the rot is found and mended", async || {
+        (metric(third.http(), "maillage_scrub_repaired_total").await == 1).then_some(())
+    })
+    .await;
+    assert_eq!(third.http().json("/api/v1/chunks").await["bad"], json!(0));
+    assert_eq!(fetched_to_read(third.http(), &study).await, 0, "it is here again");
+    // Time to tell the mesh, if it were told.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(holders(mesh.sites[0].http(), &study).await, ["paris", "lyon"], "what is prefetched is no copy");
 }

@@ -25,7 +25,7 @@ use crate::sealed::{manifest_of, records};
 use crate::{binary, mesh};
 
 /// Flips one bit of the first chunk of an instance in a site's packs.
-fn rot(site: &Site, sop_instance: &str) {
+pub(crate) fn rot(site: &Site, sop_instance: &str) {
     let manifest = manifest_of(site.data_dir(), sop_instance).expect("the instance is there");
     let chunks = records(site.data_dir());
     let chunk = chunks.iter().find(|record| record.hash == manifest.chunks[0].hash).expect("its chunk is there");

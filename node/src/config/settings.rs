@@ -197,8 +197,8 @@ pub(crate) static SETTINGS: &[Setting] = &[
         "After a purge, what this disk still has of the destroyed keys goes in four steps of so many seconds each;\n\
          this begins each ten of them at most, and writes the whole queue once."),
     setting!(storage.copy_mb_s_max, Bare, None,
-        "What this site takes in for copies, in megabytes a second, over a line that readers share: what somebody\n\
-         waits for is never slowed. 0: no limit, which a local network needs none of."),
+        "What this site takes in for copies and repairs, in megabytes a second, over a line that readers share:\n\
+         what somebody waits for is never slowed. 0: no limit, which a local network needs none of."),
     setting!(storage.commitment_timeout_s, Bare, None,
         "A sender that asks for storage commitment is told within this time; what is not on two zones by\n\
          then has failed, and the sender keeps it."),

@@ -279,7 +279,12 @@ async fn end_strays(node: &Node, choice: &Choice, shutdown: &CancellationToken) 
     Ok(())
 }
 
-async fn wipe(node: &Node, held: &HeldPart) -> Result<(), StoreError> {
+/// Takes off this site's disk what it has of a part, and the mesh does without; what it received stays, and is held no
+/// more.
+///
+/// # Errors
+/// [`StoreError`]; what is left then goes by the next call.
+pub(crate) async fn wipe(node: &Node, held: &HeldPart) -> Result<(), StoreError> {
     if held.origin == node.site() {
         for (part, _) in held.publications() {
             node.store().release(Hash(part.manifest)).await?;

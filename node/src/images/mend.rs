@@ -3,7 +3,7 @@
 //! A pull brings a part as a whole or fails; mending brings what can be had, and says what no reachable site
 //! has. It stores nothing that the part does not refer to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use maillage_consensus::mesh::HeldPart;
 use maillage_store::{
@@ -12,8 +12,17 @@ use maillage_store::{
 use maillage_transport::PeerId;
 use maillage_transport::chunk::Class;
 
-use super::pull::{Arrival, PUT_GROUP_BYTES};
+use super::pull::PUT_GROUP_BYTES;
 use super::{Images, ImagesError, own_bytes};
+
+/// How much of a part is mended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Extent<'a> {
+    /// All that is damaged or missing: it is a copy, and is held once it is whole.
+    Copy,
+    /// What of it is among these, which are damaged: it is no copy, is not held, and lacks what it lacked before.
+    Damaged(&'a BTreeSet<Hash>),
+}
 
 /// What mending a part did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,22 +33,32 @@ pub(crate) struct Mended {
     pub(crate) bytes: u64,
     /// Those that no site had that could be asked.
     pub(crate) nowhere: Vec<Hash>,
-    /// Whether the part is here as a whole now.
+    /// Whether the part is here as a whole now, and held.
     pub(crate) whole: bool,
 }
 
 impl Images {
-    /// Brings what is damaged or missing of one part, and holds the part if it is whole then.
+    /// Brings what is damaged of one part, and, if it is a copy, what is missing.
     ///
     /// # Errors
     /// [`ImagesError`], when nothing can be said of it; what came so far stays.
-    pub(crate) async fn mend_part(&self, held: &HeldPart) -> Result<Mended, ImagesError> {
-        let _arrival = Arrival::begin(self, held.part.study.as_str());
+    pub(crate) async fn mend_part(&self, held: &HeldPart, extent: Extent<'_>) -> Result<Mended, ImagesError> {
+        let _arrival = self.arrive(held.part.study.as_str()).ok_or(ImagesError::Leaving)?;
         // Asked after the arrival is known: a purge either waits for its end, or is seen here.
         self.is_known(held)?;
-        self.may_have(held)?;
+        let only = match extent {
+            // Wherever it lies, until the mesh has it given up.
+            Extent::Copy => {
+                self.may_have(held)?;
+                None
+            }
+            Extent::Damaged(damaged) => {
+                self.may_keep(held)?;
+                Some(damaged)
+            }
+        };
         let holders = &self.to_ask_of(&held.all_holders(), held.origin);
-        let mut mending = Mending { images: self, holders, done: Mended::default() };
+        let mut mending = Mending { images: self, holders, only, done: Mended::default() };
         let address = Hash(held.part.manifest);
         mending.manifests(vec![(address, maillage_store::STUDY_MANIFEST_BYTES_MAX)]).await?;
         if let Some(study) = self.read_study(address).await? {
@@ -49,7 +68,8 @@ impl Images {
             mending.chunks(&instances).await?;
         }
         let mut done = mending.done;
-        done.whole = done.nowhere.is_empty() && matches!(self.0.store.hold(address).await?, Hold::Held);
+        let may_be_whole = only.is_none() && done.nowhere.is_empty();
+        done.whole = may_be_whole && matches!(self.0.store.hold(address).await?, Hold::Held);
         Ok(done)
     }
 
@@ -65,6 +85,8 @@ impl Images {
 struct Mending<'a> {
     images: &'a Images,
     holders: &'a [PeerId],
+    /// Nothing else is brought.
+    only: Option<&'a BTreeSet<Hash>>,
     done: Mended,
 }
 
@@ -104,27 +126,36 @@ impl Mending<'_> {
         self.bring(absent, false).await
     }
 
-    /// Fetches objects and stores them in groups, so that one fsync covers many.
-    async fn bring(&mut self, wanted: Vec<(Hash, usize)>, are_manifests: bool) -> Result<(), ImagesError> {
+    /// Fetches objects and stores them in groups, so that one fsync covers many, at the pace of copies.
+    async fn bring(&mut self, mut wanted: Vec<(Hash, usize)>, are_manifests: bool) -> Result<(), ImagesError> {
+        wanted.retain(|(hash, _)| self.only.is_none_or(|only| only.contains(hash)));
         let mut arriving = self.images.arriving(wanted, self.holders, Class::Repair);
-        let (mut group, mut in_hand, mut bytes) = (Vec::new(), Vec::new(), 0);
-        while let Some(arrived) = arriving.recv().await {
+        let (mut group, mut in_hand, mut bytes, mut own) = (Vec::new(), Vec::new(), 0, 0);
+        loop {
+            let arrived = arriving.recv().await;
+            let is_end = arrived.is_none();
             match arrived {
-                Ok(arrived) => {
-                    self.images.note_arrived(Class::Repair, own_bytes(&arrived));
+                Some(Ok(arrived)) => {
+                    let own_bytes = own_bytes(&arrived);
+                    self.images.note_arrived(Class::Repair, own_bytes);
+                    own += own_bytes;
                     bytes += arrived.bytes.len() as u64;
                     group.push(Chunk::already_verified(Hash(*arrived.hash.as_bytes()), arrived.bytes));
                     in_hand.push(arrived.in_hand);
                 }
-                Err(error) => self.done.nowhere.push(Hash(*error.hash().as_bytes())),
+                Some(Err(error)) => self.done.nowhere.push(Hash(*error.hash().as_bytes())),
+                None => {}
             }
-            if bytes >= PUT_GROUP_BYTES {
+            if is_end || bytes >= PUT_GROUP_BYTES {
                 self.done.put(self.images, std::mem::take(&mut group), are_manifests).await?;
                 in_hand.clear();
-                bytes = 0;
+                self.images.0.pace.take(own).await;
+                (bytes, own) = (0, 0);
+            }
+            if is_end {
+                return Ok(());
             }
         }
-        self.done.put(self.images, group, are_manifests).await
     }
 }
 

@@ -1,6 +1,6 @@
 //! What is likely to be read here, by the state: what is claimed here, the head of the room, and their priors.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use maillage_consensus::View;
 use maillage_consensus::command::UnixMillisField;
@@ -10,7 +10,6 @@ use maillage_consensus::mesh::HeldPart;
 use maillage_consensus::order::Reader;
 use maillage_store::Hash;
 
-use super::ledger::Note;
 use super::priors::Priors;
 use crate::node::Node;
 
@@ -55,23 +54,8 @@ pub(super) fn wishes(node: &Node, readers: &[Reader], priors: &Priors) -> Result
 }
 
 /// Whether a part may leave the site that received it, and lie here by the layout.
-fn may_lie_here(node: &Node, view: &View<'_>, held: &HeldPart) -> Result<bool, ApplyError> {
+pub(super) fn may_lie_here(node: &Node, view: &View<'_>, held: &HeldPart) -> Result<bool, ApplyError> {
     Ok(view.may_hold(node.site(), held)? && view.plan()?.allows(held.origin, node.site()))
-}
-
-/// A noted part that must not be here any more, or that the mesh knows no longer: purged, or published anew.
-pub(super) fn out_of_place(node: &Node, noted: &BTreeMap<Hash, Note>) -> Result<Option<Hash>, ApplyError> {
-    node.read(|view| {
-        for (manifest, note) in noted.iter().filter(|(_, note)| !node.images().is_arriving(&note.study)) {
-            let parts = view.study(&note.study)?.into_iter().flat_map(|study| study.parts);
-            let part = parts.into_iter().find(|held| held.part.manifest == manifest.0);
-            let may_stay = part.map(|held| may_lie_here(node, view, &held)).transpose()?.unwrap_or(false);
-            if !may_stay {
-                return Ok(Some(*manifest));
-            }
-        }
-        Ok(None)
-    })
 }
 
 fn add_parts(

@@ -16,10 +16,7 @@ const USED_PERCENT: u64 = 50;
 /// What the node of `running` has prefetched is no more than it may.
 pub(crate) async fn check(cluster: &Cluster, running: &Running) {
     let room = cluster.plan.storage.prefetch_mib << 20;
-    let mut bytes = 0;
-    for manifest in running.node.prefetched().await {
-        bytes += running.store.stored_bytes(manifest).await.unwrap_or(0);
-    }
+    let bytes = running.store.stored_bytes(running.node.prefetched().await).await.unwrap_or(0);
     if bytes > room + SLACK {
         let detail = format!("{:?} has prefetched {bytes} bytes, and has room for {room}", running.owner);
         cluster.world.violation("prefetch", detail);

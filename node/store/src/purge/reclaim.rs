@@ -1,5 +1,6 @@
 //! The store's verbs that purge, and the packs past their day of which little is left.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 
@@ -91,24 +92,39 @@ impl Store {
         .await
     }
 
-    /// Bytes that a publication takes here: of its manifest, and of all that it refers to as far as it is here.
+    /// Whether this node holds a publication or has held it: until it was released, or something of it was found
+    /// damaged. What was dropped or purged since can be known no more.
     ///
     /// # Errors
     /// `Index`.
-    pub async fn stored_bytes(&self, study_manifest: Hash) -> Result<u64, StoreError> {
+    pub async fn was_held(&self, study_manifest: Hash) -> Result<bool, StoreError> {
+        let key = key::held(study_manifest);
+        self.index(move |index| Ok(index.txn().get::<HeldRow>(&key)?.is_some())).await
+    }
+
+    /// Bytes that publications take here together: of their manifests, and of all that these refer to as far as it is
+    /// here, each piece once.
+    ///
+    /// # Errors
+    /// `Index`.
+    pub async fn stored_bytes(&self, study_manifests: Vec<Hash>) -> Result<u64, StoreError> {
         self.index(move |index| {
             let txn = index.txn();
-            let of = |hash: Hash| Ok::<_, io::Error>(txn.chunk(hash)?.map_or(0, |row| u64::from(row.len)));
             let targets = |manifest: Hash| {
                 let row = txn.get::<EdgesRow>(&key::edges(manifest))?;
                 Ok::<_, io::Error>(row.map(|row| row.targets().to_vec()).unwrap_or_default())
             };
-            let mut bytes = of(study_manifest)?;
-            for instance in targets(study_manifest)? {
-                bytes += of(instance)?;
-                for chunk in targets(instance)? {
-                    bytes += of(chunk)?;
+            let mut pieces: BTreeSet<Hash> = study_manifests.iter().copied().collect();
+            for manifest in study_manifests {
+                for instance in targets(manifest)? {
+                    if pieces.insert(instance) {
+                        pieces.extend(targets(instance)?);
+                    }
                 }
+            }
+            let mut bytes = 0;
+            for piece in pieces {
+                bytes += txn.chunk(piece)?.map_or(0, |row| u64::from(row.len));
             }
             Ok(bytes)
         })

@@ -439,8 +439,8 @@ async fn what_a_fetch_brings_for_a_purged_study_is_discarded() {
     }
 }
 
-/// Puts a publication as a pull does: its pieces and manifests, nothing of it listed as received.
-async fn pull(store: &Store, uid: &str, instances: &[TestInstance], origin: u64, day: Option<u64>) -> Hash {
+/// What a site says that a study consists of.
+fn published(uid: &str, instances: &[TestInstance], origin: u64, sequence: u64) -> Bytes {
     let entry = |instance: &TestInstance| InstanceEntry {
         sop_instance: instance.manifest.sop_instance.clone(),
         series_uid: instance.manifest.series_uid.clone(),
@@ -448,8 +448,13 @@ async fn pull(store: &Store, uid: &str, instances: &[TestInstance], origin: u64,
         bytes: instance.manifest.total_len,
         dataset_hash: instance.manifest.dataset_hash,
     };
-    let study = StudyManifest::new(uid.into(), origin, 1, instances.iter().map(entry).collect());
-    let address = store.put_manifest_until(study.encode().expect("encode"), day).await.expect("put");
+    let study = StudyManifest::new(uid.into(), origin, sequence, instances.iter().map(entry).collect());
+    study.encode().expect("encode")
+}
+
+/// Puts a publication as a pull does: its pieces and manifests, nothing of it listed as received.
+async fn pull(store: &Store, uid: &str, instances: &[TestInstance], origin: u64, day: Option<u64>) -> Hash {
+    let address = store.put_manifest_until(published(uid, instances, origin, 1), day).await.expect("put");
     let manifests = instances.iter().map(|one| Chunk::new(one.manifest.encode().expect("encode"))).collect();
     store.put(PutGroup { manifests, day, ..PutGroup::default() }).await.expect("put");
     let chunks = instances.iter().flat_map(|one| one.cut.clone().into_chunks()).collect();
@@ -466,14 +471,38 @@ async fn what_is_kept_for_the_time_being_goes_without_a_trace_and_its_packs_with
     let before = (listing(&store).await, packs(&faulty.disk()).await.len());
     let address = pull(&store, "1.2.1", &kept, 2, Some(NOW / DAY + 1)).await;
     let bytes: usize = kept.iter().map(|one| one.dataset.len() - 5_000).sum();
-    let said = store.stored_bytes(address).await.expect("index");
+    let said = store.stored_bytes(vec![address]).await.expect("index");
     assert!(said > bytes as u64, "{said} bytes are at least those of its own data sets, {bytes}");
     store.evict(address).await.expect("evict");
     assert_gone(&faulty, &kept, "after it was evicted");
     assert_eq!((listing(&store).await, packs(&faulty.disk()).await.len()), before);
-    assert_eq!(store.stored_bytes(address).await.expect("index"), 0);
+    assert_eq!(store.stored_bytes(vec![address]).await.expect("index"), 0);
     assert!(store.verify_study(others).await.expect("verify").is_complete());
     store.evict(address).await.expect("again is no error");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_earlier_publication_goes_and_all_that_the_later_lists_stays_though_its_manifest_alone_had_come() {
+    let faulty = FaultyDisk::new();
+    let store = open(&faulty.disk(), &Arc::default()).await;
+    let (all, day) = (study("1.2.1", 9), Some(NOW / DAY + 1));
+    let earlier = pull(&store, "1.2.1", &all[..6], 2, day).await;
+    let stored = async |manifests: &[Hash]| store.stored_bytes(manifests.to_vec()).await.expect("index");
+    let alone = stored(&[earlier]).await;
+    let manifests = [published("1.2.1", &all[..6], 2, 1), published("1.2.1", &all, 2, 2)];
+    let [len_of_earlier, len_of_later] = manifests.each_ref().map(|manifest| manifest.len() as u64);
+    let [_, manifest] = manifests;
+    let later = store.put_manifest_until(manifest, day).await.expect("put");
+    assert_eq!(stored(&[earlier, later]).await, alone + len_of_later, "what both list is counted once");
+
+    store.evict(earlier).await.expect("evict");
+    assert!(!store.has(earlier).await.expect("index"));
+    assert_eq!(stored(&[later]).await, alone + len_of_later - len_of_earlier);
+    let lacking: Vec<Hash> = all[6..].iter().map(|one| Hash::of(&one.manifest.encode().expect("encode"))).collect();
+    assert_eq!(store.lacks(later).await.expect("index"), lacking, "only what the earlier did not list");
+    assert!(!store.was_held(later).await.expect("index"));
+    store.evict(later).await.expect("evict");
+    assert_gone(&faulty, &all[..6], "with the last that lists it");
 }
 
 #[tokio::test(start_paused = true)]
@@ -493,6 +522,7 @@ async fn what_is_held_was_received_or_is_part_of_another_publication_is_not_evic
     store.evict(address).await.expect("evict");
     assert!(store.verify_study(address).await.expect("verify").is_complete());
     store.release(address).await.expect("release");
+    assert!(store.was_held(address).await.expect("index"), "until just now");
     store.evict(address).await.expect("evict");
     for instance in &all[..3] {
         assert_whole(&store, instance).await;
