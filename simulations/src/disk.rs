@@ -110,6 +110,11 @@ impl Disks {
         })
     }
 
+    /// Damages the index of a slot's images.
+    pub(crate) fn spoil_index(&self, slot: u32) {
+        self.with(slot, |drive| drive.engines.index.spoil());
+    }
+
     fn with<T>(&self, slot: u32, act: impl FnOnce(&mut Drive) -> T) -> T {
         let mut drives = lock(&self.drives);
         let drive = drives.entry(slot).or_insert_with(|| Drive {

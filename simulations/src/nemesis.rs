@@ -188,6 +188,10 @@ impl Harm {
                 self.cluster.liars.set(self.slot, None);
             }
             Fault::BitRot => self.rot().await,
+            Fault::IndexRot => {
+                self.cluster.disks.spoil_index(self.slot);
+                self.cluster.world.sometimes("a node's index was damaged");
+            }
             Fault::Replace => self.replace().await,
             Fault::JoinLate => {
                 let Some(slot) = self.cluster.one_more() else { return };

@@ -54,6 +54,8 @@ pub enum Fault {
     WrongBytes,
     /// Bits of images at rest flip on one disk of the mesh.
     BitRot,
+    /// A node's index of its images is damaged.
+    IndexRot,
     /// A machine is lost with its disk; a new node joins in its place. Once in a run.
     Replace,
     /// A site that was not there joins. Once in a run.
@@ -93,7 +95,7 @@ impl Fault {
 }
 
 /// The faults of a swarm: every kind that must not matter. [`Fault::LossyLinks`], [`Fault::CutOff`],
-/// [`Fault::Upgrade`], [`Fault::Relayout`] and [`Fault::Gateway`] may be added to it.
+/// [`Fault::Upgrade`], [`Fault::Relayout`], [`Fault::Gateway`] and [`Fault::IndexRot`] may be added to it.
 pub(crate) const SWARM: [Fault; 25] = [
     Fault::Crash,
     Fault::CrashMany,
@@ -142,6 +144,8 @@ const UPGRADED: f64 = 0.15;
 const RELAID: f64 = 0.4;
 /// The share of swarms in which a hospital has a gateway.
 const GATEWAY: f64 = 0.4;
+/// The share of swarms in which indexes are damaged.
+const INDEX_ROT: f64 = 0.3;
 /// The share of runs whose nodes prefetch, and of those the share with hardly any room for it.
 const PREFETCHES: f64 = 0.6;
 const LITTLE_ROOM: f64 = 0.6;
@@ -340,6 +344,9 @@ impl Plan {
                 }
                 if Rng::stream(settings.seed, "gateway").chance(GATEWAY) {
                     faults.push(Fault::Gateway);
+                }
+                if Rng::stream(settings.seed, "index rot").chance(INDEX_ROT) {
+                    faults.push(Fault::IndexRot);
                 }
                 faults
             }

@@ -122,6 +122,9 @@ async fn start(cluster: &Arc<Cluster>, owner: Owner) -> Result<Running, Failed> 
     } else if !recovery.damage.is_empty() || !recovery.missing.is_empty() {
         cluster.watch.instances.damaged(owner, recovery);
     }
+    if recovery.index_rebuilt {
+        world.sometimes("an index was made anew from the packs");
+    }
     if recovery.torn.is_some() {
         world.sometimes("a pack's torn tail was cut");
     }
@@ -287,16 +290,18 @@ async fn live(cluster: &Arc<Cluster>, running: Running) -> String {
             }
             return reason;
         }
-        if running.store.stats().await.is_ok_and(|stats| stats.is_failed) {
+        if running.store.stats().await.is_ok_and(|stats| !stats.is_failed) {
+            // A second of silence is no end: the store is looked at again.
+            let changed = tokio::time::timeout(Duration::from_secs(1), status.changed()).await;
+            if changed.is_ok_and(|changed| changed.is_err()) {
+                return "raft is gone".to_owned();
+            }
+        } else {
             cluster.world.sometimes("a store stopped writing after a disk error");
             // The process goes on in production and refuses ingest; here it is started again after a
             // while, as an operator would.
             tokio::time::sleep(Duration::from_secs(5)).await;
             return "the store stopped writing".to_owned();
-        }
-        // A second of silence is no end: the store is looked at again.
-        if tokio::time::timeout(Duration::from_secs(1), status.changed()).await.is_ok_and(|changed| changed.is_err()) {
-            return "raft is gone".to_owned();
         }
     }
 }

@@ -30,6 +30,14 @@ impl MemoryHome {
         let engine = MemoryEngine(RwLock::new(content.persisted()));
         Self { current: Mutex::new(Some(Arc::new(engine))) }
     }
+
+    /// Damages what is here: all that is read or written from now on is `InvalidData`, after a crash, too, until it is
+    /// replaced.
+    pub fn spoil(&self) {
+        if let Some(engine) = &*self.current.lock().unwrap_or_else(PoisonError::into_inner) {
+            engine.0.write().unwrap_or_else(PoisonError::into_inner).is_spoiled = true;
+        }
+    }
 }
 
 impl EngineHome for MemoryHome {
@@ -55,12 +63,17 @@ struct MemoryEngine(RwLock<Content>);
 struct Content {
     map: Arc<Map>,
     undo: Undo,
+    is_spoiled: bool,
 }
 
 /// What was before under the keys that were written since the last persist.
 type Undo = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
 
 impl Content {
+    fn sound(&self) -> io::Result<()> {
+        if self.is_spoiled { Err(io::Error::new(io::ErrorKind::InvalidData, "it is damaged")) } else { Ok(()) }
+    }
+
     fn persisted(mut self) -> Self {
         if !self.undo.is_empty() {
             let map = Arc::make_mut(&mut self.map);
@@ -80,18 +93,19 @@ impl MemoryEngine {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn map(&self) -> Arc<Map> {
-        Arc::clone(&self.content().map)
+    fn map(&self) -> io::Result<Arc<Map>> {
+        let content = self.content();
+        content.sound().map(|()| Arc::clone(&content.map))
     }
 }
 
 impl Reader for MemoryEngine {
     fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
-        Ok(self.map().get(key).cloned())
+        Ok(self.map()?.get(key).cloned())
     }
 
     fn scan(&self, from: Bound<&[u8]>, to: Bound<&[u8]>, each: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> io::Result<()> {
-        scan(&self.map(), from, to, each);
+        scan(&*self.map()?, from, to, each);
         Ok(())
     }
 }
@@ -99,7 +113,8 @@ impl Reader for MemoryEngine {
 impl Engine for MemoryEngine {
     fn commit(&self, batch: Batch) -> io::Result<()> {
         let mut content = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let Content { map, undo } = &mut *content;
+        content.sound()?;
+        let Content { map, undo, .. } = &mut *content;
         // Copied only while a view still holds the old map.
         let map = Arc::make_mut(map);
         for (key, value) in batch.0 {
@@ -113,12 +128,14 @@ impl Engine for MemoryEngine {
     }
 
     fn persist(&self) -> io::Result<()> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).undo.clear();
+        let mut content = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        content.sound()?;
+        content.undo.clear();
         Ok(())
     }
 
     fn view(&self) -> Box<dyn Reader> {
-        Box::new(MemoryView(self.map()))
+        Box::new(MemoryView(Arc::clone(&self.content().map)))
     }
 }
 
@@ -153,6 +170,22 @@ fn scan(map: &Map, from: Bound<&[u8]>, to: Bound<&[u8]>, each: &mut dyn FnMut(&[
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_damaged_stays_so_until_it_is_replaced() {
+        let home = MemoryHome::default();
+        let engine = home.open().expect("open");
+        engine.commit(Batch(vec![(b"a".to_vec(), Some(b"1".to_vec()))])).expect("commit");
+        home.spoil();
+        assert_eq!(engine.get(b"a").unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert!(engine.commit(Batch(Vec::new())).is_err() && engine.persist().is_err());
+        drop(engine);
+        let crashed = home.crashed();
+        let engine = crashed.open().expect("open");
+        assert!(engine.scan(Bound::Unbounded, Bound::Unbounded, &mut |_, _| true).is_err());
+        let fresh = crashed.replace(&mut |_| Ok(())).expect("replaced");
+        assert_eq!(fresh.get(b"a").expect("read"), None);
+    }
 
     #[test]
     fn a_crash_takes_what_was_not_persisted_and_nothing_else() {

@@ -145,7 +145,7 @@ const USUAL: [&str; 21] = [
 ];
 /// … or in every tenth.
 const RARE_FROM: u64 = 300;
-const RARE: [&str; 18] = [
+const RARE: [&str; 19] = [
     "a copy was given up",
     "a disk stalled",
     "a gateway had a report delivered",
@@ -162,6 +162,7 @@ const RARE: [&str; 18] = [
     "a write met a full disk",
     "all nodes lost power at once",
     "an fsync failed",
+    "an index was made anew from the packs",
     "an unsynced write was torn",
     "other bytes under a known UID were refused",
 ];
