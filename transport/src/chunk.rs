@@ -4,9 +4,9 @@
 //! answers a header and the bytes. The asker hashes what came, as one buffer (hashing packet-sized
 //! pieces costs 0.9 CPU-seconds a GiB more), and hands it out only if it is what was asked for.
 //!
-//! A holder admits each answer by semaphore before it reads or writes anything: once bytes lie in the
-//! send buffer, no priority brings urgent ones past them. An asker whose request is still waiting may raise its
-//! class by another byte.
+//! A holder admits each answer before it reads or writes anything: once bytes lie in the send buffer, no priority
+//! brings urgent ones past them. It looks at all its connections together, since they share its line. An asker
+//! whose request is still waiting may raise its class by another byte.
 
 use std::io;
 
@@ -15,13 +15,17 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 
 mod get;
+mod places;
 mod serve;
 #[cfg(test)]
 mod tests;
+mod turns;
 mod wire;
 
 pub use get::{GetError, get, get_while, verify};
-pub use serve::{Limits, serve};
+pub use places::Limits;
+pub use serve::serve;
+pub(crate) use turns::Turns;
 
 /// The longest chunk, in bytes.
 pub const CHUNK_LEN_MAX: usize = 1 << 20;
@@ -29,12 +33,12 @@ pub const CHUNK_LEN_MAX: usize = 1 << 20;
 /// The longest object that travels, in bytes: a manifest of a study of two million chunks.
 pub const OBJECT_LEN_MAX: usize = 64 << 20;
 
-/// Bytes that one asker keeps in flight towards one holder; more gain nothing on loopback or at 1 Gb/s over
-/// 40 ms.
+/// Bytes that one asker keeps in flight towards one holder for its readers; more gain nothing on loopback or at
+/// 1 Gb/s over 40 ms.
 pub const IN_FLIGHT_BYTES_MAX: usize = 8 << 20;
 
-/// Requests that one asker keeps in flight towards one holder: half the streams that a connection has. Manifests and
-/// heads are small, and eight of them in a round trip of 50 ms would be 160 a second.
+/// Requests that one asker keeps in flight towards one holder for its readers: half the streams that a connection has.
+/// Manifests and heads are small, and eight of them in a round trip of 50 ms would be 160 a second.
 pub const IN_FLIGHT_MAX: usize = 128;
 
 /// What an object is wanted for, the highest first: a lower class never slows a higher one.

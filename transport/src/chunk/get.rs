@@ -17,6 +17,10 @@ use super::{CHUNK_LEN_MAX, Class, OBJECT_LEN_MAX};
 /// nodes that are well; the fetch planner has asked another holder long before.
 const STALL: Duration = Duration::from_secs(10);
 
+/// … but for this long it need not begin what no reader waits for: others' readers may be served there, and that it is
+/// there at all is told by the connection.
+const TURN_MAX: Duration = Duration::from_secs(300);
+
 /// Segments taken from a stream at once: about 40 kB, so that the connection's lock is taken once for
 /// many packets.
 const SEGMENTS: usize = 32;
@@ -44,7 +48,7 @@ pub enum GetError {
     /// The answer is not of this protocol.
     #[error("holder sent a malformed answer")]
     Malformed,
-    /// Nothing came for 10 s.
+    /// Nothing came for 10 s, or no beginning of what no reader waits for in 5 minutes.
     #[error("holder stopped sending")]
     Stalled,
     /// The stream or the connection broke.
@@ -89,7 +93,7 @@ pub async fn get_while(
     let request = Request { class: now, hash, len_max: u32::try_from(len_max).unwrap_or(u32::MAX) };
     let (mut send, recv) = connection.open_bi().await.map_err(lost)?;
     send.write_all(&request.encode()).await.map_err(lost)?;
-    let mut receiver = Receiver { recv, got: 0, got_at_timer: 0 };
+    let mut receiver = Receiver { recv, class: class.clone(), since: Instant::now(), got: 0, got_at_timer: 0 };
     let answer = receiver.object(len_max);
     let bytes = if now == Class::Reader {
         // It cannot rise.
@@ -137,6 +141,9 @@ fn lost(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> GetError 
 
 struct Receiver {
     recv: quinn::RecvStream,
+    class: watch::Receiver<Class>,
+    /// When it was asked for.
+    since: Instant,
     /// Bytes so far.
     got: usize,
     /// Bytes there were when the timer was last set, by which a stall is told from slowness.
@@ -190,6 +197,11 @@ impl Receiver {
         Ok(())
     }
 
+    /// Whether it may still be that higher classes are before it at the holder.
+    fn may_wait_its_turn(&self) -> bool {
+        self.got == 0 && *self.class.borrow() != Class::Reader && self.since.elapsed() < TURN_MAX
+    }
+
     async fn segment(&mut self, segments: &mut [Bytes], mut stall: Pin<&mut Sleep>) -> Result<Option<usize>, GetError> {
         loop {
             tokio::select! {
@@ -202,7 +214,7 @@ impl Receiver {
                 }
                 // One timer for the whole object: it is moved only when it fires and bytes came since.
                 () = stall.as_mut() => {
-                    if self.got == self.got_at_timer {
+                    if self.got == self.got_at_timer && !self.may_wait_its_turn() {
                         return Err(GetError::Stalled);
                     }
                     self.got_at_timer = self.got;

@@ -1,8 +1,8 @@
 //! The holding side: answers requests for chunks and manifests, within bounds.
 //!
-//! A task accepts connections, one task a connection accepts streams, one task a stream answers. An
-//! answer holds its places (of its connection, of its class, of the node) from before the first read of
-//! the disk until the asker has acknowledged the last byte.
+//! A task accepts connections and keeps the time of those who wait, one task a connection accepts streams, one task
+//! a stream answers. An answer holds its [`Places`] from before the first read of the disk until the asker has
+//! acknowledged the last byte.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use libp2p::PeerId;
-use tokio::sync::{AcquireError, Semaphore, SemaphorePermit};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
+use super::places::{Limits, Places};
 use super::wire::{HEADER_LEN, Header, REQUEST_LEN, Request, class_of};
-use super::{CHUNK_LEN_MAX, ChunkSource, Class, IN_FLIGHT_BYTES_MAX, OBJECT_LEN_MAX};
+use super::{CHUNK_LEN_MAX, ChunkSource, Class, OBJECT_LEN_MAX};
 use crate::{Accepted, Incoming};
 
 /// Time for a request's 38 bytes to arrive once its stream is open.
@@ -30,63 +30,13 @@ const LARGE_ANSWER_DEADLINE: Duration = Duration::from_secs(300);
 /// Stream error code that tells the asker that the holder gives the request up.
 const GAVE_UP: quinn::VarInt = quinn::VarInt::from_u32(1);
 
-/// What an answer takes at least of what is served at once, in bytes: bounds how many small ones read the disk.
-const PLACE_BYTES: usize = 64 << 10;
-
-/// How much is served at once, in bytes of answers in flight. A class has the places at its rank in
-/// [`Class::ALL`] together with all lower ones: so a lower class never holds places that a higher one needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// On a connection.
-    pub per_connection: [usize; Class::ALL.len()],
-    /// In the node; memory is at most the first of them.
-    pub total: [usize; Class::ALL.len()],
-    /// Answers that may be longer than a chunk, in the node; each may hold 64 MiB.
-    pub large_total: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        const MIB: usize = 1 << 20;
-        Self {
-            per_connection: [IN_FLIGHT_BYTES_MAX, 4 * MIB, 3 * MIB, 2 * MIB],
-            total: [64 * MIB, 32 * MIB, 24 * MIB, 16 * MIB],
-            large_total: 4,
-        }
-    }
-}
-
-/// Places for each class and those below it.
-struct Places([(Semaphore, u32); Class::ALL.len()]);
-
-impl Places {
-    fn new(bytes: [usize; Class::ALL.len()]) -> Self {
-        Self(bytes.map(|bytes| {
-            let places = u32::try_from(bytes / PLACE_BYTES).unwrap_or(u32::MAX).max(1);
-            (Semaphore::new(places as usize), places)
-        }))
-    }
-
-    /// Takes the places of an answer, or all there are, from those of the class at `rank`.
-    async fn take(&self, rank: usize, bytes: usize) -> Result<Option<SemaphorePermit<'_>>, AcquireError> {
-        let Some((places, all)) = self.0.get(rank) else { return Ok(None) };
-        let wanted = u32::try_from(bytes.div_ceil(PLACE_BYTES)).unwrap_or(u32::MAX);
-        places.acquire_many(wanted.clamp(1, *all)).await.map(Some)
-    }
-}
-
-/// The places of the node.
-struct NodePlaces {
-    places: Places,
-    large: Semaphore,
-}
-
 /// One connection being served.
 struct Serving {
     peer: PeerId,
     source: Arc<dyn ChunkSource>,
-    node: Arc<NodePlaces>,
-    own: Places,
+    places: Arc<Places>,
+    /// Of the connection, among those of the node.
+    number: u64,
     /// Falls with each answer, so that answers go out one after another within their class: the asker
     /// gets the first early and asks on, instead of getting all late and at once.
     rank: AtomicI32,
@@ -94,17 +44,20 @@ struct Serving {
 
 /// Serves `source` on the connections that come, until no more can come.
 pub async fn serve(mut incoming: Accepted, source: Arc<dyn ChunkSource>, limits: Limits) {
-    let node = Arc::new(NodePlaces { places: Places::new(limits.total), large: Semaphore::new(limits.large_total) });
-    while let Some(Incoming { peer, connection, .. }) = incoming.recv().await {
-        let serving = Arc::new(Serving {
-            peer,
-            source: Arc::clone(&source),
-            node: Arc::clone(&node),
-            own: Places::new(limits.per_connection),
-            rank: AtomicI32::new(0),
-        });
-        // The task ends with the connection, which the endpoint closes at the latest when it is closed.
-        drop(maillage_host::spawn(serve_connection(serving, connection)));
+    let places = Arc::new(Places::new(limits));
+    let accepting = async {
+        let mut number = 0;
+        while let Some(Incoming { peer, connection, .. }) = incoming.recv().await {
+            number += 1;
+            let (source, places) = (Arc::clone(&source), Arc::clone(&places));
+            let serving = Arc::new(Serving { peer, source, places, number, rank: AtomicI32::new(0) });
+            // The task ends with the connection, which the endpoint closes at the latest when it is closed.
+            drop(maillage_host::spawn(serve_connection(serving, connection)));
+        }
+    };
+    tokio::select! {
+        () = accepting => {}
+        never = places.keep_time() => match never {},
     }
 }
 
@@ -135,8 +88,6 @@ enum AnswerError {
     SlowAnswer,
     #[error("stream was given up: {0}")]
     Write(#[from] quinn::WriteError),
-    #[error("places are closed: {0}")]
-    Places(#[from] AcquireError),
 }
 
 impl Serving {
@@ -150,10 +101,10 @@ impl Serving {
         let request = Request::decode(&request).ok_or(AnswerError::Malformed)?;
         let len_max = usize::try_from(request.len_max).unwrap_or(usize::MAX).min(OBJECT_LEN_MAX);
         let mut class = request.class;
-        let _places = loop {
+        let mut place = loop {
             tokio::select! {
                 biased;
-                places = self.places(class, len_max) => break places?,
+                place = self.places.take(self.number, class, len_max) => break place,
                 higher = rises(&mut recv, class) => class = higher,
                 // An asker that gives up while it waits for a place frees it at once.
                 _ = send.stopped() => return Ok(()),
@@ -172,6 +123,7 @@ impl Serving {
                     _ = send.stopped() => return Ok(()),
                     higher = rises(&mut recv, class) => {
                         class = higher;
+                        place.rise(class);
                         let _ = send.set_priority(self.rank(class));
                     }
                 }
@@ -185,21 +137,6 @@ impl Serving {
                 Err(AnswerError::SlowAnswer)
             }
         }
-    }
-
-    /// Waits for the places of an answer: narrowest first, so that nobody waits while holding a place
-    /// that others could use, except one behind its own kind.
-    async fn places(&self, class: Class, len_max: usize) -> Result<Vec<SemaphorePermit<'_>>, AcquireError> {
-        let mut places = Vec::with_capacity(2 * Class::ALL.len() + 1);
-        for rank in (0..=class.rank()).rev() {
-            if rank == 0 && len_max > CHUNK_LEN_MAX {
-                places.push(self.node.large.acquire().await?);
-            }
-            for of in [&self.own, &self.node.places] {
-                places.extend(of.take(rank, len_max.min(CHUNK_LEN_MAX)).await?);
-            }
-        }
-        Ok(places)
     }
 
     async fn look_up(&self, request: &Request, len_max: usize) -> (Header, Bytes) {

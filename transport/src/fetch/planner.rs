@@ -9,16 +9,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::chunk::Class;
+use crate::chunk::{Class, Turns};
 
 mod holder;
 mod latency;
-mod turns;
 
 pub use holder::Room;
 use holder::{Holder, Place};
 use latency::Latency;
-use turns::Turns;
 
 /// An answer is overdue at this many tenths of the 95th percentile of the answers so far.
 const OVERDUE_TENTHS: u32 = 15;
@@ -102,8 +100,8 @@ pub struct Planner {
     holders: Vec<Holder>,
     items: BTreeMap<ItemIndex, Item>,
     requests: BTreeMap<Ticket, Request>,
-    /// Of readers' requests, and of the others', which may wait behind them.
-    latency: [Latency; 2],
+    /// Of each class, since the lower ones may wait behind the higher.
+    latency: [Latency; Class::ALL.len()],
     turns: Turns,
     next_item: u64,
     next_ticket: u64,
@@ -215,15 +213,14 @@ impl Planner {
         if let Some((holder, item)) = self.overdue(now) {
             return self.assign(now, holder, item);
         }
-        let free = self.free_holders(now);
         for class in Class::ALL.into_iter().filter(|class| self.may_begin(now, *class)) {
-            for holder in &free {
-                if let Some(item) = self.first_of(now, *holder, class) {
-                    return self.assign(now, *holder, item);
+            for holder in self.free_holders(now, class) {
+                if let Some(item) = self.first_of(now, holder, class) {
+                    return self.assign(now, holder, item);
                 }
             }
         }
-        let (holder, item) = self.end_game(now, &free)?;
+        let (holder, item) = self.end_game(now)?;
         self.assign(now, holder, item)
     }
 
@@ -242,10 +239,11 @@ impl Planner {
     pub fn on_done(&mut self, now: Duration, ticket: Ticket) -> Settled {
         let Some(request) = self.take(ticket) else { return Settled::default() };
         let took = now.saturating_sub(request.since);
-        self.latency[group(request.class)].add(took);
+        // One that has risen waited as what it was.
+        self.latency[request.began_as.rank()].add(took);
         self.turns.ended(now, request.class, took);
         if let Some(holder) = self.holders.get_mut(request.holder.0) {
-            holder.on_answer(took, request.behind);
+            holder.on_answer(request.began_as, took, request.behind);
         }
         self.items.remove(&request.item);
         let cancelled: Vec<Ticket> = self.requests_for(request.item).collect();
@@ -254,7 +252,7 @@ impl Planner {
             if let Some(slow) = self.take(*other)
                 && let Some(holder) = self.holders.get_mut(slow.holder.0)
             {
-                holder.on_outrun(now.saturating_sub(slow.since));
+                holder.on_outrun(slow.began_as, now.saturating_sub(slow.since));
             }
         }
         Settled { had: Some(request.item), lost: Vec::new(), cancelled }
@@ -386,15 +384,16 @@ impl Planner {
     /// Whether a class may begin a request: no higher one is at work, or this one has its small share. What is
     /// overdue is not at work, or a holder that hangs would hold up all classes below.
     fn may_begin(&self, now: Duration, class: Class) -> bool {
-        let at_work = |request: &&Request| request.class < class && !self.is_overdue(now, request);
+        let is_busy = |higher: Class| {
+            self.requests.values().any(|request| request.class == higher && !self.is_overdue(now, request))
+        };
         let is_alone = || !self.requests.values().any(|request| request.class == class);
-        class == Class::Reader
-            || self.turns.may_begin(now, class, self.requests.values().any(|request| at_work(&request)), is_alone)
+        self.turns.ahead_of(now, class, is_busy).is_none() || (self.turns.has_share(now, class) && is_alone())
     }
 
     /// The first object of a class that a holder should be asked for.
     fn first_of(&self, now: Duration, holder: HolderIndex, class: Class) -> Option<ItemIndex> {
-        let known = self.holders.get(holder.0).filter(|holder| holder.has_room(now, class))?;
+        let known = self.holders.get(holder.0)?;
         let of_class = known.queue.range(Place::first_of(class)..).take_while(|place| place.class == class);
         of_class.map(|place| place.item).find(|item| self.should_ask(now, holder, *item))
     }
@@ -404,30 +403,28 @@ impl Planner {
     fn should_ask(&self, now: Duration, holder: HolderIndex, item: ItemIndex) -> bool {
         let is_distrusted = |h: HolderIndex| self.holders.get(h.0).is_some_and(|h| h.is_distrusted(now));
         let Some(item) = self.items.get(&item).filter(|item| item.holders.contains(&holder)) else { return false };
-        let is_better = |h: &HolderIndex| !is_distrusted(*h) && !self.is_stuck(now, *h);
+        let is_better = |h: &HolderIndex| !is_distrusted(*h) && !self.is_stuck(now, *h, item.place.class);
         !is_distrusted(holder) || !item.holders.iter().any(is_better)
     }
 
-    /// Whether all that the holder has room for is overdue.
-    fn is_stuck(&self, now: Duration, holder: HolderIndex) -> bool {
-        let mut of_holder = self.requests.values().filter(|request| request.holder == holder);
-        self.holders.get(holder.0).is_some_and(|h| h.is_full())
-            && of_holder.all(|request| self.is_overdue(now, request))
+    /// Whether all that the holder has room for in a class is overdue.
+    fn is_stuck(&self, now: Duration, holder: HolderIndex, class: Class) -> bool {
+        let mut of_class = self.requests.values().filter(|r| r.holder == holder && r.began_as == class);
+        self.holders.get(holder.0).is_some_and(|h| h.is_full_for(class))
+            && of_class.all(|request| self.is_overdue(now, request))
     }
 
-    /// Holders with room for some class, the one that would answer soonest first.
-    fn free_holders(&self, now: Duration) -> Vec<HolderIndex> {
-        let has_some =
-            |holder: &Holder| [Class::Reader, Class::Repair].iter().any(|class| holder.has_room(now, *class));
-        let known = self.holders.iter().enumerate().filter(|(_, holder)| has_some(holder));
+    /// Holders with room for a class, the one that would answer soonest first.
+    fn free_holders(&self, now: Duration, class: Class) -> Vec<HolderIndex> {
+        let known = self.holders.iter().enumerate().filter(|(_, holder)| holder.has_room(now, class));
         let mut free: Vec<_> =
-            known.map(|(at, h)| (h.expects().unwrap_or_default(), h.in_flight(), HolderIndex(at))).collect();
+            known.map(|(at, h)| (h.expects(class).unwrap_or_default(), h.in_flight(), HolderIndex(at))).collect();
         free.sort_unstable();
         free.into_iter().map(|(_, _, holder)| holder).collect()
     }
 
     fn overdue_after(&self, class: Class) -> Duration {
-        match self.latency[group(class)].p95() {
+        match self.latency[class.rank()].p95() {
             Some(p95) => (p95 * OVERDUE_TENTHS / 10).max(OVERDUE_MIN),
             None => OVERDUE_UNKNOWN,
         }
@@ -449,13 +446,10 @@ impl Planner {
         }
         // Tickets rise with time, so the last request for each object stays.
         let newest: BTreeMap<ItemIndex, &Request> = self.requests.values().map(|r| (r.item, r)).collect();
-        let free = self.free_holders(now);
+        let free = Class::ALL.map(|class| self.free_holders(now, class));
         self.requests.values().find_map(|request| {
             let newest = newest.get(&request.item).filter(|newest| self.is_overdue(now, newest))?;
-            let others = || {
-                let has_room = |h: &&HolderIndex| self.holders.get(h.0).is_some_and(|h| h.has_room(now, newest.class));
-                free.iter().filter(has_room).filter(|holder| !self.is_asked(**holder, request.item))
-            };
+            let others = || free[newest.class.rank()].iter().filter(|holder| !self.is_asked(**holder, request.item));
             let may_give =
                 |holder: HolderIndex| self.items.get(&request.item).is_some_and(|item| item.holders.contains(&holder));
             let holder = others()
@@ -467,10 +461,10 @@ impl Planner {
 
     /// When nothing is left to begin, an idle holder takes over the request that seems furthest from
     /// its end, if it expects to be sooner.
-    fn end_game(&self, now: Duration, free: &[HolderIndex]) -> Option<(HolderIndex, ItemIndex)> {
+    fn end_game(&self, now: Duration) -> Option<(HolderIndex, ItemIndex)> {
         let remaining = |request: &Request| {
             let age = now.saturating_sub(request.since);
-            match self.holders.get(request.holder.0).and_then(Holder::expects) {
+            match self.holders.get(request.holder.0).and_then(|holder| holder.expects(request.class)) {
                 // A little late is usual.
                 Some(expects) if 2 * expects > age => expects.saturating_sub(age),
                 // Past its time, or nothing known: as long again as it has taken.
@@ -478,19 +472,18 @@ impl Planner {
             }
         };
         let is_alone = |request: &Request| self.items.get(&request.item).is_some_and(|item| item.asked.len() == 1);
-        free.iter().find_map(|holder| {
-            let expects = self.holders.get(holder.0)?.expects()?;
+        let take_over = |class: Class, holder: HolderIndex| {
+            let expects = self.holders.get(holder.0)?.expects(class)?;
             let may_take = |r: &&Request| {
-                let has_room = self.holders.get(holder.0).is_some_and(|holder| holder.has_room(now, r.class));
-                has_room && is_alone(r) && !self.is_asked(*holder, r.item) && self.should_ask(now, *holder, r.item)
+                r.class == class
+                    && is_alone(r)
+                    && !self.is_asked(holder, r.item)
+                    && self.should_ask(now, holder, r.item)
             };
             let slowest = self.requests.values().filter(may_take).max_by_key(|request| remaining(request))?;
-            (expects < remaining(slowest) && self.may_begin(now, slowest.class)).then_some((*holder, slowest.item))
-        })
+            (expects < remaining(slowest)).then_some((holder, slowest.item))
+        };
+        let mut classes = Class::ALL.into_iter().filter(|class| self.may_begin(now, *class));
+        classes.find_map(|class| self.free_holders(now, class).into_iter().find_map(|holder| take_over(class, holder)))
     }
-}
-
-/// Whose answers' times a class is judged by.
-fn group(class: Class) -> usize {
-    usize::from(class != Class::Reader)
 }

@@ -23,6 +23,18 @@ pub(crate) struct Path {
     pub(crate) queue_bytes: u64,
 }
 
+impl Path {
+    /// When a datagram that comes at a time has passed, unless it is dropped. `free_at`: when those before it have.
+    fn passes(&self, free_at: &mut Instant, at: Instant, datagram: &[u8]) -> Option<Instant> {
+        let took = |bytes: u64| Duration::from_nanos(bytes * 1_000_000_000 / self.bytes_per_s);
+        if *free_at > at + took(self.queue_bytes) {
+            return None;
+        }
+        *free_at = (*free_at).max(at) + took(datagram.len() as u64);
+        Some(*free_at)
+    }
+}
+
 /// The ports of a wire.
 #[derive(Debug)]
 pub(crate) struct Wire {
@@ -34,6 +46,8 @@ pub(crate) struct Wire {
 struct Port {
     /// When what is on the path towards it has passed.
     free_at: Instant,
+    /// The same of what it sends, to whomever, where that has to share a line.
+    sent_at: Option<Instant>,
     underway: mpsc::UnboundedSender<(Instant, SocketAddr, Vec<u8>)>,
 }
 
@@ -48,14 +62,23 @@ impl Wire {
         Arc::new(Self { path, ports: Mutex::default() })
     }
 
-    /// A socket of its own.
+    /// A socket of its own, with a path to each other.
     pub(crate) fn socket(self: &Arc<Self>) -> Arc<dyn AsyncUdpSocket> {
+        self.open(None)
+    }
+
+    /// A socket whose datagrams share a line of the same rate and queue before their paths.
+    pub(crate) fn socket_behind_a_line(self: &Arc<Self>) -> Arc<dyn AsyncUdpSocket> {
+        self.open(Some(Instant::now()))
+    }
+
+    fn open(self: &Arc<Self>, sent_at: Option<Instant>) -> Arc<dyn AsyncUdpSocket> {
         let mut ports = lock(&self.ports);
         let last = u8::try_from(ports.len() + 1).expect("few ports");
         let address = SocketAddr::from(([10, 0, 0, last], 7400));
         let (underway, mut arriving) = mpsc::unbounded_channel();
         let inbox = Arc::<Mutex<Inbox>>::default();
-        ports.insert(address, Port { free_at: Instant::now(), underway });
+        ports.insert(address, Port { free_at: Instant::now(), sent_at, underway });
         let arrived = Arc::clone(&inbox);
         drop(maillage_host::spawn(async move {
             while let Some((at, from, datagram)) = arriving.recv().await {
@@ -72,14 +95,14 @@ impl Wire {
 
     fn send(&self, from: SocketAddr, transmit: &Transmit<'_>) {
         let mut ports = lock(&self.ports);
-        let Some(port) = ports.get_mut(&transmit.destination) else { return };
-        let (now, path) = (Instant::now(), self.path);
-        let took = |bytes: u64| Duration::from_nanos(bytes * 1_000_000_000 / path.bytes_per_s);
-        if port.free_at > now + took(path.queue_bytes) {
-            return;
+        let mut at = Instant::now();
+        if let Some(sent_at) = ports.get_mut(&from).and_then(|port| port.sent_at.as_mut()) {
+            let Some(passed) = self.path.passes(sent_at, at, transmit.contents) else { return };
+            at = passed;
         }
-        port.free_at = port.free_at.max(now) + took(transmit.contents.len() as u64);
-        let _ = port.underway.send((port.free_at + path.delay, from, transmit.contents.to_vec()));
+        let Some(port) = ports.get_mut(&transmit.destination) else { return };
+        let Some(passed) = self.path.passes(&mut port.free_at, at, transmit.contents) else { return };
+        let _ = port.underway.send((passed + self.path.delay, from, transmit.contents.to_vec()));
     }
 }
 

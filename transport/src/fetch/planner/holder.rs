@@ -18,7 +18,7 @@ const MEAN_ONE_IN: u32 = 4;
 /// path is never idle; little enough that what is wanted at once does not wait a second behind it.
 const QUEUED: Duration = Duration::from_millis(100);
 
-/// The classes below a reader's share a part of the room: one in …
+/// Each class below a reader's has a part of the room: one in …
 const LOWER_ONE_IN: usize = 2;
 
 /// How much one holder is asked for at a time.
@@ -52,11 +52,17 @@ impl Place {
     }
 }
 
-/// Requests under way, and the bytes they are for.
+/// What is known of a class at a holder, apart from the others: what is asked for in a lower one may wait there for
+/// long, behind readers elsewhere.
 #[derive(Debug, Clone, Copy, Default)]
-struct UnderWay {
+struct Lane {
+    /// Requests under way, and the bytes they are for.
     requests: usize,
     bytes: u64,
+    /// Running mean of the time of an answer, with as many under way as usual.
+    mean: Option<Duration>,
+    /// Running mean of the bytes that come in a second.
+    rate: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -66,14 +72,9 @@ pub(super) struct Holder {
     /// It gave wrong bytes: until then it is asked only for what no other can give.
     pub(super) distrusted_until: Option<Duration>,
     room: Room,
-    /// Under way: of readers, and of the classes below.
-    under_way: [UnderWay; 2],
-    /// Running mean of the time of an answer, with as many under way as usual.
-    mean: Option<Duration>,
+    lanes: [Lane; Class::ALL.len()],
     /// The shortest answer since it last failed: little more than a round trip.
     shortest: Option<Duration>,
-    /// Running mean of the bytes that come in a second.
-    rate: Option<u64>,
     failures: u32,
     /// When the last failure was counted: requests from before it fail for the same reason.
     failed_at: Option<Duration>,
@@ -86,10 +87,8 @@ impl Holder {
             queue: BTreeSet::new(),
             distrusted_until: None,
             room,
-            under_way: [UnderWay::default(); 2],
-            mean: None,
+            lanes: Default::default(),
             shortest: None,
-            rate: None,
             failures: 0,
             failed_at: None,
             rests_until: None,
@@ -101,77 +100,74 @@ impl Holder {
         self.rests_until.is_none_or(|until| until <= now) && !self.is_full_for(class)
     }
 
-    pub(super) fn is_full(&self) -> bool {
-        self.is_full_for(Class::Reader)
-    }
-
-    /// Readers may have all the room, whoever else has some of it; those below have their part, whatever readers
-    /// have: whether they may begin at all is not decided by room.
-    fn is_full_for(&self, class: Class) -> bool {
-        let [readers, lower] = self.under_way;
-        if class == Class::Reader {
-            let (requests, bytes) = (readers.requests + lower.requests, readers.bytes + lower.bytes);
-            return requests >= self.room.requests || bytes >= self.window();
-        }
-        let bytes = (self.window() / LOWER_ONE_IN as u64).max(self.room.bytes_min);
-        lower.requests >= (self.room.requests / LOWER_ONE_IN).max(1) || lower.bytes >= bytes
+    /// Each class has its room, whatever the others have: whether it may begin beside them at all is not decided by
+    /// room. Even when all the lower ones wait at the holder, a reader has streams of the connection left.
+    pub(super) fn is_full_for(&self, class: Class) -> bool {
+        let lane = self.lanes[class.rank()];
+        let one_in = if class == Class::Reader { 1 } else { LOWER_ONE_IN };
+        let bytes = (self.window(class) / one_in as u64).max(self.room.bytes_min);
+        lane.requests >= (self.room.requests / one_in).max(1) || lane.bytes >= bytes
     }
 
     /// Bytes that may be under way: what comes in a round trip, and as much again as may be queued.
-    fn window(&self) -> u64 {
-        let (Some(rate), Some(round)) = (self.rate, self.shortest) else { return self.room.bytes_min };
+    fn window(&self, class: Class) -> u64 {
+        let (Some(rate), Some(round)) = (self.lanes[class.rank()].rate, self.shortest) else {
+            return self.room.bytes_min;
+        };
         let time = QUEUED + 2 * round;
         let bytes = u128::from(rate).saturating_mul(time.as_micros()) / 1_000_000;
         u64::try_from(bytes).unwrap_or(u64::MAX).clamp(self.room.bytes_min, self.room.bytes_max)
     }
 
     pub(super) fn in_flight(&self) -> usize {
-        self.under_way.iter().map(|one| one.requests).sum()
+        self.lanes.iter().map(|lane| lane.requests).sum()
     }
 
-    /// It is asked. Returns the bytes that are under way with this.
+    /// It is asked. Returns the bytes under way that come with or before this.
     pub(super) fn begin(&mut self, class: Class, len: u64) -> u64 {
-        let of_class = &mut self.under_way[usize::from(class != Class::Reader)];
-        of_class.requests += 1;
-        of_class.bytes += len;
-        self.under_way.iter().map(|one| one.bytes).sum()
+        let lane = &mut self.lanes[class.rank()];
+        lane.requests += 1;
+        lane.bytes += len;
+        self.lanes.iter().take(class.rank() + 1).map(|lane| lane.bytes).sum()
     }
 
     /// A request to it is over that began in this class.
     pub(super) fn end(&mut self, class: Class, len: u64) {
-        let of_class = &mut self.under_way[usize::from(class != Class::Reader)];
-        of_class.requests = of_class.requests.saturating_sub(1);
-        of_class.bytes = of_class.bytes.saturating_sub(len);
+        let lane = &mut self.lanes[class.rank()];
+        lane.requests = lane.requests.saturating_sub(1);
+        lane.bytes = lane.bytes.saturating_sub(len);
     }
 
-    /// How long an answer is likely to take, once one came.
-    pub(super) fn expects(&self) -> Option<Duration> {
-        self.mean
+    /// How long an answer in a class is likely to take, once one came.
+    pub(super) fn expects(&self, class: Class) -> Option<Duration> {
+        self.lanes[class.rank()].mean
     }
 
     pub(super) fn is_distrusted(&self, now: Duration) -> bool {
         self.distrusted_until.is_some_and(|until| now < until)
     }
 
-    /// An answer came, with `behind` bytes under way when it was asked for.
-    pub(super) fn on_answer(&mut self, took: Duration, behind: u64) {
+    /// An answer came to a request that began in this class, with `behind` bytes under way when it was asked for.
+    pub(super) fn on_answer(&mut self, class: Class, took: Duration, behind: u64) {
         self.failures = 0;
         self.rests_until = None;
-        self.mean = Some(match self.mean {
+        self.shortest = Some(self.shortest.map_or(took, |shortest| took.min(shortest)));
+        let lane = &mut self.lanes[class.rank()];
+        lane.mean = Some(match lane.mean {
             Some(mean) => mean - mean / MEAN_ONE_IN + took / MEAN_ONE_IN,
             None => took,
         });
-        self.shortest = Some(self.shortest.map_or(took, |shortest| took.min(shortest)));
         let rate = u128::from(behind) * 1_000_000 / took.as_micros().max(1);
         let rate = u64::try_from(rate).unwrap_or(u64::MAX);
         let one_in = u64::from(MEAN_ONE_IN);
-        self.rate = Some(self.rate.map_or(rate, |mean| mean - mean / one_in + rate / one_in));
+        lane.rate = Some(lane.rate.map_or(rate, |mean| mean - mean / one_in + rate / one_in));
     }
 
     /// Another holder answered sooner, after this one had been asked for `at_least`.
-    pub(super) fn on_outrun(&mut self, at_least: Duration) {
-        if self.mean.is_none_or(|mean| mean < at_least) {
-            self.mean = Some(at_least);
+    pub(super) fn on_outrun(&mut self, class: Class, at_least: Duration) {
+        let lane = &mut self.lanes[class.rank()];
+        if lane.mean.is_none_or(|mean| mean < at_least) {
+            lane.mean = Some(at_least);
         }
     }
 

@@ -12,7 +12,7 @@ use crate::chunk::{self, Class, Limits};
 use crate::fetch::{Arriving, Fetcher, Wanted};
 use crate::testing::wire::{Path, Wire};
 use crate::testing::{Node, Shelf, acquaint, chunks};
-use crate::{Alpn, Identity, PeerId, Socket};
+use crate::{Alpn, Identity, PeerId, Plane, Socket};
 
 /// 40 Mb/s over 20 ms, with a queue of 100 ms.
 const PATH: Path = Path { bytes_per_s: 5_000_000, delay: Duration::from_millis(20), queue_bytes: 500_000 };
@@ -91,6 +91,75 @@ async fn no_lower_class_slows_a_reader() {
     assert_eq!(meanwhile, 3, "they had not ended before the reader came");
     let share = alone.as_secs_f64() / beside.as_secs_f64();
     assert!(share >= 0.9, "the reader took {beside:?} rather than {alone:?}: {share:.2}");
+}
+
+/// One who holds, whose line those who ask share.
+async fn shared(asking: usize, shelf: Shelf) -> (Node, Vec<Node>) {
+    let wire = Wire::new(PATH);
+    let holder = Node::at(Identity::generate(), Socket::Abstract(wire.socket_behind_a_line()));
+    let askers: Vec<Node> =
+        (0..asking).map(|_| Node::at(Identity::generate(), Socket::Abstract(wire.socket()))).collect();
+    acquaint(&askers.iter().chain([&holder]).collect::<Vec<_>>());
+    let incoming = holder.endpoint.accept(Alpn::Chunk);
+    drop(maillage_host::spawn(chunk::serve(incoming, Arc::new(shelf), Limits::default())));
+    (holder, askers)
+}
+
+/// The time in which a site gets a study from the only one that has it, while others make copies of others.
+async fn reading_beside(copying: usize) -> Duration {
+    let all = chunks(120 + copying * 160, CHUNK);
+    let (study, rest) = all.split_at(120);
+    let (holder, askers) = shared(1 + copying, Shelf::of(&all)).await;
+    let fetchers: Vec<Fetcher> =
+        askers.iter().map(|asker| Fetcher::new(Arc::new(asker.endpoint.clone()), mpsc::channel(100).0)).collect();
+    let fetch = |n: usize, all: &[Bytes], class: Class| fetchers[n].fetch(wanted(all), vec![holder.peer()], class);
+    // Each has its link, and the line is full of copies, when the reader comes.
+    taken(fetch(0, &all[119..120], Class::Reader)).await;
+    let parts = rest.chunks(160).enumerate();
+    let copies: Vec<_> = parts.map(|(n, part)| maillage_host::spawn(taken(fetch(1 + n, part, Class::Copy)))).collect();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let (took, had) = taken(fetch(0, study, Class::Reader)).await;
+    assert_eq!(had, 120);
+    for copy in copies {
+        assert!(!copy.is_finished(), "they had not ended before the reader came, nor been let by");
+        assert_eq!(copy.await.expect("it runs to its end").1, 160, "what stood back is not lost");
+    }
+    took
+}
+
+#[tokio::test(start_paused = true)]
+async fn copies_of_other_sites_do_not_slow_a_reader() {
+    let (alone, beside) = (reading_beside(0).await, reading_beside(2).await);
+    let share = alone.as_secs_f64() / beside.as_secs_f64();
+    assert!(share >= 0.8, "the reader took {beside:?} rather than {alone:?}: {share:.2}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_behind_a_reader_elsewhere_is_not_given_up() {
+    let all = chunks(4, 1000);
+    let slow = Shelf { delay: Duration::from_millis(500), ..Shelf::of(&all) };
+    let (holder, askers) = shared(2, slow).await;
+    let link = async |n: usize| askers[n].endpoint.link(holder.peer(), Plane::Chunk).await.expect("a link");
+    let (reader, copier) = (link(0).await, link(1).await);
+    let get = |n: usize, from: &quinn::Connection, class: Class| {
+        let (from, hash) = (from.clone(), blake3::hash(&all[n]));
+        async move { chunk::get(&from, hash, 1000, class).await }
+    };
+    let since = Instant::now();
+    let reading = async {
+        while since.elapsed() < Duration::from_secs(60) {
+            get(0, &reader, Class::Reader).await.expect("read");
+        }
+    };
+    let copying = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let copies = [1, 2, 3].map(|n| get(n, &copier, Class::Copy));
+        let copies = futures::future::join_all(copies).await;
+        (copies.iter().filter(|copy| copy.is_ok()).count(), since.elapsed())
+    };
+    let ((), (had, after)) = futures::future::join(reading, copying).await;
+    assert_eq!(had, 3);
+    assert!((35..60).contains(&after.as_secs()), "each a share, while the reader was there: {after:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -419,7 +419,63 @@ fn a_holder_that_hangs_with_a_readers_request_does_not_hold_up_copies_for_ever()
         now = wake;
         assigned(&mut planner, now);
     }
-    assert_eq!((planner.in_flight(), holders.len()), (1 + WINDOW / 2, 1), "{hanging:?} hangs");
+    assert_eq!((planner.in_flight(), holders.len()), (1 + 1 + WINDOW / 2, 1), "{hanging:?} hangs");
+}
+
+#[test]
+fn what_waits_at_a_holder_leaves_those_of_other_classes_their_room_there() {
+    let (mut planner, holders, _) = plan(1, 10, Want { class: Class::Repair, ..READER });
+    let now = ms(1000);
+    let mut asked = assigned(&mut planner, now);
+    // The lowest waits there, then the next.
+    for (class, most) in [(Class::Copy, WINDOW / 2), (Class::Prefetch, WINDOW / 2), (Class::Reader, WINDOW)] {
+        for _ in 0..10 {
+            planner.want(Want { class, ..READER }, &holders).expect("wanted");
+        }
+        let of_class = assigned(&mut planner, now);
+        assert!(of_class.iter().all(|asked| asked.class == class) && of_class.len() == most, "{class:?}: {of_class:?}");
+        asked.extend(of_class);
+    }
+    // Among those below a reader, too, none is without its share as long as there is a higher one.
+    let (mut now, mut copies) = (now, 0);
+    for _ in 0..1000 {
+        now += ms(10);
+        for asked in std::mem::take(&mut asked) {
+            planner.on_done(now, asked.ticket);
+            if asked.class == Class::Prefetch {
+                planner.want(Want { class: Class::Prefetch, ..READER }, &holders).expect("wanted");
+            }
+        }
+        asked = assigned(&mut planner, now);
+        copies += asked.iter().filter(|asked| asked.class == Class::Copy).count();
+    }
+    assert_eq!(copies, 8, "all that are left, beside prefetching without end");
+}
+
+#[test]
+fn what_waited_at_a_holder_says_nothing_of_how_fast_it_gives_to_a_reader() {
+    let mut planner = Planner::new(Room { requests: 128, bytes_min: 1 << 20, bytes_max: 8 << 20 });
+    let holder = [planner.add_holder()];
+    let want = |planner: &mut Planner, want: Want, count: usize| {
+        for _ in 0..count {
+            planner.want(want, &holder).expect("wanted");
+        }
+    };
+    want(&mut planner, Want { class: Class::Copy, len: 1 << 14, ..READER }, 64);
+    let mut now = Duration::ZERO;
+    let copies = assigned(&mut planner, now);
+    assert_eq!(copies.len(), 64);
+    want(&mut planner, Want { len: 1 << 18, ..READER }, 400);
+    for _ in 0..5 {
+        let asked = assigned(&mut planner, now);
+        // 300 MB/s.
+        now += Duration::from_micros((1 << 18) / 300 * asked.len() as u64);
+        asked.iter().for_each(|asked| drop(planner.on_done(now, asked.ticket)));
+    }
+    // The copies waited for others' readers meanwhile, and longer.
+    now += ms(60_000);
+    copies.iter().for_each(|asked| drop(planner.on_done(now, asked.ticket)));
+    assert_eq!(assigned(&mut planner, now).len(), 32, "all the room");
 }
 
 #[test]
