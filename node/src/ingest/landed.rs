@@ -9,7 +9,7 @@ use maillage_store::{Arrived, ArrivedError, Claimed, InstanceIdentity, Landed, L
 use tokio_util::sync::CancellationToken;
 
 use super::making::Reception;
-use super::{Arrival, Ingest, IngestError, Prepared, internal, prepare};
+use super::{Arrival, Ingest, IngestError, Listed, Prepared, internal, prepare};
 
 /// Before what could not be stored is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -103,11 +103,16 @@ impl Ingest {
         let prepared = prepared.map_err(IngestError::from)?;
         let series_uid = prepared.attributes.series_uid.to_string();
         let identity = InstanceIdentity { sop_instance, sop_class, series_uid, study_uid, transfer_syntax };
+        // It may have been stored by a process that ended before it was done here, and before it was proven.
+        let listed = self.listed(&identity, prepared.dataset_hash).await?;
+        if matches!(listed, Some(Listed::Readable(_))) {
+            return Ok(());
+        }
         let flags = ManifestFlags { undecodable: prepared.undecodable, foreign_preamble: false };
         // Behind those who still wait, unless they would soon wait for the coder themselves.
         let reception =
             Reception { received_at: UnixMillis(received_at), source, is_awaited: self.0.store.landing().is_pressed() };
-        self.make(prepared, identity, flags, reception, Some(key), false).await?;
+        self.make(prepared, identity, flags, reception, Some(key), listed.is_some()).await?;
         Ok(())
     }
 }

@@ -80,8 +80,8 @@ impl Ingest {
         let pieces = on_each_piece(&cutting, is_awaited, |cutting, n| cutting.piece(n)).await?;
         let mut pieces: Vec<Piece> = pieces.into_iter().flatten().collect();
         let (cut, manifest) = described(pieces.clone())?;
-        // Side by side, since either takes about as long: the raw bytes are here, and with their sender, until both
-        // are done. Should this process end between them, what is durable is proven when it is sent again.
+        // Side by side, since either takes about as long: the raw bytes are here, and with their sender or in the
+        // landing, until both are done. Should this process end between them, what is durable is read when it comes again.
         let commit = async {
             if is_anew {
                 store.commit_instance_anew(cut, manifest, received_at, source.clone()).await

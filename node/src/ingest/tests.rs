@@ -83,32 +83,35 @@ impl Bench {
         let pieces: Vec<Bytes> = self.store.read_instance(&manifest).try_collect().await?;
         Ok(pieces.concat())
     }
+
+    /// Stores a slice as a codec leaves it that gives something else back, in a process that ends before it is noticed.
+    async fn store_unproven(&self, phantom: &CtPhantom, uid: &Uid, dataset: &Bytes) {
+        let prepared = prepare(dataset.clone(), &CtPhantom::TRANSFER_SYNTAX).expect("sound");
+        let other: Bytes = [&dataset[..dataset.len() - 1], &[0xff]].concat().into();
+        let sealing = self.store.keys().sealing(phantom.study_uid().as_str()).await.expect("a key");
+        let key = Arc::clone(sealing.key());
+        let cutting = Arc::new(Cutting::new(other, prepared.dataset_hash, prepared.part, Some(Arc::clone(&key))));
+        let pieces = on_each_piece(&cutting, true, |cutting, n| cutting.piece(n)).await.expect("made");
+        let cut = cutting.finish(pieces.into_iter().flatten().collect()).expect("all of them");
+        let identity = InstanceIdentity {
+            sop_instance: uid.to_string(),
+            sop_class: CtPhantom::SOP_CLASS.to_string(),
+            series_uid: phantom.series_uid().to_string(),
+            study_uid: phantom.study_uid().to_string(),
+            transfer_syntax: CtPhantom::TRANSFER_SYNTAX.to_string(),
+        };
+        let attributes = encode_attributes(&prepared.attributes).expect("encodes");
+        let manifest =
+            InstanceManifest::sealed(&cut, identity, &attributes, ManifestFlags::default(), &key).expect("sealed");
+        self.store.commit_instance(cut, manifest, Clock::system().now(), "CT1".to_owned()).await.expect("stored");
+    }
 }
 
 #[tokio::test]
 async fn what_was_stored_and_never_proven_is_stored_anew_when_it_comes_again() {
     let (bench, phantom) = (bench().await, CtPhantom { slices: 1, ..CtPhantom::default() });
     let (uid, dataset) = phantom.slice(0);
-    // As a codec leaves it that gives something else back, in a process that ends before it is noticed.
-    let prepared = prepare(dataset.clone(), &CtPhantom::TRANSFER_SYNTAX).expect("sound");
-    let other: Bytes = [&dataset[..dataset.len() - 1], &[0xff]].concat().into();
-    let sealing = bench.store.keys().sealing(phantom.study_uid().as_str()).await.expect("a key");
-    let key = Arc::clone(sealing.key());
-    let cutting = Arc::new(Cutting::new(other, prepared.dataset_hash, prepared.part, Some(Arc::clone(&key))));
-    let pieces = on_each_piece(&cutting, true, |cutting, n| cutting.piece(n)).await.expect("made");
-    let cut = cutting.finish(pieces.into_iter().flatten().collect()).expect("all of them");
-    let identity = InstanceIdentity {
-        sop_instance: uid.to_string(),
-        sop_class: CtPhantom::SOP_CLASS.to_string(),
-        series_uid: phantom.series_uid().to_string(),
-        study_uid: phantom.study_uid().to_string(),
-        transfer_syntax: CtPhantom::TRANSFER_SYNTAX.to_string(),
-    };
-    let attributes = encode_attributes(&prepared.attributes).expect("encodes");
-    let manifest =
-        InstanceManifest::sealed(&cut, identity, &attributes, ManifestFlags::default(), &key).expect("sealed");
-    bench.store.commit_instance(cut, manifest, Clock::system().now(), "CT1".to_owned()).await.expect("stored");
-    drop(sealing);
+    bench.store_unproven(&phantom, &uid, &dataset).await;
     assert!(bench.read(&uid).await.is_err(), "it opens to something else");
 
     bench.receive(&uid, &dataset).await;
@@ -179,6 +182,20 @@ async fn what_landed_before_a_start_is_coded_after_it_and_says_its_patient() {
     }
     let (uid, dataset) = &slices[2];
     assert_eq!(bench.receive_from(modality(), uid, dataset).await.expect("received").outcome, ReceivedAs::New);
+}
+
+#[tokio::test]
+async fn what_landed_and_was_stored_and_never_proven_is_stored_anew_after_a_start() {
+    let (bench, phantom) = (bench().await, CtPhantom { slices: 1, ..CtPhantom::default() });
+    let (uid, dataset) = phantom.slice(0);
+    bench.receive_from(modality(), &uid, &dataset).await.expect("received");
+    assert_eq!(bench.stored(&uid).await, None, "it has only landed");
+    bench.store_unproven(&phantom, &uid, &dataset).await;
+    let bench = bench.reopened().await;
+    assert!(bench.read(&uid).await.is_err(), "it opens to something else");
+    let _coder = bench.start_coder();
+    bench.store.landing().until_done(uid.as_str()).await.expect("done");
+    assert_eq!(bench.read(&uid).await.expect("it can be read"), dataset);
 }
 
 #[tokio::test]

@@ -7,7 +7,11 @@
 //! The writer plans and indexes, between two groups, so that no put can begin to rely on a piece in between.
 //! The intent says which records are dead, by place. As long as it is there, an opening skips those records,
 //! takes them out of the index once more and overwrites them again: at no moment can a crash bring back what
-//! was purged, nor lose what was not. A purge is done when its intent is gone.
+//! was purged, nor lose what was not.
+//!
+//! A purge is done when no byte of it is in any file. Its intent is gone then, unless a pack with records of it is
+//! missing: its file may come back, from a copy or a directory that was not mounted. The intent then says of those
+//! records that they are dead until they are overwritten or their pack is removed, and the pack's row stays as long.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -18,7 +22,9 @@ use maillage_host::Disk;
 use serde::{Deserialize, Serialize};
 
 use crate::hash::Hash;
+use crate::index::PackRow;
 use crate::pack::{PackFiles, PackId};
+use crate::store::is_want_of_room;
 
 mod plan;
 mod reclaim;
@@ -26,7 +32,7 @@ mod void;
 
 pub(crate) use plan::{Step, apply, plan};
 pub use reclaim::Reclaimed;
-pub(crate) use void::forget_dropped;
+pub(crate) use void::remove_dropped;
 
 /// Of intent files.
 const VERSION: u8 = 1;
@@ -147,11 +153,36 @@ impl Intents {
         Ok(intent)
     }
 
-    /// Removes an intent that is carried out.
-    pub(crate) async fn remove(&self, files: &PackFiles, number: u64) -> io::Result<()> {
-        files.disk().remove(&path(files, number)).await?;
-        files.disk().sync_dir(files.directory()).await?;
-        self.state().remove(&number);
+    /// Keeps of an intent what is left of it, durably; nothing when it is carried out.
+    pub(crate) async fn keep(&self, files: &PackFiles, number: u64, left: Vec<DeadPack>) -> io::Result<()> {
+        if left.is_empty() {
+            files.disk().remove(&path(files, number)).await?;
+            files.disk().sync_dir(files.directory()).await?;
+            self.state().remove(&number);
+            return Ok(());
+        }
+        let Some(intent) = self.state().get(&number).cloned().filter(|intent| intent.packs != left) else {
+            return Ok(());
+        };
+        let intent = Intent { packs: left, ..Intent::clone(&intent) };
+        match files.disk().replace(&path(files, number), encode(&intent)?).await {
+            Ok(()) => drop(self.state().insert(number, Arc::new(intent))),
+            // A purge makes room; what stays in it for now is overwritten once more.
+            Err(error) if is_want_of_room(&error) => tracing::warn!(%error, "an intent to purge was not shortened"),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Keeps nothing of what is dead in a pack that was removed.
+    pub(crate) async fn forget_pack(&self, files: &PackFiles, row: &PackRow) -> io::Result<()> {
+        for (number, intent) in self.pending() {
+            let left: Vec<DeadPack> =
+                intent.packs.iter().filter(|pack| (pack.id, pack.salt) != (row.id, row.salt)).cloned().collect();
+            if left.len() < intent.packs.len() {
+                self.keep(files, number, left).await?;
+            }
+        }
         Ok(())
     }
 

@@ -14,7 +14,7 @@ pub struct Recovery {
     pub torn: Option<TornTail>,
     /// Damage in bytes that had been durable. What lay there must come from other nodes.
     pub damage: Vec<Damage>,
-    /// Packs that the index knows and the directory lacks.
+    /// Packs that the index wants something of and the directory lacks.
     pub missing: Vec<PackId>,
 }
 

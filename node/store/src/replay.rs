@@ -24,7 +24,7 @@ use crate::pack::{
     HEADER_BYTES, HEADER_LEN, HeaderError, Kind, PackFiles, PackHeader, PackId, RECORD_HEADER_BYTES, RECORD_HEADER_LEN,
     RecordHeader, Walk, Walked, claimed_salt,
 };
-use crate::purge::{self, DeadPlaces, Intents, forget_dropped};
+use crate::purge::{self, DeadPlaces, Intents, remove_dropped};
 use crate::recovery::{Damage, Recovery, TornTail};
 
 /// Records of one index batch while replaying: bounds its memory.
@@ -55,20 +55,24 @@ pub(crate) async fn replay(
 ) -> Result<Replayed, OpenError> {
     let reader = Arc::clone(index);
     let mut rows = offload(move || reader.pack_rows()).await.map_err(OpenError::Index)?;
-    finish_dropping(files, index, mark, &mut rows).await.map_err(OpenError::Directory)?;
+    finish_dropping(files, index, mark, intents, &mut rows).await.map_err(OpenError::Directory)?;
     let names = files.disk().list(files.directory()).await.map_err(OpenError::Directory)?;
     let mut packs: Vec<PackId> = names.iter().filter_map(|name| PackId::parse(name)).collect();
     packs.sort_unstable();
-    let newest = packs.last().copied().max(rows.keys().next_back().copied());
+    let dead = intents.dead_places();
+    // A pack that is missing may come back, under its own name.
+    let waited_for = dead.last_key_value().map(|((id, _), _)| *id);
+    let newest = packs.last().copied().max(rows.keys().next_back().copied()).max(waited_for);
+    let is_missing = |row: &&PackRow| !row.is_spent() && packs.binary_search(&row.id).is_err();
     let mut replayed = Replayed {
         recovery: Recovery {
-            missing: rows.keys().filter(|id| packs.binary_search(id).is_err()).copied().collect(),
+            missing: rows.values().filter(is_missing).map(|row| row.id).collect(),
             ..Recovery::default()
         },
         tails: Vec::new(),
         next_number: newest.map_or(1, |id| id.number.saturating_add(1)),
     };
-    let (last, dead) = (last_of_days(files, &packs, &rows).await?, intents.dead_places());
+    let last = last_of_days(files, &packs, &rows).await?;
     let nothing = BTreeMap::new();
     for &id in &packs {
         let is_last = last.contains(&id);
@@ -91,18 +95,16 @@ async fn finish_dropping(
     files: &PackFiles,
     index: &Arc<Index>,
     mark: &Mark,
+    intents: &Intents,
     rows: &mut BTreeMap<PackId, PackRow>,
 ) -> io::Result<()> {
-    let dropped: Vec<PackId> = rows.values().filter(|row| row.dropped).map(|row| row.id).collect();
+    let dropped: Vec<PackRow> = rows.values().filter(|row| row.dropped).copied().collect();
     if dropped.is_empty() {
         return Ok(());
     }
-    for id in dropped {
-        files.disk().remove(&files.path(id)).await?;
-        files.disk().sync_dir(files.directory()).await?;
-        let index = Arc::clone(index);
-        offload(move || forget_dropped(&index, id)).await?;
-        rows.remove(&id);
+    for row in dropped {
+        remove_dropped(files, index, intents, row).await?;
+        rows.remove(&row.id);
     }
     mark.persist(index).await
 }

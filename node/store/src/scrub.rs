@@ -73,7 +73,7 @@ impl Store {
             Some(id) => self.index(move |index| index.txn().get::<PackRow>(&key::pack(id))).await?,
             None => None,
         };
-        let Some(row) = row.filter(|row| !row.dropped) else {
+        let Some(row) = row.filter(|row| !row.dropped && !row.is_spent()) else {
             step.next = self.pack_after(from.pack).await?;
             return Ok(step);
         };
@@ -279,7 +279,7 @@ impl Store {
     /// A pack whose file is gone: nothing of it is here.
     async fn lost(&self, row: PackRow, error: &io::Error, step: &mut Scrubbed) -> Result<(), StoreError> {
         tracing::error!(pack = %row.id, %error, "a pack is missing");
-        if !row.sealed && self.shared.files.is_readable(row.id, 0) {
+        if row.is_being_written(&self.shared.files) {
             // What is written to it now would be written to a file without a name.
             let why = format!("pack {}, which is being written, is gone: {error}", row.id);
             self.queue.send(Request::Fail(why)).await.map_err(|_| StoreError::Closed)?;
@@ -287,7 +287,7 @@ impl Store {
         self.shared.files.forget(row.id);
         step.lost = Some(row.id);
         self.judge(row, vec![(0, u64::MAX)], step).await?;
-        // Nothing is appended to it, so that its row goes with the last thing that was in it.
+        // Nothing is appended to it: with the last thing that was in it, nobody misses it any more.
         let sealed = self.index(move |index| {
             let mut txn = index.txn();
             if let Some(now) = txn.get::<PackRow>(&key::pack(row.id))?.filter(|now| !now.sealed) {

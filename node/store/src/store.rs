@@ -469,6 +469,11 @@ pub(crate) fn is_damage(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) || error.raw_os_error() == Some(EIO)
 }
 
+/// Want of room on the volume, or of what this process may take of it.
+pub(crate) fn is_want_of_room(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 fn check(content: &Content) -> Result<(), Refusal> {
     let fits = |pieces: &[Chunk], limit| pieces.iter().all(|piece| (1..=limit).contains(&piece.byte_len()));
     let fit = fits(&content.chunks, CHUNK_BYTES_MAX) && fits(&content.manifests, STUDY_MANIFEST_BYTES_MAX);

@@ -17,7 +17,7 @@ use tokio::sync::Mutex;
 
 use super::Index;
 use crate::hash::Hash;
-use crate::store::is_damage;
+use crate::store::{is_damage, is_want_of_room};
 
 /// The file's name.
 const NAME: &str = "index-mark";
@@ -97,7 +97,7 @@ impl Mark {
             match self.write(raised).await {
                 Ok(()) => *content = raised,
                 // A purge makes room; without the mark only damage that comes on top goes unnoticed.
-                Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+                Err(error) if is_want_of_room(&error) => {
                     tracing::warn!(%error, "how far the index is was not written down");
                 }
                 Err(error) => return Err(error),

@@ -71,6 +71,16 @@ impl PackRow {
     pub(crate) const fn new(id: PackId, day: u64, salt: [u8; 8]) -> Self {
         Self { id, day, salt, complete: HEADER_BYTES, sealed: false, dropped: false, live: 0, chunks: 0, bytes: 0 }
     }
+
+    /// Whether nothing in it is wanted any more, nor will be: it is to go.
+    pub(crate) fn is_spent(&self) -> bool {
+        self.sealed && self.live == 0
+    }
+
+    /// Whether the writer may be appending to it.
+    pub(crate) fn is_being_written(&self, files: &PackFiles) -> bool {
+        !self.sealed && files.is_readable(self.id, 0)
+    }
 }
 
 /// An instance of the library, or of the list of conflicts.

@@ -132,10 +132,10 @@ impl Store {
     }
 
     /// Removes packs past their day in which nothing is kept, and writes what is kept of others anew when it is
-    /// little. Takes as long as it takes, one group at a time.
+    /// little. Takes as long as it takes, one group at a time. Those that cannot be read stay as they are.
     ///
     /// # Errors
-    /// As [`Store::purge`], and `Read`.
+    /// As [`Store::purge`].
     pub async fn reclaim(&self) -> Result<Reclaimed, StoreError> {
         let mut reclaimed = Reclaimed::default();
         // An empty purge has the writer seal the packs past their day.
@@ -144,8 +144,16 @@ impl Store {
         let rows = self.index(|index| index.pack_rows()).await?;
         for row in rows.into_values().filter(|row| row.sealed && !row.dropped && row.day < today) {
             if row.live > 0 && row.bytes < row.complete / KEPT_PARTS {
-                reclaimed.unreferenced += self.empty(row, today + LONGER_DAYS).await?;
-                reclaimed.packs += 1;
+                match self.empty(row, today + LONGER_DAYS).await {
+                    Ok(unreferenced) => {
+                        reclaimed.unreferenced += unreferenced;
+                        reclaimed.packs += 1;
+                    }
+                    Err(StoreError::Read(error)) => {
+                        tracing::warn!(pack = %row.id, %error, "a pack past its day was not written anew");
+                    }
+                    Err(error) => return Err(error),
+                }
             }
         }
         self.carry_out_purges().await?;
@@ -186,7 +194,14 @@ impl Store {
         // Holds say in which packs their studies lie.
         let all = self.index(|index| index.rows::<HeldRow>(key::HELD, None, usize::MAX)).await?;
         for held in all.into_iter().filter(|held| held.place.pack == row.id || held.packs.contains(&row.id)) {
-            self.record_again(held).await?;
+            match self.record_again(held).await {
+                Ok(()) => {}
+                // Found damaged by whoever reads it next, who ends it.
+                Err(error @ (StoreError::Missing(_) | StoreError::Corrupt(_))) => {
+                    tracing::debug!(%error, "a hold was not recorded anew");
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(count)
     }

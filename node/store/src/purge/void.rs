@@ -6,11 +6,11 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use maillage_host::{DiskFile, offload};
 
-use super::{DeadPack, Intent};
+use super::{DeadPack, Intent, Intents};
 use crate::error::StoreError;
 use crate::hash::Hash;
 use crate::index::{Index, PackRow, key};
-use crate::pack::{Kind, PackId, RECORD_HEADER_BYTES, RECORD_HEADER_LEN, RecordHeader};
+use crate::pack::{Kind, PackFiles, RECORD_HEADER_BYTES, RECORD_HEADER_LEN, RecordHeader};
 use crate::store::Store;
 use crate::writer::{Request, Shared};
 
@@ -44,29 +44,44 @@ async fn carry_out(shared: &Arc<Shared>) -> io::Result<()> {
         shared.mark.persist(&shared.index).await?;
     }
     for (number, intent) in pending {
-        overwrite(shared, &intent).await?;
-        shared.intents.remove(&shared.files, number).await?;
+        let left = overwrite(shared, &intent).await?;
+        shared.intents.keep(&shared.files, number, left).await?;
     }
     drop_spent(shared).await
 }
 
-async fn overwrite(shared: &Arc<Shared>, intent: &Intent) -> io::Result<()> {
+/// Overwrites what is dead, and returns what lies in packs that are not there, or go as a whole.
+async fn overwrite(shared: &Arc<Shared>, intent: &Intent) -> io::Result<Vec<DeadPack>> {
+    let mut left = Vec::new();
     for pack in &intent.packs {
         let (index, id) = (Arc::clone(&shared.index), pack.id);
         let row: Option<PackRow> = offload(move || index.txn().get(&key::pack(id))).await?;
-        // A pack that is gone took its records along; one of another secret only has the same number.
-        let Some(row) = row.filter(|row| row.salt == pack.salt && !row.dropped) else { continue };
-        if row.sealed && row.live == 0 {
-            drop_pack(shared, row).await?;
-        } else {
-            overwrite_in(shared, pack).await?;
+        let is_done = match row {
+            // It only has the same number.
+            Some(row) if row.salt != pack.salt => true,
+            Some(row) => !row.is_spent() && overwrite_in(shared, &row, pack).await?,
+            // The index was made anew while the file was not there.
+            None => false,
+        };
+        if !is_done {
+            left.push(pack.clone());
         }
     }
-    Ok(())
+    Ok(left)
 }
 
-async fn overwrite_in(shared: &Shared, pack: &DeadPack) -> io::Result<()> {
-    let file = shared.files.disk().open(&shared.files.path(pack.id)).await?;
+/// Overwrites what is dead in one pack; whether its file is there.
+async fn overwrite_in(shared: &Shared, row: &PackRow, pack: &DeadPack) -> io::Result<bool> {
+    let file = match shared.files.disk().open(&shared.files.path(pack.id)).await {
+        Ok(file) => file,
+        // What would be written to it now would be written to a file without a name.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && row.is_being_written(&shared.files) => {
+            return Err(io::Error::new(error.kind(), format!("pack {}, which is being written, is gone", pack.id)));
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    // What lay behind the end of one that was cut short is gone.
     let end = file.len().await?;
     let (mut unsynced, mut since) = (0, tokio::time::Instant::now());
     for record in pack.records.iter().filter(|record| record.offset + RECORD_HEADER_BYTES <= end) {
@@ -77,7 +92,8 @@ async fn overwrite_in(shared: &Shared, pack: &DeadPack) -> io::Result<()> {
             (unsynced, since) = (0, tokio::time::Instant::now());
         }
     }
-    file.sync().await
+    file.sync().await?;
+    Ok(true)
 }
 
 /// Makes one record void; returns the bytes written. A pack that was cut short is not made longer.
@@ -102,8 +118,12 @@ async fn void(file: &DiskFile, salt: [u8; 8], offset: u64, len: u32, end: u64) -
 async fn drop_spent(shared: &Arc<Shared>) -> io::Result<()> {
     let index = Arc::clone(&shared.index);
     let rows = offload(move || index.pack_rows()).await?;
-    for row in rows.into_values().filter(|row| row.sealed && row.live == 0 && !row.dropped) {
-        drop_pack(shared, row).await?;
+    for row in rows.into_values().filter(|row| row.is_spent() && !row.dropped) {
+        match shared.files.disk().open(&shared.files.path(row.id)).await {
+            // Its row stays: should the file come back, it goes then, and is not taken for a new one.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => shared.files.forget(row.id),
+            _ => drop_pack(shared, row).await?,
+        }
     }
     Ok(())
 }
@@ -119,21 +139,27 @@ async fn drop_pack(shared: &Arc<Shared>, row: PackRow) -> io::Result<()> {
     .await?;
     shared.mark.persist(&shared.index).await?;
     shared.files.forget(row.id);
-    remove_dropped(shared, row.id).await?;
+    remove_dropped(&shared.files, &shared.index, &shared.intents, row).await?;
     tracing::info!(pack = %row.id, day = row.day, "pack removed: nothing in it is kept any more");
     Ok(())
 }
 
-async fn remove_dropped(shared: &Arc<Shared>, id: PackId) -> io::Result<()> {
-    shared.files.disk().remove(&shared.files.path(id)).await?;
-    shared.files.disk().sync_dir(shared.files.directory()).await?;
-    let index = Arc::clone(&shared.index);
-    offload(move || forget_dropped(&index, id)).await
-}
-
-/// Forgets a pack whose file is gone.
-pub(crate) fn forget_dropped(index: &Index, id: PackId) -> io::Result<()> {
-    let mut txn = index.txn();
-    txn.remove(key::pack(id));
-    index.commit(txn.into_batch(None)?.0)
+/// Removes the file of a pack whose row says that it goes. The row goes last: an intent whose pack has none waits for a
+/// file that may come back.
+pub(crate) async fn remove_dropped(
+    files: &PackFiles,
+    index: &Arc<Index>,
+    intents: &Intents,
+    row: PackRow,
+) -> io::Result<()> {
+    files.disk().remove(&files.path(row.id)).await?;
+    files.disk().sync_dir(files.directory()).await?;
+    intents.forget_pack(files, &row).await?;
+    let index = Arc::clone(index);
+    offload(move || {
+        let mut txn = index.txn();
+        txn.remove(key::pack(row.id));
+        index.commit(txn.into_batch(None)?.0)
+    })
+    .await
 }

@@ -17,6 +17,7 @@ use crate::hash::Hash;
 use crate::index::{PackRow, key};
 use crate::pack::{HEADER_BYTES, Kind, PackHeader, PackId, RECORD_HEADER_BYTES, RecordHeader};
 use crate::replay::Tail;
+use crate::store::is_want_of_room;
 
 /// The seal's payload: how many chunks and manifests the pack holds.
 const SEAL_PAYLOAD_BYTES: u32 = 8;
@@ -210,11 +211,9 @@ async fn check_room(shared: &Shared, bytes: u64) -> Result<(), RoomError> {
 
 /// An error while making room: want of it, whatever else is fatal.
 pub(super) async fn room_error(shared: &Shared, what: &'static str, error: io::Error) -> RoomError {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            let space = shared.files.disk().space().await;
-            RoomError::Full { free: space.map_or(0, |space| space.free) }
-        }
-        _ => RoomError::Io(what, error),
+    if !is_want_of_room(&error) {
+        return RoomError::Io(what, error);
     }
+    let space = shared.files.disk().space().await;
+    RoomError::Full { free: space.map_or(0, |space| space.free) }
 }

@@ -15,6 +15,8 @@ use maillage_host::Disk;
 use maillage_host::disk::{DiskBackend, FileBackend, IoFuture, Space};
 
 const SECTOR: usize = 512;
+/// Of Linux: the medium failed.
+const EIO: i32 = 5;
 
 #[derive(Default)]
 pub(crate) struct Content {
@@ -42,6 +44,8 @@ pub(crate) struct Faults {
     pub(crate) hides_its_space: bool,
     /// How long a sync takes.
     pub(crate) sync_takes: std::time::Duration,
+    /// A file that the medium does not give: opening it fails.
+    pub(crate) unreadable: Option<String>,
 }
 
 /// The state of the disk, shared with the test.
@@ -160,6 +164,9 @@ impl DiskBackend for Handle {
             let files = &mut *lock(&self.disk.files);
             if !create && !files.contains_key(path) {
                 return Err(io::ErrorKind::NotFound.into());
+            }
+            if lock(&self.disk.faults).unreadable.as_deref() == Some(path) {
+                return Err(io::Error::from_raw_os_error(EIO));
             }
             let content = Arc::clone(files.entry(path.to_owned()).or_default());
             let handle = Handle { disk: Arc::clone(&self.disk), epoch: self.epoch };

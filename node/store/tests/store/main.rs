@@ -10,6 +10,7 @@ mod index_damage;
 mod landing;
 mod library;
 mod purge;
+mod purge_lost;
 mod scrub;
 mod sealed;
 mod throughput;

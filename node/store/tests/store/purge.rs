@@ -15,17 +15,17 @@ use maillage_store::{
 use crate::faulty_disk::FaultyDisk;
 use crate::fixture::{TestInstance, assert_whole, commit, config, copy, listing, noise, open, packs, read_back};
 
-const DAY: u64 = 86_400_000;
-const NOW: u64 = 1_700_000_000_000;
+pub(crate) const DAY: u64 = 86_400_000;
+pub(crate) const NOW: u64 = 1_700_000_000_000;
 /// Bytes looked for in each piece: more than any chance has.
 const NEEDLE: usize = 24;
 
 /// A study of `instances` slices, each with pixels of its own behind the same 5,000 bytes in all studies.
-fn study(uid: &str, instances: u64) -> Vec<TestInstance> {
+pub(crate) fn study(uid: &str, instances: u64) -> Vec<TestInstance> {
     (0..instances).map(|number| slice(uid, number)).collect()
 }
 
-fn slice(uid: &str, number: u64) -> TestInstance {
+pub(crate) fn slice(uid: &str, number: u64) -> TestInstance {
     let seed = u64::from_le_bytes(*Hash::of(uid.as_bytes()).0.first_chunk().expect("long")) ^ number;
     let head = noise(seed, 900 + 40 * usize::try_from(number).expect("few"));
     let shared = noise(77, 5_000);
@@ -43,7 +43,7 @@ fn slice(uid: &str, number: u64) -> TestInstance {
 }
 
 /// Commits, publishes and holds; the address of the study's manifest.
-async fn publish(store: &Store, uid: &str, instances: &[TestInstance], origin: u64, sequence: u64) -> Hash {
+pub(crate) async fn publish(store: &Store, uid: &str, instances: &[TestInstance], origin: u64, sequence: u64) -> Hash {
     for instance in instances {
         commit(store, instance).await.expect("commit");
     }
@@ -85,7 +85,7 @@ async fn purge(store: &Store, manifest: Hash, own: bool) -> Result<(), StoreErro
     store.purge(&Publication { study_uid, origin, sequence, manifest }, own).await
 }
 
-fn assert_gone(faulty: &FaultyDisk, instances: &[TestInstance], when: &str) {
+pub(crate) fn assert_gone(faulty: &FaultyDisk, instances: &[TestInstance], when: &str) {
     let mut needles = Vec::new();
     for instance in instances {
         let head = &instance.dataset[..instance.dataset.len() - 5_000];
@@ -333,13 +333,13 @@ async fn puts_that_share_chunks_with_what_is_being_purged_lose_nothing() {
     }
 }
 
-async fn open_at(faulty: &Arc<FaultyDisk>, home: &Arc<MemoryHome>, now: &Arc<AtomicU64>) -> Store {
+pub(crate) async fn open_at(faulty: &Arc<FaultyDisk>, home: &Arc<MemoryHome>, now: &Arc<AtomicU64>) -> Store {
     let clock = Arc::clone(now);
     let clock = Clock::from_fn(move || UnixMillis(clock.load(Ordering::SeqCst)));
     Store::open(faulty.disk(), "images", Arc::<MemoryHome>::clone(home), clock, config()).await.expect("open")
 }
 
-async fn commit_until(store: &Store, instance: &TestInstance, day: u64) {
+pub(crate) async fn commit_until(store: &Store, instance: &TestInstance, day: u64) {
     let (cut, manifest) = (instance.cut.clone(), instance.manifest.clone());
     store.commit_instance_until(cut, manifest, UnixMillis(NOW), "CT1".into(), Some(day)).await.expect("commit");
 }
