@@ -276,12 +276,13 @@ impl Images {
             return Err(ImagesError::SeveralPatients);
         }
         let mut listing = Listing::default();
+        let up = self.in_session()?;
         for held in &parts {
             self.may_have(held)?;
-            self.list_part(uid, held, &mut listing).await?;
+            self.list_part(uid, held, &up, &mut listing).await?;
         }
         for instance in self.0.store.instances(uid).await? {
-            listing.add(instance.entry, &Arc::from([]));
+            listing.add(instance.entry, &Arc::from([]), true);
         }
         if listing.entries.is_empty() {
             return Ok((listing.missing > 0).then(|| StudyImages { instances: Vec::new(), missing: listing.missing }));
@@ -291,7 +292,13 @@ impl Images {
     }
 
     /// Lists one part, by its latest publication that can be read.
-    async fn list_part(&self, uid: &str, held: &HeldPart, listing: &mut Listing) -> Result<(), ImagesError> {
+    async fn list_part(
+        &self,
+        uid: &str,
+        held: &HeldPart,
+        up: &BTreeSet<SiteId>,
+        listing: &mut Listing,
+    ) -> Result<(), ImagesError> {
         for (part, sites) in held.publications() {
             let holders = self.to_ask_of(sites, held.origin);
             let manifest = match self.study_manifest(Hash(part.manifest), &holders, Class::Reader).await {
@@ -302,8 +309,9 @@ impl Images {
                 return Err(ImagesError::Manifest("it is another study's".to_owned()));
             }
             listing.missing += u64::from(held.part.instances.saturating_sub(part.instances));
+            let is_up = sites.iter().any(|site| up.contains(site));
             for entry in manifest.instances {
-                listing.add(entry, &holders);
+                listing.add(entry, &holders, is_up);
             }
             return Ok(());
         }
@@ -311,10 +319,17 @@ impl Images {
         Ok(())
     }
 
+    /// The sites in session.
+    fn in_session(&self) -> Result<BTreeSet<SiteId>, ImagesError> {
+        let frozen = self.0.group.reader().view();
+        let sites = View::new(&*frozen).sites()?;
+        Ok(sites.into_iter().filter(|site| site.session_open).map(|site| site.id).collect())
+    }
+
     async fn with_manifests(&self, uid: &str, listing: Listing) -> Result<StudyImages, ImagesError> {
         let Listing { entries, mut missing } = listing;
         let mut by_holders: BTreeMap<Vec<PeerId>, Vec<Hash>> = BTreeMap::new();
-        for Listed { entry, holders } in entries.values().flatten() {
+        for Listed { entry, holders, .. } in entries.values().flatten() {
             by_holders.entry(holders.to_vec()).or_default().push(entry.manifest);
         }
         let mut manifests = HashMap::new();
@@ -323,7 +338,7 @@ impl Images {
         }
         let mut instances = Vec::with_capacity(entries.len());
         for listed in entries.into_values() {
-            let Some((Listed { entry, holders }, manifest)) = self.nearest(listed, &manifests).await? else {
+            let Some((Listed { entry, holders, .. }, manifest)) = self.nearest(listed, &manifests).await? else {
                 missing += 1;
                 continue;
             };
@@ -345,7 +360,8 @@ impl Images {
     }
 
     /// Of the manifests under which there is one data set: one that is here with all its chunks, else one that a
-    /// connected site has, else the first.
+    /// connected site has, or one in session, else the first: of a machine that was lost, a study may have a part beside
+    /// that of the one in its place.
     async fn nearest(
         &self,
         listed: Vec<Listed>,
@@ -371,7 +387,8 @@ impl Images {
             }
             let is_near =
                 |(listed, _): &(Listed, _)| listed.holders.iter().any(|peer| self.0.presence.is_connected(peer));
-            let nearest = had.iter().position(is_near).unwrap_or(0);
+            let nearest = had.iter().position(is_near).or_else(|| had.iter().position(|(listed, _)| listed.is_up));
+            let nearest = nearest.unwrap_or(0);
             return Ok(Some(had.swap_remove(nearest)));
         }
         Ok(had.pop())

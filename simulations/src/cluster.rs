@@ -432,6 +432,17 @@ impl Cluster {
         lock(&self.running).values().cloned().collect()
     }
 
+    /// Those whose images can be read: whose index is not damaged.
+    pub(crate) async fn all_readable(&self) -> Vec<Running> {
+        let mut readable = Vec::new();
+        for running in self.all_running() {
+            if running.store.stats().await.is_ok() {
+                readable.push(running);
+            }
+        }
+        readable
+    }
+
     /// The slot of the node that leads, as far as the nodes know.
     pub(crate) fn leader(&self) -> Option<u32> {
         let leads = |running: &Running| running.group.watch().borrow().role == Role::Leader;

@@ -43,7 +43,9 @@ class Peer:
     def __init__(self, address, title="WORKSTATION1", syntax=ExplicitVRLittleEndian):
         host, port = address.rsplit(":", 1)
         ae = AE(ae_title=title)
-        ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = DEADLINE
+        ae.acse_timeout = ae.dimse_timeout = DEADLINE
+        # One association is silent while the other is at work.
+        ae.network_timeout = None
         for uid in (PUSH, WATCH, PULL, QUERY, EVENT, Verification, CTImageStorage):
             ae.add_requested_context(uid, [syntax])
         self.assoc = ae.associate(host, int(port), ae_title="MAILLAGE")

@@ -199,8 +199,11 @@ async fn a_study_that_grows_is_brought_as_it_grows_and_no_image_of_it_twice() {
     let has = async |instances: u64| {
         until("all that is published is here", async || {
             let shown = third.http().get(&format!("/api/v1/studies/{}", whole.study)).await;
-            let is_known = shown.status == 200 && shown.json()["instances"] == json!(instances);
-            (is_known && third.run(&["study", "verify", &whole.study]).await.code == 0).then_some(())
+            if shown.status != 200 || shown.json()["instances"] != json!(instances) {
+                return None;
+            }
+            let found = third.run_json(&["study", "verify", &whole.study]).await;
+            (found["instances"] == json!(instances) && found["not_here"] == json!([])).then_some(())
         })
         .await;
     };

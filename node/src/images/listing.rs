@@ -21,24 +21,27 @@ pub(super) struct Listing {
 pub(super) struct Listed {
     pub(super) entry: InstanceEntry,
     pub(super) holders: Arc<[PeerId]>,
+    /// Whether a site that holds it is in session, as the mesh sees it.
+    pub(super) is_up: bool,
 }
 
 impl Listing {
     /// Adds one entry. The same manifest from another part adds its holders; the same data set under another one is
     /// another way to have it, for one whose holders are lost; other data under its UID never takes the first's
     /// place, whichever node is asked: parts come in the order of the state.
-    pub(super) fn add(&mut self, entry: InstanceEntry, holders: &Arc<[PeerId]>) {
+    pub(super) fn add(&mut self, entry: InstanceEntry, holders: &Arc<[PeerId]>, is_up: bool) {
         let known = self.entries.entry((entry.series_uid.clone(), entry.sop_instance.clone())).or_default();
         if known.first().is_some_and(|first| first.entry.dataset_hash != entry.dataset_hash) {
             tracing::warn!(study_entry = %entry.manifest, "two data sets under one SOP instance UID");
             return;
         }
         match known.iter_mut().find(|listed| listed.entry.manifest == entry.manifest) {
-            None => known.push(Listed { entry, holders: Arc::clone(holders) }),
+            None => known.push(Listed { entry, holders: Arc::clone(holders), is_up }),
             Some(listed) => {
                 let more = holders.iter().filter(|peer| !listed.holders.contains(peer));
                 let all: Vec<PeerId> = listed.holders.iter().chain(more).copied().collect();
                 listed.holders = all.into();
+                listed.is_up |= is_up;
             }
         }
     }
@@ -77,14 +80,14 @@ mod tests {
         let mut listing = Listing::default();
         let holders = |count: usize| -> Arc<[PeerId]> { (0..count).map(|_| PeerId::random()).collect() };
         let (lost, others) = (holders(0), holders(2));
-        listing.add(entry(1, 1), &lost);
-        listing.add(entry(2, 1), &others);
-        listing.add(entry(3, 2), &holders(1));
+        listing.add(entry(1, 1), &lost, false);
+        listing.add(entry(2, 1), &others, false);
+        listing.add(entry(3, 2), &holders(1), true);
         let more = holders(1);
-        listing.add(entry(2, 1), &more);
-        listing.add(entry(2, 1), &others);
+        listing.add(entry(2, 1), &more, true);
+        listing.add(entry(2, 1), &others, false);
         let [listed] = <[Vec<Listed>; 1]>::try_from(listing.entries.into_values().collect::<Vec<_>>()).expect("one");
-        let found: Vec<(u8, usize)> = listed.iter().map(|of| (of.entry.manifest.0[0], of.holders.len())).collect();
-        assert_eq!(found, [(1, 0), (2, 3)]);
+        let found = listed.iter().map(|of| (of.entry.manifest.0[0], of.holders.len(), of.is_up));
+        assert_eq!(found.collect::<Vec<_>>(), [(1, 0, false), (2, 3, true)]);
     }
 }

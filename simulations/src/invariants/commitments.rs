@@ -51,11 +51,11 @@ impl Commitments {
             let excused = excused(cluster, study_of(sop_instance));
             let wanted = ZONES.saturating_sub(excused).max(1);
             let mut found = zones_with(cluster, sop_instance, &zones).await;
-            // A gateway tells of what lies at centres, which may be down.
+            // A gateway tells of what lies at centres, which may be down; and whoever tells may have died of it.
             let until = cluster.world.now() + BACK;
             while found.is_none_or(|found| found < wanted)
-                && cluster.gateway_slot() == Some(owner.slot)
-                && !is_all_up(cluster)
+                && (found.is_none() || cluster.gateway_slot() == Some(owner.slot))
+                && !is_all_up(cluster).await
                 && cluster.world.now() < until
             {
                 tokio::time::sleep(LOOK).await;
@@ -84,7 +84,7 @@ pub(crate) async fn is_safe(cluster: &Cluster, study: &str, sop_instance: &str) 
     let zones = cluster.slots().map(|slot| (slot, own_zone(slot))).collect();
     let found = zones_with(cluster, sop_instance, &zones).await?;
     let is_safe = found >= ZONES.saturating_sub(excused).max(1);
-    (is_safe || is_all_up(cluster)).then_some(is_safe)
+    (is_safe || is_all_up(cluster).await).then_some(is_safe)
 }
 
 /// Copies of a study that may be no more, and nobody knows yet: of a machine that is lost, which is only silent to the
@@ -100,8 +100,8 @@ fn excused(cluster: &Cluster, study: &str) -> usize {
     usize::from(had_lost) + usize::from(cluster.has_flipped(study))
 }
 
-fn is_all_up(cluster: &Cluster) -> bool {
-    cluster.slots().all(|slot| cluster.running(slot).is_some())
+async fn is_all_up(cluster: &Cluster) -> bool {
+    cluster.all_readable().await.len() == cluster.slots().count()
 }
 
 /// In how many zones disks have all that is stored of an instance, as any of the nodes that received it has it: each

@@ -82,6 +82,10 @@ async fn lacking(cluster: &Cluster) -> Option<String> {
         Err(error) => return Some(format!("the plan cannot be read: {error}")),
     };
     for study in studies(any) {
+        if cluster.may_have_rotted(study.uid.as_str()) {
+            // Where its only copy was wanted, which is seen when it is retrieved.
+            continue;
+        }
         for held in &study.parts {
             // Lost with the only machine that had it, and sent again: it is in another part.
             if cluster.has_lost_one() && held.holders.iter().all(|site| cluster.is_lost(site.0)) {

@@ -218,7 +218,7 @@ impl Giving {
         let wanted = wanted.saturating_sub(others.iter().filter(is_excused).count());
         let slot_of = cluster.slot_of();
         let slots: Vec<u32> = others.iter().filter_map(|site| slot_of(site.0)).collect();
-        let mut up = cluster.all_running();
+        let mut up = cluster.all_readable().await;
         up.retain(|running| others.contains(&SiteId(running.site)));
         let (mut marks, start) = (None, self.world.now());
         for running in &up {
