@@ -308,6 +308,12 @@ impl Cluster {
         self.rotten().is_some_and(may_be_only) && self.has_flipped(study)
     }
 
+    /// Whether a study may be lost with a machine: where the layout ever wanted one copy alone of what it received, another
+    /// may have given up its own before anybody knew.
+    pub(crate) fn may_be_lost(&self, study: &str) -> bool {
+        self.has_lost_one() && self.was_alone_with(study)
+    }
+
     /// Whether bits of a study flipped on the rotten disk.
     pub(crate) fn has_flipped(&self, study: &str) -> bool {
         lock(&self.flipped).contains(study)

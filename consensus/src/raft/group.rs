@@ -106,9 +106,13 @@ impl Inner {
 
     /// Stops openraft. A disk that does not answer can hold it up, but not us.
     async fn stop_raft(&self) {
-        match timeout(STOP_LIMIT, self.raft.shutdown()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "raft did not stop cleanly"),
+        let raft = self.raft.clone();
+        // On a task of its own: who waits for the core to end and is dropped meanwhile leaves all others that ask openraft
+        // for anything a panic (`RaftInner::join_core_task` of this version).
+        let stopping = maillage_host::spawn(async move { raft.shutdown().await });
+        match timeout(STOP_LIMIT, stopping).await {
+            Ok(Ok(Ok(()))) => {}
+            Ok(Ok(Err(error)) | Err(error)) => tracing::warn!(%error, "raft did not stop cleanly"),
             Err(_) => tracing::warn!("raft did not stop in time"),
         }
     }

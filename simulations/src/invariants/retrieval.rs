@@ -75,6 +75,10 @@ pub(crate) async fn everything_is_there(cluster: &Cluster) {
                     cluster.world.sometimes("an image rotted where its only copy was wanted");
                     break;
                 }
+                if cluster.world.now() > deadline && cluster.may_be_lost(&study) {
+                    cluster.world.sometimes("an image was lost where its only copy was wanted");
+                    break;
+                }
                 if cluster.world.now() > deadline {
                     let detail =
                         format!("{WHOLE:?} after the last work, slot {slot} lacks of study {study}: {missing}");

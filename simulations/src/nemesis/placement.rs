@@ -9,6 +9,7 @@ use axum::http::{Method, StatusCode};
 use maillage_consensus::View;
 use maillage_consensus::ids::{CommandId, SiteId};
 use maillage_consensus::mesh::{HeldPart, Site};
+use maillage_consensus::placement::Layout;
 use maillage_store::{Hash, Publication};
 use serde_json::{Value, json};
 
@@ -113,8 +114,14 @@ impl Administrator {
         }));
     }
 
+    /// The node that leads, or any that is up.
+    fn who_knows(&self) -> Option<Running> {
+        let leader = self.cluster.leader().and_then(|slot| self.cluster.running(slot));
+        leader.or_else(|| self.cluster.all_running().into_iter().next())
+    }
+
     fn sites(&self) -> Vec<Site> {
-        let Some(running) = self.cluster.all_running().into_iter().next() else { return Vec::new() };
+        let Some(running) = self.who_knows() else { return Vec::new() };
         let engine = running.group.reader();
         let mut sites = View::new(&*engine).sites().unwrap_or_default();
         sites.retain(|site| !site.is_gateway());
@@ -123,7 +130,7 @@ impl Administrator {
 
     /// The sites that are drained, as a node knows it.
     fn drained(&self) -> BTreeSet<SiteId> {
-        let Some(running) = self.cluster.all_running().into_iter().next() else { return BTreeSet::new() };
+        let Some(running) = self.who_knows() else { return BTreeSet::new() };
         let engine = running.group.reader();
         let standings = View::new(&*engine).standings().unwrap_or_default();
         standings.into_iter().filter(|standing| standing.draining.is_some()).map(|standing| standing.site).collect()
@@ -236,9 +243,8 @@ impl Administrator {
                 }
             }
         }
-        let Some(running) = self.cluster.all_running().into_iter().next() else { return };
-        let placement = View::new(&*running.group.reader()).placement().unwrap_or_default();
-        if placement.applied.contracts.is_empty() && placement.applied.zones == 0 {
+        let applied = self.applied().await;
+        if applied.contracts.is_empty() && applied.zones == 0 {
             return;
         }
         let mut version = 0;
@@ -252,6 +258,17 @@ impl Administrator {
         version = answered.json()["version"].as_u64().unwrap_or(version);
         let body = json!({ "version": version, "force": "the faults are over", "user": "admin" });
         self.until_answered(Method::POST, "/placement/apply", body).await;
+    }
+
+    /// The layout that holds, as the node knows it that leads: one that was just started may know an earlier one.
+    async fn applied(&self) -> Layout {
+        loop {
+            // By then it has applied what was decided before it led.
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            if let Some(leader) = self.cluster.leader().and_then(|slot| self.cluster.running(slot)) {
+                return View::new(&*leader.group.reader()).placement().unwrap_or_default().applied;
+            }
+        }
     }
 
     async fn until_answered(&mut self, method: Method, path: &str, body: Value) -> Answered {
