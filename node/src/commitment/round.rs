@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use maillage_dicom::Uid;
 use maillage_store::StoreError;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::judge::{Coverage, Here, Publication, Verdict, publications, verdict};
@@ -49,13 +50,21 @@ pub(crate) async fn run(node: Node, shutdown: CancellationToken) {
 /// What each pending transaction looked like at the last round.
 type Looks = BTreeMap<Uid, Look>;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Look {
+    /// When this process looked first.
+    since: Instant,
     /// What is here of each reference.
     here: Vec<Option<Here>>,
     /// The publications from which it was judged.
     from: BTreeMap<String, Vec<Publication>>,
     seems: Vec<Verdict>,
+}
+
+impl Default for Look {
+    fn default() -> Self {
+        Self { since: Instant::now(), here: Vec::new(), from: BTreeMap::new(), seems: Vec::new() }
+    }
 }
 
 async fn round(node: &Node, looks: &mut Looks) -> anyhow::Result<()> {
@@ -67,7 +76,7 @@ async fn round(node: &Node, looks: &mut Looks) -> anyhow::Result<()> {
     for transaction in &pending {
         let look = looks.entry(transaction.uid.clone()).or_default();
         look.again(node, transaction).await?;
-        let over = is_over(node, transaction);
+        let over = is_over(node, transaction, look.since);
         if !over && look.seems.contains(&Verdict::Pending) {
             continue;
         }
@@ -87,10 +96,12 @@ async fn round(node: &Node, looks: &mut Looks) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether the time of a transaction is over.
-fn is_over(node: &Node, transaction: &Transaction) -> bool {
-    let timeout_ms = node.config().storage.commitment_timeout_s.saturating_mul(1000);
-    node.clock().now().0.saturating_sub(transaction.asked_at.0) >= timeout_ms
+/// Whether the time of a transaction is over, of which this process has known since then: a wall clock that was put back
+/// would have its sender wait for longer.
+fn is_over(node: &Node, transaction: &Transaction, since: Instant) -> bool {
+    let timeout = Duration::from_secs(node.config().storage.commitment_timeout_s);
+    let by_wall = Duration::from_millis(node.clock().now().0.saturating_sub(transaction.asked_at.0));
+    by_wall.max(since.elapsed()) >= timeout
 }
 
 /// The end of a transaction, if this is it. Nothing is said to be safe from a state that no quorum has
