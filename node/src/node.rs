@@ -209,7 +209,7 @@ impl Node {
         let proposed = self.propose(id, user.clone(), command).await;
         let outcome = self.outcome(kind, started, proposed.map(|committed| committed.outcome));
         match (&outcome, other) {
-            (Ok(Outcome::Refused(Refusal::OtherCommand)), Some(other)) if self.has_words_for(&other).await => {
+            (Ok(Outcome::Refused(Refusal::OtherCommand)), Some(other)) if self.has_words_for(&other).await? => {
                 let proposed = self.propose(id, user, other).await;
                 self.outcome(kind, started, proposed.map(|committed| committed.outcome))
             }
@@ -217,9 +217,16 @@ impl Node {
         }
     }
 
-    /// Whether the mesh's format has a command, as far as a node knows that asked for the newest state.
-    async fn has_words_for(&self, command: &Command) -> bool {
-        self.not_yet(command).is_none() || self.linearize().await.is_ok() && self.not_yet(command).is_none()
+    /// Whether the mesh's format has a command.
+    ///
+    /// # Errors
+    /// [`CommandError::Unknown`]: as far as this node knew it has not, and it could not ask for the newest state. It may be
+    /// these words in which the command was done.
+    async fn has_words_for(&self, command: &Command) -> Result<bool, CommandError> {
+        if self.not_yet(command).is_some() {
+            self.linearize().await.map_err(|error| CommandError::Unknown(error.to_string()))?;
+        }
+        Ok(self.not_yet(command).is_none())
     }
 
     /// The refusal of a command that the mesh has no word for yet, or that this node is told not to use:
