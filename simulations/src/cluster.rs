@@ -270,7 +270,7 @@ impl Cluster {
             return centres.all(|centre| self.can_be_safe(centre));
         }
         let Some(origin) = self.site(slot).map(SiteId) else { return false };
-        let plan = self.all_running().first().and_then(|running| View::new(&*running.group.reader()).plan().ok());
+        let plan = self.newest().and_then(|running| View::new(&*running.group.reader()).plan().ok());
         plan.is_some_and(|plan| {
             let there = plan.could_hold(origin).into_iter().filter(|site| !self.is_lost(site.0));
             let zones: BTreeSet<_> = there.filter_map(|site| Some(&plan.ground(site)?.zone)).collect();
@@ -419,10 +419,15 @@ impl Cluster {
         lock(&self.lost).len()
     }
 
-    /// The version of the layout that holds, as some node knows it.
+    /// The node that has applied most: others may be cut off.
+    pub(crate) fn newest(&self) -> Option<Running> {
+        self.all_running().into_iter().max_by_key(|running| running.group.applied())
+    }
+
+    /// The version of the layout that holds, as far as any node knows.
     pub(crate) fn layout(&self) -> u64 {
-        let version = |running: Running| View::new(&*running.group.reader()).placement().ok();
-        self.all_running().into_iter().find_map(version).map_or(0, |placement| placement.applied.version)
+        let placement = self.newest().and_then(|running| View::new(&*running.group.reader()).placement().ok());
+        placement.map_or(0, |placement| placement.applied.version)
     }
 
     /// Whether the site of this number was lost for good.

@@ -139,7 +139,7 @@ fn own_zone(slot: u32) -> String {
 
 /// The zone of each slot: by the layout, if it is the one of that time, else by what each site says of itself.
 fn zones(cluster: &Cluster, layout: u64) -> BTreeMap<u32, String> {
-    let plan = cluster.all_running().first().and_then(|running| View::new(&*running.group.reader()).plan().ok());
+    let plan = cluster.newest().and_then(|running| View::new(&*running.group.reader()).plan().ok());
     let plan = plan.filter(|plan| plan.layout().version == layout);
     let zone = |slot: u32| {
         let ground = plan.as_ref()?.ground(SiteId(cluster.site(slot)?))?;
@@ -156,6 +156,11 @@ pub(crate) async fn all_are_answered(cluster: &Cluster, asking: Vec<(u32, JoinHa
             if cluster.gateway_slot() == Some(slot) && cluster.lost() > 0 {
                 // What has left its spool is known by its UID to the centre alone that was lost.
                 cluster.world.sometimes("a gateway's commitment was open to the end after a centre was lost");
+                sender.abort();
+                continue;
+            }
+            if cluster.gateway_slot() == Some(slot) && !cluster.can_be_safe(slot) {
+                cluster.world.sometimes("the layout left a gateway's images no second zone");
                 sender.abort();
                 continue;
             }

@@ -94,7 +94,7 @@ async fn no_lower_class_slows_a_reader() {
 }
 
 /// One who holds, whose line those who ask share.
-async fn shared(asking: usize, shelf: Shelf) -> (Node, Vec<Node>) {
+fn shared(asking: usize, shelf: Shelf) -> (Node, Vec<Node>) {
     let wire = Wire::new(PATH);
     let holder = Node::at(Identity::generate(), Socket::Abstract(wire.socket_behind_a_line()));
     let askers: Vec<Node> =
@@ -109,7 +109,7 @@ async fn shared(asking: usize, shelf: Shelf) -> (Node, Vec<Node>) {
 async fn reading_beside(copying: usize) -> Duration {
     let all = chunks(120 + copying * 160, CHUNK);
     let (study, rest) = all.split_at(120);
-    let (holder, askers) = shared(1 + copying, Shelf::of(&all)).await;
+    let (holder, askers) = shared(1 + copying, Shelf::of(&all));
     let fetchers: Vec<Fetcher> =
         askers.iter().map(|asker| Fetcher::new(Arc::new(asker.endpoint.clone()), mpsc::channel(100).0)).collect();
     let fetch = |n: usize, all: &[Bytes], class: Class| fetchers[n].fetch(wanted(all), vec![holder.peer()], class);
@@ -138,7 +138,7 @@ async fn copies_of_other_sites_do_not_slow_a_reader() {
 async fn what_waits_behind_a_reader_elsewhere_is_not_given_up() {
     let all = chunks(4, 1000);
     let slow = Shelf { delay: Duration::from_millis(500), ..Shelf::of(&all) };
-    let (holder, askers) = shared(2, slow).await;
+    let (holder, askers) = shared(2, slow);
     let link = async |n: usize| askers[n].endpoint.link(holder.peer(), Plane::Chunk).await.expect("a link");
     let (reader, copier) = (link(0).await, link(1).await);
     let get = |n: usize, from: &quinn::Connection, class: Class| {
