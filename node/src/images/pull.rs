@@ -28,6 +28,9 @@ use crate::ingest::decode_attributes;
 
 /// Bytes of pulled chunks written in one group: one fsync for so many …
 pub(super) const PUT_GROUP_BYTES: u64 = 8 << 20;
+/// … or for so many: a fetch has 512 objects in hand at most, and heads of images, which are small, would wait for
+/// [`PUT_GROUP_TIME`] with nothing on the line …
+const PUT_GROUP_CHUNKS: usize = 128;
 /// … or for what came in this time: a cut costs no more.
 const PUT_GROUP_TIME: Duration = Duration::from_millis(200);
 /// Groups being written while the next come, for a reader and for others: the store writes those that wait together,
@@ -277,14 +280,14 @@ fn write_as_they_come(
     in_groups(arriving).map(write).buffer_unordered(puts)
 }
 
-/// Chunks in groups of about [`PUT_GROUP_BYTES`] or [`PUT_GROUP_TIME`], as they arrive.
+/// Chunks in groups of about [`PUT_GROUP_BYTES`], [`PUT_GROUP_CHUNKS`] or [`PUT_GROUP_TIME`], as they arrive.
 fn in_groups(arriving: Arriving) -> impl Stream<Item = Group> + Send {
     stream::unfold(Some(arriving), |arriving| async move {
         let mut arriving = arriving?;
         let mut group = Group::default();
         group.take(arriving.recv().await?);
         let until = Instant::now() + PUT_GROUP_TIME;
-        while group.written.bytes < PUT_GROUP_BYTES {
+        while group.written.bytes < PUT_GROUP_BYTES && group.chunks.len() < PUT_GROUP_CHUNKS {
             match timeout_at(until, arriving.recv()).await {
                 Ok(Some(arrived)) => group.take(arrived),
                 Ok(None) => return Some((group, None)),
@@ -413,6 +416,22 @@ mod tests {
         }
         assert_eq!(whole.asked.lock().expect("lock").len(), 15, "only what was missing");
         assert!(store.has_all(&hashes).await.expect("index"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn small_chunks_come_without_a_wait_though_a_fetch_has_only_so_many_in_hand() {
+        let all: Vec<Bytes> = (0_u32..2000).map(|n| Bytes::from(n.to_be_bytes().repeat(10))).collect();
+        let hashes: Vec<Hash> = all.iter().map(|bytes| Hash::of(bytes)).collect();
+        let begun = Instant::now();
+        let cut = Cut::new(&all, all.len());
+        let mut groups = Box::pin(in_groups(fetch(&cut, &hashes)));
+        let mut came = 0;
+        while let Some(group) = groups.next().await {
+            assert!(group.chunks.len() <= PUT_GROUP_CHUNKS, "{}", group.chunks.len());
+            came += group.chunks.len();
+        }
+        assert_eq!(came, all.len());
+        assert!(begun.elapsed() < PUT_GROUP_TIME, "{:?}", begun.elapsed());
     }
 
     #[tokio::test]
