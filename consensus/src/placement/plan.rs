@@ -151,8 +151,7 @@ impl Plan {
     /// where two could have it.
     pub fn is_short(&self, held: &HeldPart) -> bool {
         let (counted, (_, zones)) = (self.counted(held), self.possible(held.origin));
-        counted.len() < self.copies(held.origin)
-            || self.zones_of(&counted) < self.zones_asked(held.origin).max(zones.min(ZONES_USUAL))
+        counted.len() < self.copies(held.origin) || self.zones_of(&counted) < self.zones_asked(held.origin).max(zones)
     }
 
     /// Distinct zones of these sites.
