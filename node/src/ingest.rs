@@ -28,7 +28,9 @@ use maillage_dicom::part10::{self, PreambleKind};
 use maillage_dicom::prescan::{self, NativePixels};
 use maillage_dicom::{Redacted, Rejection, Uid};
 use maillage_host::{Clock, offload};
-use maillage_store::{Claimed, Hash, InstanceIdentity, ManifestFlags, PixelPart, Store, StoreError, Stored};
+use maillage_store::{
+    Claimed, Hash, InstanceEntry, InstanceIdentity, ManifestFlags, PixelPart, Store, StoreError, Stored,
+};
 use tokio::sync::mpsc;
 
 use crate::metrics::Metrics;
@@ -398,7 +400,7 @@ impl Ingest {
         let patient = patient_of(attributes);
         let turn = self.turn(attributes.study_uid.as_str());
         let mut known = turn.lock().await;
-        self.check_patient(attributes.study_uid.as_str(), &patient, &mut known).await?;
+        self.check_patient(attributes.study_uid.as_str(), prepared.dataset_hash, &patient, &mut known).await?;
         // Only the first of a study keeps its turn until it is stored: it decides for the others.
         let first = known.is_none().then_some(known);
         let identity = InstanceIdentity {
@@ -500,15 +502,13 @@ impl Ingest {
     async fn check_patient(
         &self,
         study: &str,
+        dataset_hash: Hash,
         patient: &PatientKey,
         known: &mut Option<PatientKey>,
     ) -> Result<(), IngestError> {
         if known.is_none() {
             self.0.store.landing().until_earlier_done(study).await?;
-            *known = match self.stored_patient(study).await? {
-                Some(stored) => Some(stored),
-                None => (self.0.mesh_patient)(study),
-            };
+            *known = self.known_patient(study, (dataset_hash, patient)).await?;
         }
         match known {
             Some(known) if known != patient => Err(IngestError::OtherPatient),
@@ -526,18 +526,35 @@ impl Ingest {
         Arc::clone(turns.entry(study.to_owned()).or_default())
     }
 
-    /// The patient of what is here of a study. Images whose key was destroyed name nobody any more.
-    async fn stored_patient(&self, study: &str) -> Result<Option<PatientKey>, IngestError> {
-        let store = &self.0.store;
+    /// The patient of a study: of what is here of it, or as the mesh knows it. Images whose key was destroyed name nobody
+    /// any more, and damaged ones nobody until they come again, as `comes` may be, which names whom they named.
+    async fn known_patient(&self, study: &str, comes: (Hash, &PatientKey)) -> Result<Option<PatientKey>, IngestError> {
+        let (store, mut damaged) = (&self.0.store, None);
         for instance in store.instances(study).await? {
-            let Some(manifest) = store.instance_manifest(instance.entry.manifest).await? else { return Ok(None) };
-            return match store.attributes(&manifest) {
-                Ok(attributes) => Ok(decode_attributes(&attributes).map(|known| patient_of(&known))),
-                Err(StoreError::KeyDestroyed(_) | StoreError::KeyUnknown { .. }) => continue,
-                Err(error) => Err(error.into()),
+            let InstanceEntry { manifest: address, dataset_hash, .. } = instance.entry;
+            let manifest = match store.instance_manifest(address).await {
+                Ok(Some(manifest)) => manifest,
+                Ok(None) | Err(StoreError::Corrupt(_)) if dataset_hash == comes.0 => return Ok(Some(comes.1.clone())),
+                Ok(None) | Err(StoreError::Corrupt(_)) => {
+                    damaged = Some(address);
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
             };
+            match store.attributes(&manifest) {
+                Ok(attributes) => match decode_attributes(&attributes) {
+                    Some(known) => return Ok(Some(patient_of(&known))),
+                    None => break,
+                },
+                Err(StoreError::KeyDestroyed(_) | StoreError::KeyUnknown { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
-        Ok(None)
+        match ((self.0.mesh_patient)(study), damaged) {
+            // It has a patient, and nothing says which.
+            (None, Some(damaged)) => Err(StoreError::Corrupt(damaged).into()),
+            (known, _) => Ok(known),
+        }
     }
 }
 
@@ -601,4 +618,4 @@ pub(crate) fn decode_attributes(bytes: &[u8]) -> Option<Attributes> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

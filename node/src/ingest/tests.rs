@@ -77,6 +77,18 @@ impl Bench {
         bench_in(directory).await
     }
 
+    /// What is listed of a study, in its order.
+    async fn listed(&self, phantom: &CtPhantom) -> Vec<InstanceEntry> {
+        let listed = self.store.instances(phantom.study_uid().as_str()).await.expect("index");
+        listed.into_iter().map(|instance| instance.entry).collect()
+    }
+
+    /// Damages an instance's manifest on the disk.
+    async fn rot(&self, listed: &InstanceEntry) {
+        let manifest = self.store.get_manifest(listed.manifest).await.expect("read").expect("stored");
+        rot(&Disk::real(self.directory.path()), &manifest).await;
+    }
+
     async fn read(&self, uid: &Uid) -> Result<Vec<u8>, StoreError> {
         let listed = self.store.instance(uid.as_str()).await?.expect("listed");
         let manifest = self.store.instance_manifest(listed.entry.manifest).await?.expect("a manifest");
@@ -105,6 +117,23 @@ impl Bench {
             InstanceManifest::sealed(&cut, identity, &attributes, ManifestFlags::default(), &key).expect("sealed");
         self.store.commit_instance(cut, manifest, Clock::system().now(), "CT1".to_owned()).await.expect("stored");
     }
+}
+
+/// Flips a bit of what a store's packs have of these bytes.
+pub(crate) async fn rot(disk: &Disk, content: &Bytes) {
+    let mut found = 0;
+    for name in disk.list("packs").await.expect("a list") {
+        let path = format!("packs/{name}");
+        // Directories stay.
+        let Ok(pack) = disk.read(&path).await else { continue };
+        for at in memchr::memmem::find_iter(&pack, content) {
+            let file = disk.open(&path).await.expect("open");
+            let flipped = Bytes::copy_from_slice(&[pack[at] ^ 0x10]);
+            file.write_at(at as u64, vec![flipped], true).await.expect("write");
+            found += 1;
+        }
+    }
+    assert!(found > 0, "it is in no pack");
 }
 
 #[tokio::test]
@@ -284,4 +313,46 @@ async fn what_is_refused_costs_nothing_of_its_senders_day() {
         None
     };
     assert!(matches!(used_up.await, Some(IngestError::Quota)));
+}
+
+#[tokio::test]
+async fn a_damaged_image_keeps_no_other_of_its_study_out_and_another_patient_does_not_come_in() {
+    let (bench, phantom) = (bench().await, CtPhantom { slices: 3, ..CtPhantom::default() });
+    let slices: Vec<_> = (0..3).map(|n| phantom.slice(n)).collect();
+    for (uid, dataset) in &slices[..2] {
+        bench.receive(uid, dataset).await;
+    }
+    // The next process remembers no patient.
+    let bench = bench.reopened().await;
+    let listed = bench.listed(&phantom).await;
+    bench.rot(&listed[0]).await;
+    let stranger =
+        CtPhantom { patient_id: "OTHER".to_owned(), study_uid: Some(phantom.study_uid()), ..phantom.clone() };
+    let (uid, dataset) = stranger.slice(2);
+    let strange = bench.receive_from(Source::Local, &uid, &dataset).await;
+    assert!(matches!(strange, Err(IngestError::OtherPatient)), "{strange:?}");
+    let damaged = bench.store.instance_manifest(listed[0].manifest).await;
+    assert!(matches!(damaged, Err(StoreError::Corrupt(_))), "{damaged:?}");
+    assert_eq!(bench.receive(&slices[2].0, &slices[2].1).await, ReceivedAs::New);
+}
+
+#[tokio::test]
+async fn damaged_images_of_which_nobody_knows_the_patient_are_stored_anew_and_nothing_comes_in_before() {
+    let (bench, phantom) = (bench().await, CtPhantom { slices: 3, ..CtPhantom::default() });
+    let slices: Vec<_> = (0..3).map(|n| phantom.slice(n)).collect();
+    for (uid, dataset) in &slices[..2] {
+        bench.receive(uid, dataset).await;
+    }
+    let bench = bench.reopened().await;
+    for listed in bench.listed(&phantom).await {
+        bench.rot(&listed).await;
+    }
+    let (uid, dataset) = &slices[2];
+    let refused = bench.receive_from(Source::Local, uid, dataset).await.expect_err("refused");
+    assert!(matches!(refused, IngestError::Store(StoreError::Corrupt(_))) && refused.is_transient(), "{refused}");
+    for (uid, dataset) in &slices[..2] {
+        bench.receive(uid, dataset).await;
+        assert_eq!(&bench.read(uid).await.expect("it can be read"), dataset);
+    }
+    assert_eq!(bench.receive(uid, dataset).await, ReceivedAs::New);
 }
