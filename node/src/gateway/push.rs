@@ -35,13 +35,31 @@ enum Sent {
     Purged,
     /// Nothing is known.
     Lost(AskError),
-    /// It cannot be read here.
+    /// It cannot be read here, and is for whoever can mend it.
     Damaged(StoreError),
+    /// It cannot be read here just now.
+    Unread(StoreError),
 }
 
 impl From<AskError> for Sent {
     fn from(error: AskError) -> Self {
         Self::Lost(error)
+    }
+}
+
+impl From<StoreError> for Sent {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Corrupt(_)
+            | StoreError::Missing(_)
+            | StoreError::Contradictory(_)
+            | StoreError::KeyDestroyed(_)
+            | StoreError::KeyUnknown { .. }
+            | StoreError::Attributes(_)
+            | StoreError::Manifest(_) => Self::Damaged(error),
+            // The machine: descriptors or memory that it has none of left come back.
+            _ => Self::Unread(error),
+        }
     }
 }
 
@@ -117,6 +135,7 @@ impl Gateway {
             Sent::Purged => "purged",
             Sent::Lost(_) => "lost",
             Sent::Damaged(_) => "damaged",
+            Sent::Unread(_) => "unread",
         };
         self.metrics().gateway().pushed(outcome);
         match sent {
@@ -134,6 +153,10 @@ impl Gateway {
             Sent::Damaged(error) => {
                 tracing::error!(%error, "an instance of the spool is damaged");
                 self.set_apart(key, None, "damaged");
+            }
+            Sent::Unread(error) => {
+                tracing::warn!(%error, "an instance of the spool cannot be read just now");
+                self.schedule().unread(key, now);
             }
             Sent::Purged => {
                 // Set apart first: whatever happens to the disk, it is not sent.
@@ -155,8 +178,8 @@ impl Gateway {
 async fn push(gateway: &Gateway, key: &Key, spooled: &Spooled, centre: u64) -> Sent {
     let manifest = match gateway.store().instance_manifest(spooled.manifest).await {
         Ok(Some(manifest)) => manifest,
-        Ok(None) => return Sent::Damaged(StoreError::Missing(spooled.manifest)),
-        Err(error) => return Sent::Damaged(error),
+        Ok(None) => return StoreError::Missing(spooled.manifest).into(),
+        Err(error) => return error.into(),
     };
     let offer = Ask::Offer(Offer {
         study: UidText::fitted(&manifest.study_uid),
@@ -194,7 +217,7 @@ async fn push(gateway: &Gateway, key: &Key, spooled: &Spooled, centre: u64) -> S
             result = writing.as_mut(), if !written => match result {
                 // A line that breaks is told by the silence at its other end.
                 Ok(()) | Err(WriteError::Line) => written = true,
-                Err(WriteError::Store(error)) => return Sent::Damaged(error),
+                Err(WriteError::Store(error)) => return error.into(),
             },
         }
     }

@@ -305,7 +305,12 @@ impl Schedule {
         if let Some(known) = self.centres.get_mut(&centre) {
             known.cannot_now(now);
         }
-        self.wait(key, now, |failures| AGAIN.saturating_mul(1 << failures.min(10)).min(AGAIN_MAX));
+        self.wait(key, now, later);
+    }
+
+    /// An instance cannot be read here just now, for which no centre is to blame.
+    pub(crate) fn unread(&mut self, key: &Key, now: Instant) {
+        self.wait(key, now, later);
     }
 
     /// A centre did not answer for an instance, which may or may not be there.
@@ -393,6 +398,11 @@ impl Schedule {
         let rejected = self.entries.iter().filter(|(_, entry)| entry.state == State::Rejected).take(limit);
         rejected.map(|(key, entry)| (key.clone(), entry.spooled.clone(), entry.reason.clone())).collect()
     }
+}
+
+/// How long what failed so often waits.
+fn later(failures: u32) -> Duration {
+    AGAIN.saturating_mul(1 << failures.min(10)).min(AGAIN_MAX)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -19,8 +20,8 @@ use maillage_consensus::raft::Duplex;
 use maillage_consensus::{Outcome, Queue};
 use maillage_dicom::Uid;
 use maillage_dicom::phantom::CtPhantom;
-use maillage_host::engine::MemoryHome;
-use maillage_host::{Clock, Disk};
+use maillage_host::engine::{MemoryHome, Reader};
+use maillage_host::{Batch, Clock, Disk, Engine, EngineHome};
 use maillage_store::{Hash, StoreConfig, StoreError};
 use maillage_transport::{Endpoint, EndpointConfig, Identity, Membership, PeerId, Socket};
 use serde_json::{Value, json};
@@ -138,6 +139,71 @@ impl Lines for Cable {
     fn know(&self, _: BTreeMap<u64, (PeerId, Vec<SocketAddr>)>) {}
 }
 
+/// An index on a machine that has no descriptor left, now and then.
+#[derive(Default)]
+struct FlakyHome {
+    home: MemoryHome,
+    fails: Arc<AtomicBool>,
+}
+
+struct FlakyEngine {
+    engine: Arc<dyn Engine>,
+    fails: Arc<AtomicBool>,
+}
+
+impl FlakyHome {
+    fn set_fails(&self, fails: bool) {
+        self.fails.store(fails, Ordering::SeqCst);
+    }
+
+    fn flaky(&self, engine: Arc<dyn Engine>) -> Arc<dyn Engine> {
+        Arc::new(FlakyEngine { engine, fails: Arc::clone(&self.fails) })
+    }
+}
+
+impl EngineHome for FlakyHome {
+    fn open(&self) -> io::Result<Arc<dyn Engine>> {
+        Ok(self.flaky(self.home.open()?))
+    }
+
+    fn replace(&self, fill: &mut dyn FnMut(&dyn Engine) -> io::Result<()>) -> io::Result<Arc<dyn Engine>> {
+        Ok(self.flaky(self.home.replace(fill)?))
+    }
+}
+
+impl FlakyEngine {
+    fn may_read(&self) -> io::Result<()> {
+        // EMFILE.
+        if self.fails.load(Ordering::SeqCst) { Err(io::Error::from_raw_os_error(24)) } else { Ok(()) }
+    }
+}
+
+impl Reader for FlakyEngine {
+    fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        self.may_read()?;
+        self.engine.get(key)
+    }
+
+    fn scan(&self, from: Bound<&[u8]>, to: Bound<&[u8]>, each: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> io::Result<()> {
+        self.may_read()?;
+        self.engine.scan(from, to, each)
+    }
+}
+
+impl Engine for FlakyEngine {
+    fn commit(&self, batch: Batch) -> io::Result<()> {
+        self.engine.commit(batch)
+    }
+
+    fn persist(&self) -> io::Result<()> {
+        self.engine.persist()
+    }
+
+    fn view(&self) -> Box<dyn Reader> {
+        self.engine.view()
+    }
+}
+
 /// A gateway's process, as far as it is one.
 struct Running {
     gateway: Gateway,
@@ -151,6 +217,11 @@ impl Running {
     }
 
     async fn start_with(disk: &Disk, cable: &Arc<Cable>, line: &str) -> Self {
+        // An index of its own each time: after a kill it may be behind, and is made anew from the packs.
+        Self::start_on(Arc::<MemoryHome>::default(), disk, cable, line).await
+    }
+
+    async fn start_on(index: Arc<dyn EngineHome>, disk: &Disk, cable: &Arc<Cable>, line: &str) -> Self {
         let text = format!(
             "[node]\nname = \"chu\"\nzone = \"chu\"\ndata_dir = \"/nowhere\"\nrole = \"gateway\"\n\
              [gateway]\n{line}"
@@ -173,9 +244,7 @@ impl Running {
             members: vec![paris],
         };
         let lines = Arc::<Cable>::clone(cable);
-        // An index of its own each time: after a kill it may be behind, and is made anew from the packs.
         let spool = StoreConfig { reserve_bytes: 1 << 19, ..StoreConfig::default() };
-        let index = Arc::<MemoryHome>::default();
         let host = Host { disk: disk.clone(), index, clock: Clock::system(), spool, lines };
         let opened = Opened::open(settings(&text).into_config(), mesh, host).await.expect("it opens");
         let (gateway, shutdown) = (opened.gateway.clone(), CancellationToken::new());
@@ -301,6 +370,30 @@ async fn images_wait_for_a_centre_that_is_named_though_another_answers() {
     let status = running.status().await;
     assert_eq!((&status["centres"][0]["allowed"], &status["centre"]), (&json!(true), &json!("paris")), "{status}");
     assert!(!status["warnings"].to_string().contains("none of"), "{status}");
+    running.kill().await;
+    centre.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_read_just_now_is_sent_once_it_can_be() {
+    let (centre, directory) = (centre().await, tempfile::tempdir().expect("a directory"));
+    let (cable, disk) = (Cable::to(&centre), Disk::real(directory.path()));
+    let index = Arc::<FlakyHome>::default();
+    let running = Running::start_on(Arc::<FlakyHome>::clone(&index), &disk, &cable, "").await;
+    cable.up.store(false, Ordering::SeqCst);
+    let (uid, dataset) = phantom(1).slice(0);
+    running.take(&uid, dataset).await.expect("taken");
+    sleep(Duration::from_secs(30)).await;
+    index.set_fails(true);
+    cable.up.store(true, Ordering::SeqCst);
+    sleep(Duration::from_secs(30)).await;
+    let told = running.gateway.metrics().text();
+    assert!(told.contains("outcome=\"unread\""), "it was tried: {told}");
+    let counts = running.gateway.schedule().counts();
+    assert_eq!((counts.pushed, counts.rejected), (0, 0), "{counts:?}");
+    index.set_fails(false);
+    running.is_through(1).await;
+    assert_eq!(centre.instances(phantom(1).study_uid().as_str()).await, [uid.to_string()]);
     running.kill().await;
     centre.end().await;
 }

@@ -172,6 +172,19 @@ async fn what_is_not_taken_now_or_ever_holds_up_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_cannot_be_read_here_just_now_waits_and_is_held_against_no_centre() {
+    let now = Instant::now();
+    let mut schedule = schedule(9, &[3], now);
+    let sent: Vec<_> = std::iter::from_fn(|| schedule.next(now)).collect();
+    assert_eq!(sent.len(), 8);
+    sent.iter().for_each(|(key, _)| schedule.unread(key, now));
+    assert_eq!(schedule.next(now), Some((key(8), 3)), "the next goes at once");
+    assert_eq!(schedule.next(now), None);
+    assert_eq!(schedule.next(now + AGAIN), Some((key(0), 3)));
+    assert_eq!(schedule.counts().rejected, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_a_centre_took_that_is_gone_since_is_sent_to_another_unless_it_is_safe() {
     let now = Instant::now();
     let mut schedule = schedule(2, &[3, 7], now);
