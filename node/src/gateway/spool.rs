@@ -23,7 +23,7 @@ const STUDIES_PAGE: usize = 1_000;
 const GATHER: Duration = Duration::from_millis(20);
 /// Instances set apart that are read from the store at once.
 const APART_PAGE: usize = 1_000;
-/// Between two looks for them: they have no arrival of their own.
+/// Between two looks for them, who have no arrival of their own, and at what could not be looked at when it arrived.
 const LOOK: Duration = Duration::from_secs(10);
 /// The number of the list by which instances are dropped. It lives no longer than that.
 const DROP_SEQUENCE: u64 = 1;
@@ -80,6 +80,18 @@ impl Gateway {
             }
         }
         self.take_up_apart().await
+    }
+
+    /// Takes up what came of these studies. Returns those that could not be looked at.
+    async fn take_up_studies(&self, studies: BTreeSet<String>) -> BTreeSet<String> {
+        let mut missed = BTreeSet::new();
+        for study in studies {
+            if let Err(error) = self.take_up_study(&study).await {
+                tracing::error!(%error, "take up what arrived");
+                missed.insert(study);
+            }
+        }
+        missed
     }
 
     async fn take_up_study(&self, study: &str) -> Result<(), StoreError> {
@@ -200,6 +212,8 @@ pub(super) async fn run(
     shutdown: CancellationToken,
 ) {
     let mut look = tokio::time::interval(LOOK);
+    // What could not be looked at is durable and owed, and nothing else may come of it.
+    let mut missed = BTreeSet::new();
     loop {
         let first = tokio::select! {
             () = shutdown.cancelled() => return,
@@ -207,6 +221,7 @@ pub(super) async fn run(
                 if let Err(error) = gateway.take_up_apart().await {
                     tracing::error!(%error, "look for instances set apart");
                 }
+                missed = gateway.take_up_studies(missed).await;
                 gateway.stir();
                 continue;
             }
@@ -225,12 +240,7 @@ pub(super) async fn run(
             }
             next = arrivals.try_recv().ok();
         }
-        for study in studies {
-            if let Err(error) = gateway.take_up_study(&study).await {
-                // It is durable, and found at the latest by the next start.
-                tracing::error!(%error, "take up what arrived");
-            }
-        }
+        missed.extend(gateway.take_up_studies(studies).await);
         gateway.stir();
         for study in over {
             // The pusher ends with the node.

@@ -399,6 +399,24 @@ async fn what_cannot_be_read_just_now_is_sent_once_it_can_be() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_could_not_be_looked_at_when_it_arrived_is_sent_all_the_same() {
+    let (centre, directory) = (centre().await, tempfile::tempdir().expect("a directory"));
+    let (cable, disk) = (Cable::to(&centre), Disk::real(directory.path()));
+    let index = Arc::<FlakyHome>::default();
+    let running = Running::start_on(Arc::<FlakyHome>::clone(&index), &disk, &cable, "").await;
+    let (uid, dataset) = phantom(1).slice(0);
+    running.take(&uid, dataset).await.expect("taken");
+    index.set_fails(true);
+    sleep(Duration::from_secs(15)).await;
+    assert_eq!(running.gateway.schedule().counts(), Counts::default(), "nobody knows of it");
+    index.set_fails(false);
+    running.is_through(1).await;
+    assert_eq!(centre.instances(phantom(1).study_uid().as_str()).await, [uid.to_string()]);
+    running.kill().await;
+    centre.end().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_full_spool_refuses_with_room_to_come_and_takes_again_when_there_is() {
     let (centre, directory) = (centre().await, tempfile::tempdir().expect("a directory"));
     let (cable, disk) = (Cable::to(&centre), Disk::real(directory.path()));
