@@ -88,8 +88,8 @@ impl Gateway {
     async fn ask_of(&self, due: Vec<(Key, u64)>) -> Result<(), SafetyError> {
         let mut by_centre: BTreeMap<u64, Vec<Key>> = BTreeMap::new();
         for (key, centre) in due {
-            // Who has it can tell best; any other can, too.
-            let asked = if self.schedule().is_up(centre) { centre } else { self.any_centre()? };
+            // Who has it can tell best; any other can, too, and one that hears no quorum cannot.
+            let asked = if self.schedule().is_in_touch(centre) { centre } else { self.any_centre()? };
             by_centre.entry(asked).or_default().push(key);
         }
         for (centre, keys) in by_centre {
@@ -117,7 +117,7 @@ impl Gateway {
         self.drop_purged(says).await
     }
 
-    /// What a centre says of those instances that are in the spool.
+    /// What a centre says of those instances that are in the spool, or, while it cannot, another that hears a quorum.
     async fn says(&self, centre: u64, keys: &[Key]) -> Result<Vec<(Key, Safety)>, SafetyError> {
         let (mut known, mut items) = (Vec::new(), Vec::new());
         for key in keys {
@@ -130,13 +130,22 @@ impl Gateway {
             });
             known.push(key.clone());
         }
-        let Reply::Safety(says) = ask(self.lines(), centre, &Ask::Safe { items }).await? else {
-            return Err(AskError::Unexpected.into());
-        };
-        if says.len() != known.len() {
-            return Err(AskError::Unexpected.into());
+        let mut others = self.schedule().answering();
+        others.retain(|other| *other != centre && self.schedule().is_in_touch(*other));
+        let mut says = self.safety_of(centre, &items).await;
+        for other in others {
+            let Err(error) = &says else { break };
+            tracing::debug!(centre, other, %error, "another centre is asked what is safe");
+            says = self.safety_of(other, &items).await;
         }
-        Ok(known.into_iter().zip(says).collect())
+        Ok(known.into_iter().zip(says?).collect())
+    }
+
+    async fn safety_of(&self, centre: u64, items: &[Item]) -> Result<Vec<Safety>, AskError> {
+        match ask(self.lines(), centre, &Ask::Safe { items: items.to_vec() }).await? {
+            Reply::Safety(says) if says.len() == items.len() => Ok(says),
+            _ => Err(AskError::Unexpected),
+        }
     }
 
     /// Asks a centre of instances, and takes over what it says. Whether all are safe.

@@ -23,9 +23,9 @@ use maillage_dicom::phantom::CtPhantom;
 use maillage_host::engine::{MemoryHome, Reader};
 use maillage_host::{Batch, Clock, Disk, Engine, EngineHome};
 use maillage_store::{Hash, StoreConfig, StoreError};
-use maillage_transport::{Endpoint, EndpointConfig, Identity, Membership, PeerId, Socket};
+use maillage_transport::{Endpoint, EndpointConfig, Identity, Membership, PeerId, Socket, frame};
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncWriteExt as _, DuplexStream};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
@@ -34,7 +34,7 @@ use super::door::Door;
 use super::lines::Lines;
 use super::schedule::Key;
 use super::serve::{Host, Opened};
-use super::wire::{self, Ask, Item, Kept, Offer, Reply, Safety};
+use super::wire::{self, Ask, Item, Kept, Offer, Page, Position, Reply, Safety, Welcome};
 use super::{Counts, Gateway, ask};
 use crate::config::Settings;
 use crate::data_dir::{MESH_FILE_FORMAT, MeshFile, MeshFileMember};
@@ -126,14 +126,39 @@ impl Lines for Cable {
                 std::future::pending::<()>().await;
             }
             let (near, far) = tokio::io::duplex(256 << 10);
-            let halves = |end| {
-                let (reader, writer) = tokio::io::split(end);
-                Duplex { reader: Box::new(reader), writer: Box::new(writer) }
-            };
             let (door, gateway) = (Arc::clone(&self.door), self.gateway);
             maillage_host::spawn(async move { door.answer(gateway, halves(far)).await });
             Ok(halves(near))
         })
+    }
+
+    fn know(&self, _: BTreeMap<u64, (PeerId, Vec<SocketAddr>)>) {}
+}
+
+fn halves(end: DuplexStream) -> Duplex {
+    let (reader, writer) = tokio::io::split(end);
+    Duplex { reader: Box::new(reader), writer: Box::new(writer) }
+}
+
+/// Centres that give these answers to what each is asked; without one they are still at it, for ever.
+struct Scripted(fn(u64, &Ask) -> Option<Reply>);
+
+impl Lines for Scripted {
+    fn open(&self, centre: u64) -> BoxFuture<'_, io::Result<Duplex>> {
+        let (near, far) = tokio::io::duplex(256 << 10);
+        let (says, mut far) = (self.0, halves(far));
+        maillage_host::spawn(async move {
+            let Ok(Some(asked)) = frame::read(&mut far.reader, wire::ASK_MAX).await else { return };
+            let reply = says(centre, &wire::decode(&asked).expect("a question"));
+            loop {
+                let bytes = wire::encode(reply.as_ref().unwrap_or(&Reply::Working)).expect("encodes");
+                if frame::write(&mut far.writer, &bytes, wire::REPLY_MAX).await.is_err() || reply.is_some() {
+                    return;
+                }
+                sleep(Duration::from_millis(400)).await;
+            }
+        });
+        Box::pin(std::future::ready(Ok::<_, io::Error>(halves(near))))
     }
 
     fn know(&self, _: BTreeMap<u64, (PeerId, Vec<SocketAddr>)>) {}
@@ -222,28 +247,39 @@ impl Running {
     }
 
     async fn start_on(index: Arc<dyn EngineHome>, disk: &Disk, cable: &Arc<Cable>, line: &str) -> Self {
+        Self::start_among(&["paris"], Arc::<Cable>::clone(cable), cable.gateway, index, disk, line).await
+    }
+
+    /// Among centres of these names, which are sites from 1 on.
+    async fn start_among(
+        centres: &[&str],
+        lines: Arc<dyn Lines>,
+        gateway: SiteId,
+        index: Arc<dyn EngineHome>,
+        disk: &Disk,
+        line: &str,
+    ) -> Self {
         let text = format!(
             "[node]\nname = \"chu\"\nzone = \"chu\"\ndata_dir = \"/nowhere\"\nrole = \"gateway\"\n\
              [gateway]\n{line}"
         );
-        let paris = MeshFileMember {
+        let member = |(site_id, name): (u64, &&str)| MeshFileMember {
             peer_id: Identity::generate().peer_id().to_string(),
-            site_id: 1,
-            name: "paris".to_owned(),
+            site_id,
+            name: (*name).to_owned(),
             addresses: Vec::new(),
         };
         let mesh = MeshFile {
             format: MESH_FILE_FORMAT,
             mesh_id: "07".repeat(32),
             mesh_name: "test".to_owned(),
-            site_id: cable.gateway.0,
+            site_id: gateway.0,
             site_name: "chu".to_owned(),
             epoch: 1,
             has_log: false,
             role: Role::Gateway,
-            members: vec![paris],
+            members: (1..).zip(centres).map(member).collect(),
         };
-        let lines = Arc::<Cable>::clone(cable);
         let spool = StoreConfig { reserve_bytes: 1 << 19, ..StoreConfig::default() };
         let host = Host { disk: disk.clone(), index, clock: Clock::system(), spool, lines };
         let opened = Opened::open(settings(&text).into_config(), mesh, host).await.expect("it opens");
@@ -414,6 +450,34 @@ async fn what_could_not_be_looked_at_when_it_arrived_is_sent_all_the_same() {
     assert_eq!(centre.instances(phantom(1).study_uid().as_str()).await, [uid.to_string()]);
     running.kill().await;
     centre.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_centre_that_cannot_say_what_is_safe_holds_up_nothing_while_another_can() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let disk = Disk::real(directory.path());
+    let says = |centre: u64, asked: &Ask| {
+        let position = Position::Event { index: 1, place: 0 };
+        Some(match asked {
+            Ask::Hello(_) => Reply::Welcome(Welcome { in_touch: true, centres: Vec::new() }),
+            Ask::Offer(_) => Reply::Have,
+            Ask::Safe { items } if centre == 2 => Reply::Safety(vec![Safety::Safe; items.len()]),
+            Ask::Feed { .. } => Reply::Page(Page { reports: Vec::new(), next: position, more: false }),
+            Ask::SenderDone { .. } | Ask::Acknowledge { .. } => Reply::Done,
+            Ask::Safe { .. } | Ask::Held { .. } => Reply::NotNow { why: Line::fitted("its disk fails") },
+        })
+    };
+    let (lines, index) = (Arc::new(Scripted(says)), Arc::<MemoryHome>::default());
+    let running = Running::start_among(&["paris", "lyon"], lines, SiteId(9), index, &disk, "").await;
+    for n in 0..3 {
+        let (uid, dataset) = phantom(3).slice(n);
+        running.take(&uid, dataset).await.expect("taken");
+    }
+    running.is_through(3).await;
+    assert_eq!(running.gateway.schedule().current(), Some(1));
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(running.gateway.schedule().counts().safe, 3);
+    running.kill().await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -726,8 +790,8 @@ async fn a_door_takes_what_is_right_once_and_says_what_is_wrong_with_the_rest() 
     assert_eq!(says, Reply::Safety(vec![Safety::Pending]));
     let mut line = cable.open(1).await.expect("a stream");
     let garbage = wire::encode(&Reply::Done).expect("encodes");
-    maillage_transport::frame::write(&mut line.writer, &[9, 9], 100).await.expect("written");
-    maillage_transport::frame::write(&mut line.writer, &garbage, 100).await.expect("written");
+    frame::write(&mut line.writer, &[9, 9], 100).await.expect("written");
+    frame::write(&mut line.writer, &garbage, 100).await.expect("written");
     assert!(ask::answer(&mut line.reader).await.is_err());
     assert_eq!(offer(&cable, first, b"").await, Reply::Have);
     centre.end().await;

@@ -72,11 +72,16 @@ impl Schedule {
         self.centres.get(&centre).is_some_and(|known| known.up_since.is_some())
     }
 
-    /// The centres that answer, the one in use first.
+    /// Whether a centre answers and hears a quorum.
+    pub(crate) fn is_in_touch(&self, centre: u64) -> bool {
+        self.centres.get(&centre).is_some_and(|known| known.up_since.is_some() && known.in_touch)
+    }
+
+    /// The centres that answer: those first that hear a quorum, and of them the one in use.
     pub(crate) fn answering(&self) -> Vec<u64> {
         let up = self.centres.iter().filter(|(_, known)| known.up_since.is_some()).map(|(site, _)| *site);
         let mut up: Vec<u64> = up.collect();
-        up.sort_by_key(|site| (Some(*site) != self.current, *site));
+        up.sort_by_key(|site| (!self.is_in_touch(*site), Some(*site) != self.current, *site));
         up
     }
 

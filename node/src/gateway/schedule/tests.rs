@@ -146,6 +146,7 @@ async fn a_centre_without_a_quorum_is_the_last_choice_and_still_one() {
     schedule.set_home(Some(3));
     schedule.up(3, false, now);
     schedule.up(7, true, now);
+    assert_eq!(schedule.answering(), [7, 3]);
     assert_eq!(schedule.next(now).expect("sent").1, 7);
     schedule.down(7, now);
     assert_eq!(schedule.next(now).expect("sent").1, 3);
