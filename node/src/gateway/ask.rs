@@ -1,11 +1,13 @@
 //! Asking a centre: one question on a stream of its own, and no longer than it gives a sign of life.
 
 use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 use maillage_consensus::raft::Duplex;
 use maillage_transport::frame::{self, ReadFrameError, WriteFrameError};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
-use tokio::time::timeout;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::SILENT_MAX;
 use super::lines::Lines;
@@ -67,9 +69,13 @@ pub(crate) async fn open(lines: &dyn Lines, centre: u64, ask: &Ask) -> Result<Du
 ///
 /// # Errors
 /// [`AskError`].
-pub(crate) async fn answer(reader: &mut (impl AsyncRead + Unpin)) -> Result<Reply, AskError> {
+pub(crate) async fn answer<R: AsyncRead + Unpin>(reader: &mut R) -> Result<Reply, AskError> {
+    let mut listening = Listening { reader, until: Box::pin(sleep(SILENT_MAX)) };
     loop {
-        let frame = within(frame::read(reader, REPLY_MAX)).await??.ok_or(AskError::Closed)?;
+        let frame = match frame::read(&mut listening, REPLY_MAX).await {
+            Err(ReadFrameError::Io(error)) if error.kind() == io::ErrorKind::TimedOut => return Err(AskError::Silent),
+            read => read?.ok_or(AskError::Closed)?,
+        };
         match wire::decode(&frame)? {
             Reply::Working => {}
             reply => return Ok(reply),
@@ -82,6 +88,70 @@ async fn write(writer: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> Result<(
     writer.flush().await.map_err(WriteFrameError::Io)
 }
 
+/// What a centre says, for as long as it is not silent: each byte is a sign of life, since a long answer takes its time on
+/// a slow line.
+struct Listening<'a, R> {
+    reader: &'a mut R,
+    until: Pin<Box<Sleep>>,
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for Listening<'_, R> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if let Poll::Ready(read) = Pin::new(&mut *this.reader).poll_read(cx, buffer) {
+            this.until.as_mut().reset(Instant::now() + SILENT_MAX);
+            return Poll::Ready(read);
+        }
+        this.until.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
 async fn within<T>(what: impl Future<Output = T>) -> Result<T, AskError> {
     timeout(SILENT_MAX, what).await.map_err(|_| AskError::Silent)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::wire::tests::delivery;
+    use super::super::wire::{Page, Position};
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_long_answer_may_take_its_time_on_a_slow_line_and_silence_may_not() {
+        let reports = (0..400).map(|exam| delivery(exam, 1)).collect();
+        let page = Reply::Page(Page { reports, next: Position::Event { index: 9, place: 0 }, more: false });
+        let frame = wire::encode(&page).expect("encodes");
+        let bytes = [&frame::header(frame.len(), REPLY_MAX).expect("short enough")[..], &frame].concat();
+        for (pause, is_heard) in [(SILENT_MAX / 2, true), (SILENT_MAX * 2, false)] {
+            let (mut near, mut far) = tokio::io::duplex(64 << 10);
+            let started = Instant::now();
+            let sending = async {
+                for part in bytes.chunks(bytes.len() / 10) {
+                    tokio::time::sleep(pause).await;
+                    if far.write_all(part).await.is_err() {
+                        return;
+                    }
+                }
+            };
+            let asking = async {
+                let said = answer(&mut near).await;
+                drop(near);
+                said
+            };
+            let (said, ()) = tokio::join!(asking, sending);
+            match is_heard {
+                true => {
+                    assert_eq!(said.expect("an answer"), page);
+                    assert!(started.elapsed() > 4 * SILENT_MAX, "{:?}", started.elapsed());
+                }
+                false => assert!(matches!(said, Err(AskError::Silent)), "{said:?}"),
+            }
+        }
+        let (mut near, _far) = tokio::io::duplex(1 << 10);
+        let started = Instant::now();
+        assert!(matches!(answer(&mut near).await, Err(AskError::Silent)));
+        assert!(started.elapsed() < SILENT_MAX + Duration::from_millis(10), "{:?}", started.elapsed());
+    }
 }
