@@ -3,6 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use maillage_consensus::raft::Duplex;
 use maillage_transport::frame::{self, ReadFrameError, WriteFrameError};
@@ -13,12 +14,19 @@ use super::SILENT_MAX;
 use super::lines::Lines;
 use super::wire::{self, ASK_MAX, Ask, FrameError, REPLY_MAX, Reply};
 
+/// A centre that has not answered by then waits for what does not come, though it says that it is at it. The most that is
+/// asked at once takes some seconds, and more where manifests are to be had over slow lines first.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(300);
+
 /// Why a question has no answer. It may have taken effect.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AskError {
     /// No sign of life in time.
     #[error("it said nothing for {} s", SILENT_MAX.as_secs())]
     Silent,
+    /// Signs of life, and nothing else.
+    #[error("it gave no answer in {} s", ANSWERED_WITHIN.as_secs())]
+    Unanswered,
     /// The stream broke.
     #[error("the stream broke: {0}")]
     Io(#[from] io::Error),
@@ -49,7 +57,8 @@ pub(crate) enum AskError {
 pub(crate) async fn ask(lines: &dyn Lines, centre: u64, ask: &Ask) -> Result<Reply, AskError> {
     let mut line = open(lines, centre, ask).await?;
     within(line.writer.shutdown()).await??;
-    match answer(&mut line.reader).await? {
+    let answered = timeout(ANSWERED_WITHIN, answer(&mut line.reader)).await.map_err(|_| AskError::Unanswered)?;
+    match answered? {
         Reply::NotNow { why } => Err(AskError::NotNow(why.to_string())),
         reply => Ok(reply),
     }
@@ -112,8 +121,6 @@ async fn within<T>(what: impl Future<Output = T>) -> Result<T, AskError> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::super::wire::tests::delivery;
     use super::super::wire::{Page, Position};
     use super::*;

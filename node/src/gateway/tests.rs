@@ -30,6 +30,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
+use super::ask::AskError;
 use super::door::Door;
 use super::lines::Lines;
 use super::schedule::Key;
@@ -478,6 +479,14 @@ async fn a_centre_that_cannot_say_what_is_safe_holds_up_nothing_while_another_ca
     sleep(Duration::from_secs(60)).await;
     assert_eq!(running.gateway.schedule().counts().safe, 3);
     running.kill().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_centre_that_only_ever_says_that_it_is_at_it_is_waited_for_no_longer_than_it_may_take() {
+    let (lines, started) = (Scripted(|_, _| None), Instant::now());
+    let asked = ask::ask(&lines, 1, &Ask::Safe { items: Vec::new() }).await;
+    assert!(matches!(asked, Err(AskError::Unanswered)), "{asked:?}");
+    assert_eq!(started.elapsed().as_secs(), 300);
 }
 
 #[tokio::test(start_paused = true)]
