@@ -181,8 +181,12 @@ pub(super) async fn here(node: &Node, reference: &Reference) -> Result<Option<He
     let store = node.store();
     let sop_instance = reference.sop_instance.as_str();
     let Some(instance) = store.instance(sop_instance).await? else { return Ok(None) };
-    // Its manifest alone says its class. One that is damaged says nothing: the sender keeps its images.
-    let Some(manifest) = store.instance_manifest(instance.entry.manifest).await? else { return Ok(None) };
+    let manifest = match store.instance_manifest(instance.entry.manifest).await {
+        Ok(Some(manifest)) => manifest,
+        // It alone says the class. One that is damaged says nothing: the sender keeps its images.
+        Ok(None) | Err(StoreError::Corrupt(_)) => return Ok(None),
+        Err(error) => return Err(error),
+    };
     Ok(Some(Here {
         sop_class: manifest.sop_class,
         study: instance.study_uid,

@@ -244,8 +244,16 @@ impl Gateway {
                 gone.push((place, reference));
                 continue;
             };
-            let class = self.store().instance_manifest(manifest).await?.map(|manifest| manifest.sop_class);
-            if class.as_deref() != Some(reference.sop_class.as_str()) {
+            let class = match self.store().instance_manifest(manifest).await {
+                Ok(Some(manifest)) => manifest.sop_class,
+                // The mesh may have it.
+                Ok(None) | Err(StoreError::Corrupt(_)) => {
+                    gone.push((place, reference));
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            if class != reference.sop_class.as_str() {
                 failed.push((place, reason::CLASS_CONFLICT));
             } else if state == State::Rejected || self.store().is_contested(sop_instance).await? {
                 failed.push((place, reason::PROCESSING));

@@ -22,7 +22,7 @@ use maillage_dicom::Uid;
 use maillage_dicom::phantom::CtPhantom;
 use maillage_host::engine::{MemoryHome, Reader};
 use maillage_host::{Batch, Clock, Disk, Engine, EngineHome};
-use maillage_store::{Hash, StoreConfig, StoreError};
+use maillage_store::{Hash, Store, StoreConfig, StoreError};
 use maillage_transport::{Endpoint, EndpointConfig, Identity, Membership, PeerId, Socket, frame};
 use serde_json::{Value, json};
 use tokio::io::{AsyncWriteExt as _, DuplexStream};
@@ -35,10 +35,12 @@ use super::door::Door;
 use super::lines::Lines;
 use super::schedule::Key;
 use super::serve::{Host, Opened};
-use super::wire::{self, Ask, Item, Kept, Offer, Page, Position, Reply, Safety, Welcome};
+use super::wire::{self, Ask, Held, Item, Kept, Offer, Page, Position, Reply, Safety, Welcome};
 use super::{Counts, Gateway, ask};
+use crate::commitment::{Commitments, Reference, Requester, Settled, reason};
 use crate::config::Settings;
 use crate::data_dir::{MESH_FILE_FORMAT, MeshFile, MeshFileMember};
+use crate::ingest::tests::rot;
 use crate::ingest::{Announced, IngestError, Source};
 use crate::site::{Host as SiteHost, Member, Role, Site};
 
@@ -163,6 +165,20 @@ impl Lines for Scripted {
     }
 
     fn know(&self, _: BTreeMap<u64, (PeerId, Vec<SocketAddr>)>) {}
+}
+
+/// The answers of a centre that has everything, in so many zones.
+fn has_all(asked: &Ask, safety: Safety) -> Reply {
+    match asked {
+        Ask::Hello(_) => Reply::Welcome(Welcome { in_touch: true, centres: Vec::new() }),
+        Ask::Offer(_) => Reply::Have,
+        Ask::Safe { items } => Reply::Safety(vec![safety; items.len()]),
+        Ask::Held { references } => Reply::Held(vec![Held::Safe; references.len()]),
+        Ask::Feed { .. } => {
+            Reply::Page(Page { reports: Vec::new(), next: Position::Event { index: 1, place: 0 }, more: false })
+        }
+        Ask::SenderDone { .. } | Ask::Acknowledge { .. } => Reply::Done,
+    }
 }
 
 /// An index on a machine that has no descriptor left, now and then.
@@ -457,16 +473,9 @@ async fn what_could_not_be_looked_at_when_it_arrived_is_sent_all_the_same() {
 async fn a_centre_that_cannot_say_what_is_safe_holds_up_nothing_while_another_can() {
     let directory = tempfile::tempdir().expect("a directory");
     let disk = Disk::real(directory.path());
-    let says = |centre: u64, asked: &Ask| {
-        let position = Position::Event { index: 1, place: 0 };
-        Some(match asked {
-            Ask::Hello(_) => Reply::Welcome(Welcome { in_touch: true, centres: Vec::new() }),
-            Ask::Offer(_) => Reply::Have,
-            Ask::Safe { items } if centre == 2 => Reply::Safety(vec![Safety::Safe; items.len()]),
-            Ask::Feed { .. } => Reply::Page(Page { reports: Vec::new(), next: position, more: false }),
-            Ask::SenderDone { .. } | Ask::Acknowledge { .. } => Reply::Done,
-            Ask::Safe { .. } | Ask::Held { .. } => Reply::NotNow { why: Line::fitted("its disk fails") },
-        })
+    let says = |centre: u64, asked: &Ask| match asked {
+        Ask::Safe { .. } if centre == 1 => Some(Reply::NotNow { why: Line::fitted("its disk fails") }),
+        _ => Some(has_all(asked, Safety::Safe)),
     };
     let (lines, index) = (Arc::new(Scripted(says)), Arc::<MemoryHome>::default());
     let running = Running::start_among(&["paris", "lyon"], lines, SiteId(9), index, &disk, "").await;
@@ -722,6 +731,67 @@ async fn keys_that_a_process_left_behind_are_forgotten_by_the_next() {
     let left = running.gateway.store().keys().pending_studies();
     assert_eq!(left.into_iter().collect::<Vec<_>>(), [other.study_uid().to_string()]);
     running.kill().await;
+    centre.end().await;
+}
+
+async fn rot_manifest(store: &Store, directory: &tempfile::TempDir, uid: &Uid) {
+    let listed = store.instance(uid.as_str()).await.expect("index").expect("listed");
+    let manifest = store.get_manifest(listed.entry.manifest).await.expect("read").expect("stored");
+    rot(&Disk::real(directory.path()), &manifest).await;
+}
+
+/// A sender's request, by the last number of its UID.
+async fn request_commitment(commitments: &Commitments, number: u32, sop_instance: &Uid) -> Uid {
+    let uid = Uid::parse(&format!("1.9.{number}")).expect("a UID");
+    let reference = Reference { sop_class: CtPhantom::SOP_CLASS, sop_instance: sop_instance.clone() };
+    commitments.request(uid.clone(), Requester::Web, vec![reference]).await.expect("taken");
+    uid
+}
+
+fn settled(commitments: &Commitments, uid: &Uid) -> Option<Vec<(u32, u16)>> {
+    let Settled { failed, .. } = commitments.get(uid).expect("known").settled?;
+    Some(failed)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_image_in_the_spool_holds_up_no_request_for_commitment() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let disk = Disk::real(directory.path());
+    let (lines, index) =
+        (Arc::new(Scripted(|_, asked| Some(has_all(asked, Safety::Safe)))), Arc::<MemoryHome>::default());
+    let running = Running::start_among(&["paris"], lines, SiteId(9), index, &disk, "").await;
+    let slices = [0, 1].map(|n| phantom(2).slice(n));
+    for (uid, dataset) in &slices {
+        running.take(uid, dataset.clone()).await.expect("taken");
+    }
+    running.is_through(2).await;
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(running.gateway.schedule().counts().safe, 2);
+    rot_manifest(running.gateway.store(), &directory, &slices[0].0).await;
+    let commitments = running.gateway.commitments();
+    let damaged = request_commitment(commitments, 1, &slices[0].0).await;
+    let sound = request_commitment(commitments, 2, &slices[1].0).await;
+    sleep(Duration::from_secs(30)).await;
+    assert_eq!(settled(commitments, &sound), Some(Vec::new()));
+    assert_eq!(settled(commitments, &damaged), Some(Vec::new()), "the mesh has it");
+    running.kill().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_image_at_a_centre_holds_up_no_other_request_for_commitment() {
+    let centre = centre().await;
+    let (cable, phantom) = (Cable::to(&centre), phantom(1));
+    let (first, data_set) = offer_of(&phantom, 0);
+    assert_eq!(offer(&cable, first, &data_set).await, Reply::Stored(Kept::New));
+    let uid = phantom.slice(0).0;
+    rot_manifest(centre.site.store(), &centre.directory, &uid).await;
+    let commitments = centre.site.node().commitments();
+    let damaged = request_commitment(commitments, 1, &uid).await;
+    let unknown = request_commitment(commitments, 2, &Uid::parse("1.2.3").expect("a UID")).await;
+    sleep(Duration::from_secs(60)).await;
+    for uid in [unknown, damaged] {
+        assert_eq!(settled(commitments, &uid), Some(vec![(0, reason::NO_SUCH_INSTANCE)]), "{uid}");
+    }
     centre.end().await;
 }
 
