@@ -5,6 +5,8 @@
 //! ```
 //! A file is replaced whole at each change. Fields are only ever added with a new version.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use maillage_consensus::command::UnixMillisField;
 use maillage_dicom::{AeTitle, Uid};
@@ -112,6 +114,13 @@ impl Transaction {
         self.settled.is_some() && (self.by == Requester::Web || self.report != Report::Open)
     }
 
+    /// Whether its time is over at `now`, or for a process that has known of it for so long: a wall clock that was put
+    /// back would have its sender wait for longer.
+    pub(crate) fn is_late(&self, now: UnixMillis, known_for: Duration, timeout: Duration) -> bool {
+        let by_wall = Duration::from_millis(now.0.saturating_sub(self.asked_at.0));
+        by_wall.max(known_for) >= timeout
+    }
+
     /// Whether nothing of it needs to be kept at `now`.
     pub(crate) fn is_over_at(&self, now: UnixMillis) -> bool {
         let since = self.settled.as_ref().map_or(0, |settled| now.0.saturating_sub(settled.at.0));
@@ -188,6 +197,18 @@ mod tests {
         expect_test::expect!["03312e390103435431084d41494c4c414745050203312e3503312e3203312e3503312e3301070101920201"]
             .assert_eq(&data_encoding::HEXLOWER.encode(body));
         assert_eq!(Transaction::decode(&bytes), Ok(transaction));
+    }
+
+    #[test]
+    fn its_time_is_over_by_either_clock() {
+        let asked = Transaction::new(uid("1.9"), Requester::Web, Vec::new(), UnixMillis(10_000));
+        let is_late = |now: u64, known_for: u64| {
+            asked.is_late(UnixMillis(now), Duration::from_secs(known_for), Duration::from_secs(60))
+        };
+        assert!(!is_late(69_999, 59));
+        assert!(is_late(70_000, 0), "also to a process that has just started");
+        assert!(is_late(10_001, 60), "the wall clock stands");
+        assert!(is_late(0, 60), "it was put back");
     }
 
     #[test]

@@ -71,12 +71,13 @@ async fn round(node: &Node, looks: &mut Looks) -> anyhow::Result<()> {
     let commitments = node.commitments();
     let pending = commitments.select(|one| one.settled.is_none());
     looks.retain(|uid, _| pending.iter().any(|one| one.uid == *uid));
+    let timeout = Duration::from_secs(node.config().storage.commitment_timeout_s);
     // Asked at most once a round: without a quorum each question takes seconds.
     let mut confirmed = None;
     for transaction in &pending {
         let look = looks.entry(transaction.uid.clone()).or_default();
         look.again(node, transaction).await?;
-        let over = is_over(node, transaction, look.since);
+        let over = transaction.is_late(node.clock().now(), look.since.elapsed(), timeout);
         if !over && look.seems.contains(&Verdict::Pending) {
             continue;
         }
@@ -94,14 +95,6 @@ async fn round(node: &Node, looks: &mut Looks) -> anyhow::Result<()> {
     }
     commitments.forget_old().await?;
     Ok(())
-}
-
-/// Whether the time of a transaction is over, of which this process has known since then: a wall clock that was put back
-/// would have its sender wait for longer.
-fn is_over(node: &Node, transaction: &Transaction, since: Instant) -> bool {
-    let timeout = Duration::from_secs(node.config().storage.commitment_timeout_s);
-    let by_wall = Duration::from_millis(node.clock().now().0.saturating_sub(transaction.asked_at.0));
-    by_wall.max(since.elapsed()) >= timeout
 }
 
 /// The end of a transaction, if this is it. Nothing is said to be safe from a state that no quorum has

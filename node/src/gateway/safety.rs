@@ -33,8 +33,21 @@ const NEARLY_FULL: u64 = 90;
 /// Between two questions to all centres of what one transaction names that is in the spool no more.
 const ASK_HELD: Duration = Duration::from_secs(10);
 
-/// When the centres were last asked what they have of a transaction's instances.
-type Asked = BTreeMap<Uid, Instant>;
+/// Pending transactions as this process knows them.
+type Pending = BTreeMap<Uid, Known>;
+
+#[derive(Debug)]
+struct Known {
+    since: Instant,
+    /// When the centres were last asked what they have of its instances.
+    asked_at: Option<Instant>,
+}
+
+impl Known {
+    fn now() -> Self {
+        Self { since: Instant::now(), asked_at: None }
+    }
+}
 
 /// Why it is not known what is safe.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +66,7 @@ enum SafetyError {
 pub(super) async fn run(gateway: Gateway, shutdown: CancellationToken) {
     let (mut asking, mut asking_again) = (Complaints::default(), Complaints::default());
     let (mut dropping, mut settling) = (Complaints::default(), Complaints::default());
-    let (mut round, mut asked) = (0_u32, Asked::new());
+    let (mut round, mut pending) = (0_u32, Pending::new());
     while shutdown.run_until_cancelled(sleep(ROUND)).await.is_some() {
         if round.is_multiple_of(LOOK_EVERY) {
             gateway.look_at_stats().await;
@@ -62,7 +75,7 @@ pub(super) async fn run(gateway: Gateway, shutdown: CancellationToken) {
         let work = async {
             asking.hear("ask what is safe", gateway.ask_what_is_safe().await);
             asking_again.hear("ask what has been purged", gateway.ask_what_has_been_purged().await);
-            settling.hear("settle storage commitments", gateway.settle(&mut asked).await);
+            settling.hear("settle storage commitments", gateway.settle(&mut pending).await);
             dropping.hear("drop what is safe", gateway.drop_what_is_safe().await);
         };
         if shutdown.run_until_cancelled(work).await.is_none() {
@@ -201,13 +214,18 @@ impl Gateway {
     }
 
     /// Settles the storage commitments that can be, and those whose time is over.
-    async fn settle(&self, asked: &mut Asked) -> Result<(), SafetyError> {
-        let pending = self.commitments().select(|one| one.settled.is_none());
-        asked.retain(|uid, _| pending.iter().any(|one| one.uid == *uid));
-        for transaction in pending {
-            let timeout_ms = self.config().storage.commitment_timeout_s.saturating_mul(1000);
-            let over = self.clock().now().0.saturating_sub(transaction.asked_at.0) >= timeout_ms;
-            let Some(failed) = self.verdict(&transaction, over, asked).await? else { continue };
+    async fn settle(&self, pending: &mut Pending) -> Result<(), SafetyError> {
+        let transactions = self.commitments().select(|one| one.settled.is_none());
+        let timeout = Duration::from_secs(self.config().storage.commitment_timeout_s);
+        // Of all, before one fails: each is known from now on.
+        *pending = transactions
+            .iter()
+            .map(|one| (one.uid.clone(), pending.remove(&one.uid).unwrap_or_else(Known::now)))
+            .collect();
+        for transaction in transactions {
+            let Some(known) = pending.get_mut(&transaction.uid) else { continue };
+            let over = transaction.is_late(self.clock().now(), known.since.elapsed(), timeout);
+            let Some(failed) = self.verdict(&transaction, over, known).await? else { continue };
             let (all, count) = (transaction.references.len(), failed.len());
             let settled = Settled { at: self.clock().now().into(), failed };
             self.commitments().change(&transaction.uid, |one| one.settled = Some(settled)).await?;
@@ -223,7 +241,7 @@ impl Gateway {
         &self,
         transaction: &Transaction,
         over: bool,
-        asked: &mut Asked,
+        known: &mut Known,
     ) -> Result<Option<Vec<(u32, u16)>>, SafetyError> {
         let is_open = |sop_instance: &str| {
             let schedule = self.schedule();
@@ -280,10 +298,10 @@ impl Gateway {
                 Err(error) => return Err(error),
             }
         }
-        if !gone.is_empty() && !over && asked.get(&transaction.uid).is_some_and(|at| at.elapsed() < ASK_HELD) {
+        if !gone.is_empty() && !over && known.asked_at.is_some_and(|at| at.elapsed() < ASK_HELD) {
             return Ok(None);
         }
-        asked.insert(transaction.uid.clone(), Instant::now());
+        known.asked_at = Some(Instant::now());
         for chunk in gone.chunks(ITEMS_MAX) {
             let references: Vec<Reference> = chunk.iter().map(|(_, reference)| (*reference).clone()).collect();
             for ((place, _), found) in chunk.iter().zip(self.held(&references).await?) {

@@ -54,7 +54,7 @@ struct Centre {
 }
 
 fn settings(text: &str) -> Settings {
-    let common = "[http]\nlisten = \"127.0.0.1:0\"\n[storage]\nreserve_mib = 1\n[dicom]\nany_caller = true\nmax_instance_mib = 1\n";
+    let common = "[http]\nlisten = \"127.0.0.1:0\"\n[storage]\nreserve_mib = 1\ncommitment_timeout_s = 600\n[dicom]\nany_caller = true\nmax_instance_mib = 1\n";
     Settings::from_toml(&format!("{text}\n{common}")).expect("settings")
 }
 
@@ -774,6 +774,26 @@ async fn a_damaged_image_in_the_spool_holds_up_no_request_for_commitment() {
     sleep(Duration::from_secs(30)).await;
     assert_eq!(settled(commitments, &sound), Some(Vec::new()));
     assert_eq!(settled(commitments, &damaged), Some(Vec::new()), "the mesh has it");
+    running.kill().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_for_commitment_is_answered_in_time_though_the_wall_clock_stands() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let disk = Disk::real(directory.path());
+    let (lines, index) =
+        (Arc::new(Scripted(|_, asked| Some(has_all(asked, Safety::Pending)))), Arc::<MemoryHome>::default());
+    let running = Running::start_among(&["paris"], lines, SiteId(9), index, &disk, "").await;
+    let (uid, dataset) = phantom(1).slice(0);
+    running.take(&uid, dataset).await.expect("taken");
+    running.is_through(1).await;
+    let commitments = running.gateway.commitments();
+    // The machine's own clock knows nothing of the time that passes here.
+    let asked = request_commitment(commitments, 1, &uid).await;
+    sleep(Duration::from_secs(590)).await;
+    assert_eq!(settled(commitments, &asked), None);
+    sleep(Duration::from_secs(20)).await;
+    assert_eq!(settled(commitments, &asked), Some(vec![(0, reason::PROCESSING)]));
     running.kill().await;
 }
 
