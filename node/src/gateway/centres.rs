@@ -192,6 +192,6 @@ async fn greet(gateway: &Gateway, centre: u64) -> u64 {
         gateway.stir();
         sleep(GREETING).await;
     }
-    gateway.schedule().down(centre, Instant::now());
+    gateway.schedule().gone(centre);
     centre
 }

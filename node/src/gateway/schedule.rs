@@ -317,9 +317,9 @@ impl Schedule {
     pub(crate) fn lost(&mut self, key: &Key, centre: u64, now: Instant) {
         if let Some(known) = self.centres.get_mut(&centre) {
             known.penalise(now);
+            // Until it answers a greeting again; another centre gets the instance at once.
+            self.down(centre, now);
         }
-        // Until it answers a greeting again; another centre gets the instance at once.
-        self.down(centre, now);
         self.wait(key, now, |_| Duration::ZERO);
     }
 

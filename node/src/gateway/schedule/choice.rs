@@ -67,6 +67,11 @@ impl Schedule {
         }
     }
 
+    /// A centre is no member any more.
+    pub(crate) fn gone(&mut self, centre: u64) {
+        self.centres.remove(&centre);
+    }
+
     /// Whether a centre answers.
     pub(crate) fn is_up(&self, centre: u64) -> bool {
         self.centres.get(&centre).is_some_and(|known| known.up_since.is_some())

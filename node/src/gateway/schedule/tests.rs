@@ -173,6 +173,22 @@ async fn what_is_not_taken_now_or_ever_holds_up_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_centre_that_is_no_member_any_more_is_waited_for_by_nobody() {
+    let now = Instant::now();
+    let mut schedule = schedule(2, &[3, 7], now);
+    assert_eq!(schedule.next(now), Some((key(0), 3)));
+    schedule.stored(&key(0), 3, now);
+    assert_eq!(schedule.next(now), Some((key(1), 3)));
+    schedule.gone(3);
+    // What was under way to it comes to nothing, and does not bring it back.
+    schedule.lost(&key(1), 3, now);
+    assert_eq!((schedule.centre_count(), schedule.answering(), schedule.current()), (1, vec![7], None));
+    assert_eq!(schedule.next(now), Some((key(1), 7)));
+    assert_eq!(schedule.resend(now + RESEND), 1, "nor is what it took waited for");
+    assert_eq!(schedule.next(now + RESEND), Some((key(0), 7)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_cannot_be_read_here_just_now_waits_and_is_held_against_no_centre() {
     let now = Instant::now();
     let mut schedule = schedule(9, &[3], now);
