@@ -207,13 +207,19 @@ impl Inbox {
     }
 
     /// Behind where to ask now.
-    fn from(&mut self) -> Option<Position> {
+    fn from(&self) -> Option<Position> {
         match self.state.position {
             Some(Position::Event { index, place }) if self.walk_at <= Instant::now() => {
-                self.walk_at = Instant::now() + WALK;
                 Some(Position::walk(Cursor { index, place }))
             }
             position => position,
+        }
+    }
+
+    /// A page that was asked for from there is taken. A walk that nobody answered is still to be begun.
+    fn walked(&mut self, from: Option<Position>) {
+        if matches!(from, Some(Position::Exam { .. })) {
+            self.walk_at = Instant::now() + WALK;
         }
     }
 
@@ -290,6 +296,7 @@ async fn tail(gateway: &Gateway, inbox: &mut Inbox, centre: u64) -> Result<(), F
             (mesh.mesh_name.clone(), mesh.mesh_id.clone())
         };
         let new = inbox.take(&page, &mesh, &mesh_id).await?;
+        inbox.walked(from);
         if new > 0 {
             tracing::info!(reports = new, "reports are in the inbox");
             gateway.metrics().gateway().reports(new as u64);
@@ -347,6 +354,22 @@ mod tests {
         let mut inbox = open(&directory).await;
         assert_eq!(inbox.state.unacknowledged, [(3, 1), (9, 1)]);
         assert_eq!(inbox.take(&page(9, &[(3, 2)]), "m", "ab").await.expect("taken"), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_walk_that_nobody_answered_is_begun_again_and_one_that_was_taken_is_not() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut inbox = open(&directory).await;
+        assert_eq!(inbox.from(), None, "a gateway that was never told anything");
+        inbox.take(&page(5, &[]), "m", "ab").await.expect("taken");
+        let events = Some(Position::Event { index: 5, place: 0 });
+        let walk = Some(Position::walk(Cursor { index: 5, place: 0 }));
+        assert_eq!((inbox.from(), inbox.from()), (walk, walk), "nobody answered the first");
+        inbox.take(&page(5, &[]), "m", "ab").await.expect("taken");
+        inbox.walked(walk);
+        assert_eq!(inbox.from(), events);
+        sleep(WALK).await;
+        assert_eq!(inbox.from(), walk);
     }
 
     #[tokio::test]
