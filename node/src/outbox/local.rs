@@ -1,7 +1,7 @@
 //! Whether this site holds all images of an exam, by its own disk: what it may read by break glass.
 
 use maillage_consensus::exam::Exam;
-use maillage_store::Hash;
+use maillage_store::{Hash, StoreError};
 
 use crate::images::CODED_WITHIN;
 use crate::ingest::decode_attributes;
@@ -61,9 +61,12 @@ async fn unpublished(node: &Node, exam: &Exam) -> anyhow::Result<Vec<String>> {
                 continue;
             }
             let Some(first) = node.store().instances(&summary.study_uid).await?.into_iter().next() else { continue };
-            let manifest = node.store().instance_manifest(first.entry.manifest).await?;
-            let Some(manifest) = manifest else { continue };
-            // What cannot be opened is no image that could be read.
+            // What is damaged or cannot be opened is no image that could be read, and keeps no other from being read.
+            let manifest = match node.store().instance_manifest(first.entry.manifest).await {
+                Ok(Some(manifest)) => manifest,
+                Ok(None) | Err(StoreError::Corrupt(_)) => continue,
+                Err(error) => return Err(error.into()),
+            };
             let Ok(attributes) = node.store().attributes(&manifest) else { continue };
             let Some(says) = decode_attributes(&attributes) else { continue };
             let said = crate::gather::request_of(&says);

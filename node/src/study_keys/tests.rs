@@ -21,7 +21,9 @@ use super::*;
 use crate::config::Settings;
 use crate::data_dir::MeshFile;
 use crate::gather::publish;
+use crate::ingest::tests::rot;
 use crate::ingest::{Announced, ReceivedAs, Source};
+use crate::outbox::{Local, images_of};
 use crate::site::{Host, Member, Site};
 
 /// The disk and the engines of a site, whose processes come and go.
@@ -163,10 +165,16 @@ struct Slice {
 
 /// A study of three slices.
 fn study() -> (String, [Slice; 3]) {
+    study_of(1)
+}
+
+/// … one of several of the same examination.
+fn study_of(seed: u64) -> (String, [Slice; 3]) {
     let phantom = CtPhantom {
         slices: 3,
         rows: 64,
         columns: 64,
+        seed,
         patient_id: "P1".to_owned(),
         patient_name: "HIDDEN^PATIENT".to_owned(),
         accession_number: "A1".to_owned(),
@@ -357,6 +365,29 @@ async fn a_publication_waits_for_what_is_being_sealed_under_the_key_that_it_clos
     drop(sealing);
     assert_eq!(rotated.await, 1);
     assert_ne!(keys.sealing(&study).await.expect("a key").key().id(), held);
+    running.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_image_keeps_no_other_from_being_read_by_break_glass() {
+    let (machine, (published, [one, ..])) = (Machine::new(), study());
+    let running = machine.run().await;
+    running.receive(&one).await;
+    running.publish(&published).await.expect("published");
+    let id = running.exam(&published).expect("an exam");
+    let mut exam = running.node().read(|view| view.exam(id)).expect("read").expect("known");
+    // As if none of its images were published.
+    exam.studies.clear();
+    let ((sound, [sound_one, ..]), (_, [damaged_one, ..])) = (study_of(2), study_of(3));
+    for slice in [&sound_one, &damaged_one] {
+        running.receive(slice).await;
+    }
+    let store = running.site.store();
+    let listed = store.instance(&damaged_one.uid).await.expect("read").expect("listed");
+    let manifest = store.get_manifest(listed.entry.manifest).await.expect("read").expect("stored");
+    rot(&machine.disk(), &manifest).await;
+    let local = images_of(running.node(), &exam).await.expect("it is looked for");
+    assert_eq!(local, Local::All(vec![sound]));
     running.end().await;
 }
 
