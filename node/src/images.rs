@@ -578,12 +578,7 @@ pub(crate) struct StoreSource {
 impl ChunkSource for StoreSource {
     fn read(&self, hash: blake3::Hash) -> BoxFuture<'_, io::Result<Option<Bytes>>> {
         Box::pin(async move {
-            let hash = Hash(*hash.as_bytes());
-            let found = match self.store.get(hash).await {
-                Ok(None) => self.store.get_manifest(hash).await,
-                other => other,
-            };
-            match found {
+            match self.store.get(Hash(*hash.as_bytes())).await {
                 Ok(found) => {
                     self.metrics.chunk_bytes_sent(found.as_ref().map_or(0, |bytes| bytes.len() as u64));
                     Ok(found)
