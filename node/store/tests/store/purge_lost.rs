@@ -95,6 +95,16 @@ async fn intents(disk: &Disk) -> usize {
     packs(disk).await.iter().filter(|path| path.ends_with(".purge")).count()
 }
 
+/// A closed store with nothing but a study of two images in its one pack: its disk and index, the study and its address.
+async fn closed_with_going() -> (Arc<FaultyDisk>, Arc<MemoryHome>, Vec<TestInstance>, Hash) {
+    let (faulty, home) = (FaultyDisk::new(), Arc::<MemoryHome>::default());
+    let store = open(&faulty.disk(), &home).await;
+    let going = study(GOING, 2);
+    let address = publish(&store, GOING, &going, 1, 1).await;
+    store.close().await.expect("close");
+    (faulty, home, going, address)
+}
+
 /// What must hold from the purge on, whatever comes back.
 async fn is_gone(store: &Store, faulty: &FaultyDisk, kept: &[TestInstance], going: &[TestInstance], case: &str) {
     // What an opening finishes behind its caller is finished by this.
@@ -238,12 +248,8 @@ async fn a_power_cut_at_any_sync_of_such_a_purge_leaves_what_is_missing_to_be_do
 #[tokio::test(start_paused = true)]
 async fn a_purge_in_the_last_pack_that_was_cut_short_is_done() {
     for len in [0, 2_000, 5_000, 9_000] {
-        let (faulty, home) = (FaultyDisk::new(), Arc::<MemoryHome>::default());
+        let (faulty, home, going, address) = closed_with_going().await;
         let disk = faulty.disk();
-        let store = open(&disk, &home).await;
-        let going = study(GOING, 2);
-        let address = publish(&store, GOING, &going, 1, 1).await;
-        store.close().await.expect("close");
         Lost::Cut(len).lose(&disk, &packs(&disk).await[0]).await;
         let store = open(&disk, &home).await;
         store.purge(&publication(address), false).await.expect("purge");
@@ -260,12 +266,8 @@ async fn a_purge_in_the_last_pack_that_was_cut_short_is_done() {
 
 #[tokio::test(start_paused = true)]
 async fn a_number_that_a_purge_waits_for_is_no_other_packs() {
-    let (faulty, home) = (FaultyDisk::new(), Arc::<MemoryHome>::default());
+    let (faulty, home, going, address) = closed_with_going().await;
     let disk = faulty.disk();
-    let store = open(&disk, &home).await;
-    let going = study(GOING, 2);
-    let address = publish(&store, GOING, &going, 1, 1).await;
-    store.close().await.expect("close");
     let [path] = &packs(&disk).await[..] else { panic!("one pack") };
     let saved = disk.read(path).await.expect("read");
     disk.remove(path).await.expect("remove");
