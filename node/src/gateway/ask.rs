@@ -136,7 +136,7 @@ mod tests {
             let started = Instant::now();
             let sending = async {
                 for part in bytes.chunks(bytes.len() / 10) {
-                    tokio::time::sleep(pause).await;
+                    sleep(pause).await;
                     if far.write_all(part).await.is_err() {
                         return;
                     }
