@@ -142,6 +142,12 @@ struct Inventing(Arc<dyn Lines>);
 const SAFETY: [u8; 2] = [1, 8];
 const PENDING: u8 = 1;
 const SAFE: u8 = 0;
+/// … a question for the reports behind an event, up to the event's place in the log and among those of its command …
+const FEED: [u8; 4] = [1, 4, 1, 0];
+/// … and what its answer begins with: a page of them, that there is none now, and that it is being worked at.
+pub(crate) const PAGE: [u8; 2] = [1, 9];
+pub(crate) const NOT_NOW: [u8; 2] = [1, 6];
+const WORKING: [u8; 2] = [1, 0];
 /// More than any frame has.
 const FRAME_MAX: usize = 64 << 20;
 
@@ -171,6 +177,53 @@ impl Lines for Inventing {
     fn know(&self, reached: Reached) {
         self.0.know(reached);
     }
+}
+
+/// The question for the reports behind all events of the log's entry `after`.
+fn feed_behind(after: u64) -> Vec<u8> {
+    let mut ask = FEED.to_vec();
+    let mut left = after;
+    loop {
+        let bits = u8::try_from(left & 0x7f).unwrap_or_default();
+        left >>= 7;
+        if left == 0 {
+            ask.push(bits);
+            break;
+        }
+        ask.push(bits | 0x80);
+    }
+    ask.push(0);
+    ask
+}
+
+/// What the node of `running` answers within `limit` to the site `asker`, which asks as gateways do for the reports behind
+/// the log's entry `after`. In production the TLS handshake proves who asks.
+pub(crate) async fn feed(
+    cluster: &Cluster,
+    running: Running,
+    asker: u64,
+    after: u64,
+    limit: Duration,
+) -> Option<Bytes> {
+    let question = feed_behind(after);
+    let asked = cluster.world.spawn_on(running.owner, async move {
+        let (near, far) = tokio::io::duplex(64 << 10);
+        let (mut reader, mut writer) = tokio::io::split(near);
+        let (theirs, back) = tokio::io::split(far);
+        let stream = Duplex { reader: Box::new(theirs), writer: Box::new(back) };
+        let asking = async {
+            frame::write(&mut writer, &question, FRAME_MAX).await.ok()?;
+            loop {
+                let reply = frame::read(&mut reader, FRAME_MAX).await.ok()??;
+                if reply[..] != WORKING {
+                    break Some(reply);
+                }
+            }
+        };
+        let both = async { tokio::join!(running.node.answer_gate(asker, stream), asking).1 };
+        tokio::time::timeout(limit, both).await.ok().flatten()
+    });
+    asked.await.ok().flatten()
 }
 
 /// What takes images and requests for storage commitment in a slot.
@@ -207,5 +260,23 @@ impl Receiver {
             Self::Centre(running) => running.node.n_action(request).await,
             Self::Gateway(gatehouse) => gatehouse.node.n_action(request).await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn questions_and_answers_are_those_of_the_wire_format() {
+        let golden = include_str!("../../node/src/gateway/golden/frames-v1.hex");
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let mut question = feed_behind(9);
+        assert_eq!(question.pop(), Some(0), "the first of its command's");
+        assert!(golden.lines().any(|line| line == format!("{}01", hex(&question))), "of event 9.1");
+        for begins in [SAFETY, PAGE, NOT_NOW, WORKING] {
+            assert!(golden.lines().any(|line| line.starts_with(&hex(&begins))), "{begins:?}");
+        }
+        assert_eq!(feed_behind(300), [1, 4, 1, 0, 0xac, 0x02, 0], "as postcard has numbers");
     }
 }

@@ -20,6 +20,7 @@ pub(crate) mod promises;
 pub(crate) mod purges;
 pub(crate) mod replicas;
 pub(crate) mod retrieval;
+pub(crate) mod secrecy;
 pub(crate) mod steps;
 pub(crate) mod time;
 pub(crate) mod tokens;

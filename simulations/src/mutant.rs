@@ -19,9 +19,11 @@ use maillage_consensus::{Outcome, Queue, Refusal, View};
 use maillage_host::UnixMillis;
 use maillage_host::engine::Reader;
 
+use crate::cluster::FOUNDER;
 use crate::invariants::audit;
 use crate::invariants::giving::Overlay;
 use crate::plan::{Fault, Faults};
+use crate::workload::hospital;
 use crate::world::lock;
 
 /// One way of breaking the mesh.
@@ -105,6 +107,10 @@ pub enum Mutant {
     SafetyInvented,
     /// A gateway calls reports delivered before they are durable.
     InboxFsyncLies,
+    /// Whoever reaches a node's port is served as its machine's administrator is, whatever name and page it comes from.
+    GuardOpen,
+    /// A gateway's token says another hospital, too.
+    GatewayOverreaches,
 }
 
 impl Mutant {
@@ -155,6 +161,8 @@ impl Mutant {
             Self::PrefetchUnbounded => (&["prefetch"], 10),
             Self::SafetyInvented => (&["I5"], 5),
             Self::InboxFsyncLies => (&["I3", "startup"], 5),
+            Self::GuardOpen => (&["I10"], 2),
+            Self::GatewayOverreaches => (&["I10", "I8"], 5),
         }
     }
 
@@ -168,7 +176,7 @@ impl Mutant {
             Self::OutboxForgotten | Self::OutboxSendsTwice | Self::GlassOverwrites => {
                 Faults::These(vec![Fault::CutOff, Fault::Kill, Fault::IsolateLeader])
             }
-            Self::SafetyInvented | Self::InboxFsyncLies => {
+            Self::SafetyInvented | Self::InboxFsyncLies | Self::GatewayOverreaches => {
                 Faults::These(vec![Fault::Gateway, Fault::Kill, Fault::CutOff])
             }
             Self::LandingFsyncLies => Faults::These(vec![Fault::Crash, Fault::CrashMany, Fault::CrashWriting]),
@@ -239,6 +247,7 @@ impl Mutated {
                 | Mutant::RetentionEarly
                 | Mutant::CommitsOneCopy
                 | Mutant::GivesUpEarly
+                | Mutant::GatewayOverreaches
         )
     }
 
@@ -275,6 +284,9 @@ impl Mutated {
                 }
             }
             (Mutant::ConsentForgotten, Command::Order { order, .. }) => order.consent = Consent::Declared,
+            (Mutant::GatewayOverreaches, Command::CreateGatewayToken { hospitals, .. }) => {
+                hospitals.push(hospital::name(FOUNDER));
+            }
             (Mutant::RetentionEarly, Command::SetHospital(hospital)) => {
                 hospital.retention.iter_mut().for_each(|keep| keep.ms /= 2);
             }

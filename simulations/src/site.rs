@@ -138,7 +138,8 @@ async fn start(cluster: &Arc<Cluster>, owner: Owner) -> Result<Running, Failed> 
     // No door is open yet, so no leader has added anything.
     cluster.watch.promises.life_begins(owner, term, last_log);
     drop(status);
-    let (http, control) = (node.http(), node.control());
+    let control = node.control();
+    let http = if cluster.plan.mutant == Some(Mutant::GuardOpen) { control.clone() } else { node.http() };
     Ok(Running { owner, site, node, group, store, http, control, endpoint, shutdown })
 }
 

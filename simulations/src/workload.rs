@@ -1,6 +1,6 @@
 //! What the sites' people and machines do: hospitals add exams and send images, regulators validate them,
 //! readers claim, read and report, desks deliver and telephone. All of it goes through the node of their own
-//! site, as in production.
+//! site, as in production. And what a stranger does, who tries every node.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +20,7 @@ mod glass;
 pub(crate) mod hospital;
 pub(crate) mod http;
 pub(crate) mod images;
+mod intruder;
 pub(crate) mod purging;
 mod reader;
 mod steps;
@@ -44,7 +45,7 @@ pub(crate) struct Clients {
     pub(crate) senders: Vec<(u32, JoinHandle<()>)>,
     /// Readers and desks never end.
     pub(crate) readers: Vec<JoinHandle<()>>,
-    /// Those whose site may be away for longer than that: they never end, either.
+    /// Those whose site may be away for longer than that, and the intruder: they never end, either.
     pub(crate) apart: Vec<JoinHandle<()>>,
     /// Who asks for storage commitment, by slot: they end once the mesh has healed and all is safe.
     pub(crate) committing: Vec<(u32, JoinHandle<()>)>,
@@ -72,6 +73,8 @@ pub(crate) fn start(cluster: &Arc<Cluster>) -> Clients {
             clients.readers.push(maillage_host::spawn(reader.run()));
         }
     }
+    let intruder = intruder::run(Arc::clone(cluster), Rng::stream(cluster.plan.seed, "intruder"));
+    clients.apart.push(maillage_host::spawn(intruder));
     if let Some(gateway) = cluster.gateway_slot() {
         let rng = |name: &str| Rng::stream(cluster.plan.seed, &format!("{name} of the gateway"));
         // It requests at a site, as the others do.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::{Method, Request, StatusCode, header};
+use axum::http::{HeaderName, Method, Request, StatusCode, header};
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use maillage_consensus::command::Command;
@@ -24,6 +24,8 @@ use crate::world::Owner;
 
 /// The most of an answer that a client reads.
 const ANSWER_MAX: usize = 64 << 20;
+/// By which an answer says whose pages may have it.
+const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
 
 /// A node's answer.
 #[derive(Debug, Clone)]
@@ -32,6 +34,8 @@ pub(crate) struct Answered {
     pub(crate) content_type: String,
     /// The `Warning` header: something is left out.
     pub(crate) warning: bool,
+    /// Whether a browser lets pages of other sites read it.
+    pub(crate) is_for_other_sites: bool,
     pub(crate) body: Bytes,
 }
 
@@ -85,8 +89,10 @@ async fn ask_of(
             let (parts, body) = answer.into_parts();
             let text = |name| parts.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("").to_owned();
             let (content_type, warning) = (text(header::CONTENT_TYPE), parts.headers.contains_key(header::WARNING));
+            let is_kept = text(RESOURCE_POLICY) == "same-origin";
+            let is_for_other_sites = !is_kept || parts.headers.contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN);
             let body = http_body_util::Limited::new(body, ANSWER_MAX).collect().await.ok()?.to_bytes();
-            Some(Answered { status: parts.status, content_type, warning, body })
+            Some(Answered { status: parts.status, content_type, warning, is_for_other_sites, body })
         };
         tokio::time::timeout(limit, answer).await.ok().flatten()
     });

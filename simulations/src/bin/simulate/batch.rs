@@ -120,7 +120,7 @@ pub(crate) async fn apart(program: &Path, seed: u64, arguments: &[String], limit
 /// What a sweep of so many swarms must reach, or it does not test what it is said to: each is in every third run at
 /// least …
 const USUAL_FROM: u64 = 40;
-const USUAL: [&str; 21] = [
+const USUAL: [&str; 31] = [
     "a claim was refused because another holds the exam",
     "a command took more than three tries",
     "a command was refused for want of a quorum",
@@ -131,24 +131,37 @@ const USUAL: [&str; 21] = [
     "a node that had acknowledged entries lost power",
     "a repeated command was answered",
     "a report under a lost claim was refused",
+    "a request under another name was refused",
+    "a request under no name was refused",
     "a sender was cut in mid-study",
+    "a spent token let nobody in",
     "a storage commitment was given",
     "a study was retrieved",
     "a text was kept for later without a quorum",
     "a vote was granted",
+    "administration was refused on the port",
     "all copies were made",
+    "an error named nobody",
     "an exam was taken by break glass",
     "an exam was taken over",
     "an image came after its study was purged",
+    "an overheard request let nobody in",
+    "another site's page was refused a change",
     "images were purged when their time was over",
+    "monitoring was told no names",
     "the leader changed",
+    "what another site's page had read was kept from it",
+    "who is no gateway was told of no reports",
 ];
 /// … or in every tenth.
 const RARE_FROM: u64 = 300;
-const RARE: [&str; 19] = [
+const RARE: [&str; 22] = [
     "a copy was given up",
     "a disk stalled",
     "a gateway had a report delivered",
+    "a gateway told nothing of what centres have",
+    "a gateway was given its own hospital's reports alone",
+    "a gateway's token made no centre",
     "a layout was applied",
     "a legal hold kept images",
     "a legal hold kept images beyond their time",
