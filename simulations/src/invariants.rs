@@ -5,6 +5,7 @@ use std::sync::Arc;
 pub(crate) mod audit;
 pub(crate) mod claims;
 pub(crate) mod commitments;
+pub(crate) mod contracts;
 pub(crate) mod copies;
 pub(crate) mod course;
 pub(crate) mod events;
@@ -42,6 +43,7 @@ pub(crate) struct Watch {
     pub(crate) purges: purges::Purges,
     pub(crate) commitments: commitments::Commitments,
     pub(crate) giving: giving::Giving,
+    pub(crate) contracts: contracts::Contracts,
     pub(crate) gateway: gateway::Gateway,
 }
 
@@ -60,6 +62,7 @@ impl Watch {
             purges: purges::Purges::new(Arc::clone(&world)),
             commitments: commitments::Commitments::new(Arc::clone(&world)),
             giving: giving::Giving::new(Arc::clone(&world), seed),
+            contracts: contracts::Contracts::new(Arc::clone(&world)),
             gateway: gateway::Gateway::new(Arc::clone(&world), seed),
             course: course::Course::new(world, seed),
         }

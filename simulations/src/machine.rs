@@ -82,6 +82,7 @@ impl Watched {
         if let Some(cluster) = self.cluster.upgrade() {
             self.watch.gateway.applied(&cluster, index, &envelope.command, &outcome);
         }
+        self.watch.contracts.applied(index, envelope, &outcome);
         witness::applied(&self.history, envelope, &outcome, index);
     }
 }

@@ -14,6 +14,7 @@ use maillage_consensus::ids::{Address, CommandId, ExamId, FencingToken, Line, Na
 use maillage_consensus::machine::{ApplyError, Machine, Proposer, StampError};
 use maillage_consensus::mesh::HeldPart;
 use maillage_consensus::order::Consent;
+use maillage_consensus::placement::{Change, Holders};
 use maillage_consensus::transaction::Transaction;
 use maillage_consensus::{Outcome, Queue, Refusal, View};
 use maillage_host::UnixMillis;
@@ -23,7 +24,7 @@ use crate::cluster::FOUNDER;
 use crate::invariants::audit;
 use crate::invariants::giving::Overlay;
 use crate::plan::{Fault, Faults};
-use crate::workload::hospital;
+use crate::workload::{hospital, purging};
 use crate::world::lock;
 
 /// One way of breaking the mesh.
@@ -95,12 +96,18 @@ pub enum Mutant {
     RetentionEarly,
     /// What nobody asks to be purged stays, though its time is over.
     RetentionNever,
+    /// A purge that somebody asks for goes through a legal hold.
+    PurgeIgnoresHold,
+    /// A legal hold on images whose time ends by itself is acknowledged, and not kept.
+    RetentionIgnoresHold,
     /// The mesh counts a copy as made as soon as a study is published, so that one copy is enough for a commitment.
     CommitsOneCopy,
     /// The mesh takes every other site for a holder of what a drained one has.
     GivesUpEarly,
     /// A site wipes its copies when another one is drained, without asking the mesh.
     GivesUpUnasked,
+    /// Whatever a contract says, all sites may hold what its site receives.
+    ContractIgnored,
     /// What is prefetched has far more room than its site gives it.
     PrefetchUnbounded,
     /// Centres tell a gateway that all is safe which they have.
@@ -155,9 +162,12 @@ impl Mutant {
             Self::PurgeForgotten => (&["I6"], 5),
             Self::RetentionEarly => (&["I6"], 5),
             Self::RetentionNever => (&["I9"], 5),
+            Self::PurgeIgnoresHold => (&["I6"], 5),
+            Self::RetentionIgnoresHold => (&["I6"], 5),
             Self::CommitsOneCopy => (&["I5"], 5),
             Self::GivesUpEarly => (&["I5"], 5),
             Self::GivesUpUnasked => (&["I5"], 5),
+            Self::ContractIgnored => (&["I5"], 10),
             Self::PrefetchUnbounded => (&["prefetch"], 10),
             Self::SafetyInvented => (&["I5"], 5),
             Self::InboxFsyncLies => (&["I3", "startup"], 5),
@@ -181,7 +191,9 @@ impl Mutant {
             }
             Self::LandingFsyncLies => Faults::These(vec![Fault::Crash, Fault::CrashMany, Fault::CrashWriting]),
             Self::FormatOverstated => Faults::These(vec![Fault::Upgrade, Fault::Kill]),
-            Self::GivesUpEarly | Self::GivesUpUnasked => Faults::These(vec![Fault::Relayout, Fault::Kill]),
+            Self::GivesUpEarly | Self::GivesUpUnasked | Self::ContractIgnored => {
+                Faults::These(vec![Fault::Relayout, Fault::Kill])
+            }
             _ => Faults::Swarm,
         }
     }
@@ -245,8 +257,11 @@ impl Mutated {
                 | Mutant::GlassOverwrites
                 | Mutant::TransactionUnchecked
                 | Mutant::RetentionEarly
+                | Mutant::PurgeIgnoresHold
+                | Mutant::RetentionIgnoresHold
                 | Mutant::CommitsOneCopy
                 | Mutant::GivesUpEarly
+                | Mutant::ContractIgnored
                 | Mutant::GatewayOverreaches
         )
     }
@@ -284,6 +299,9 @@ impl Mutated {
                 }
             }
             (Mutant::ConsentForgotten, Command::Order { order, .. }) => order.consent = Consent::Declared,
+            (Mutant::ContractIgnored, Command::StagePlacement(Change::Contract(contract))) => {
+                contract.holders = Holders::Any;
+            }
             (Mutant::GatewayOverreaches, Command::CreateGatewayToken { hospitals, .. }) => {
                 hospitals.push(hospital::name(FOUNDER));
             }
@@ -352,6 +370,21 @@ impl Before {
         let (chain, exam) = (transaction.get(&[CHAIN])?, transaction.get(&key_of(EXAM, exam, None))?);
         Ok(Self { workitems, chain, exam, counts: transaction.get(&[COUNTS])? })
     }
+}
+
+/// Puts an exam's record, and how many exams there are of which kind, back as they were.
+fn put_back(transaction: &mut Transaction<'_>, exam: ExamId, record: Option<Vec<u8>>, counts: Option<Vec<u8>>) {
+    let rest = [(key_of(EXAM, exam, None), record), (vec![COUNTS], counts)];
+    for (key, value) in rest.into_iter().filter_map(|(key, value)| Some((key, value?))) {
+        transaction.put(key, value);
+    }
+}
+
+/// Whether the images of an exam go by themselves within a run.
+fn is_kept_for_a_time(transaction: &Transaction<'_>, exam: ExamId) -> bool {
+    let state = Overlay(transaction);
+    let exam = View::new(&state).exam(exam).ok().flatten();
+    exam.is_some_and(|exam| purging::kept_ms(&exam.request.hospital).is_some())
 }
 
 fn event_keys(index: u64) -> Vec<Vec<u8>> {
@@ -438,10 +471,7 @@ impl Mutated {
             }
             (Mutant::DeliveryForgotten, Command::Deliver { exam, .. }, Outcome::Done) => {
                 before.workitems.into_iter().for_each(|(key, value)| transaction.put(key, value));
-                let rest = [(key_of(EXAM, *exam, None), before.exam), (vec![COUNTS], before.counts)];
-                for (key, value) in rest.into_iter().filter_map(|(key, value)| Some((key, value?))) {
-                    transaction.put(key, value);
-                }
+                put_back(transaction, *exam, before.exam, before.counts);
                 event_keys(index).into_iter().for_each(|key| transaction.remove(key));
             }
             (
@@ -456,6 +486,11 @@ impl Mutated {
             (Mutant::OutboxSendsTwice, Command::BreakGlass { report: Some(_), .. }, Outcome::GlassMended { .. }) => {
                 let again = CommandId(uuid::Uuid::from_u128(u128::from(index)));
                 aside(transaction, index, &Envelope { id: again, ..envelope.clone() }, &event_keys(index))?;
+            }
+            (Mutant::RetentionIgnoresHold, Command::LegalHold { exam, .. }, Outcome::Done)
+                if is_kept_for_a_time(transaction, *exam) =>
+            {
+                put_back(transaction, *exam, before.exam, before.counts);
             }
             (Mutant::EventLost, ..) if index.is_multiple_of(16) => {
                 transaction.remove([&[EVENT], index.to_be_bytes().as_slice(), &[0, 0]].concat());
@@ -497,6 +532,13 @@ impl Machine for Mutated {
     fn apply(&self, transaction: &mut Transaction<'_>, index: u64, command: &[u8]) -> Result<Vec<u8>, ApplyError> {
         let Ok(mut envelope) = Envelope::decode(command) else { return Queue.apply(transaction, index, command) };
         self.change(index, &mut envelope);
+        if let (Mutant::PurgeIgnoresHold, Command::Purge { exam, reason, .. }) = (self.mutant, &envelope.command)
+            && !reason.is_empty()
+        {
+            let id = CommandId(uuid::Uuid::from_u128(u128::from(index)));
+            let command = Command::ReleaseHold { exam: *exam, reason: reason.clone() };
+            aside(transaction, index, &Envelope { id, command, ..envelope.clone() }, &[])?;
+        }
         let before = Before::of(transaction, &envelope.command)?;
         let outcome = Queue.apply(transaction, index, &envelope.encode())?;
         self.spoil(transaction, index, &envelope, &outcome, before)?;

@@ -1,8 +1,8 @@
 //! I6: after a purge and a heal no disk holds anything of it, whoever was away, and no node shows it; and what came
 //! after the purge is there (which is I3's to see). What nobody asks to be purged goes no sooner than its time is over, by
-//! the state's clock, and not under a legal hold; and it does go (I9).
+//! the state's clock; and it does go (I9). Nothing goes under a legal hold, whoever asks for it.
 //!
-//! When that is, is told by what the archives of the workload ask for: not by what the mesh makes of it.
+//! When that is, and what is held, is told by what the archives of the workload ask for: not by what the mesh makes of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -83,27 +83,33 @@ pub(crate) fn is_kept_beyond(running: &Running, exam: ExamId) -> bool {
     until.zip(view.clock().ok()).is_some_and(|(until, now)| until <= now)
 }
 
-/// An exam whose images are about to go because their time is over, as it was before, and the state's time.
+/// An exam whose images are about to go, as it was before, and the state's time.
 pub(crate) struct Before {
     exam: Exam,
     now: UnixMillisField,
+    /// Whether they go because their time is over, and nobody asked.
+    by_itself: bool,
 }
 
 impl Before {
     /// None for other commands.
     pub(crate) fn of(transaction: &Transaction<'_>, envelope: &Envelope) -> Option<Self> {
-        let id = ends_retention_of(&envelope.command)?;
+        let Command::Purge { exam, .. } = &envelope.command else { return None };
         let state = Overlay(transaction);
         let view = View::new(&state);
-        let exam = view.exam(id).ok()??;
-        Some(Self { exam, now: view.clock().ok()?.max(envelope.at) })
+        let exam = view.exam(*exam).ok()??;
+        let by_itself = ends_retention_of(&envelope.command).is_some();
+        Some(Self { exam, now: view.clock().ok()?.max(envelope.at), by_itself })
     }
 
     /// Why they must not, if so.
     fn objection(&self) -> Option<String> {
-        let Self { exam, now } = self;
+        let Self { exam, now, by_itself } = self;
         if exam.course.legal_hold.is_some() {
             return Some("under a legal hold".to_owned());
+        }
+        if !by_itself {
+            return None;
         }
         match until(exam) {
             Some(until) if until <= *now => None,
@@ -119,13 +125,15 @@ pub(crate) struct Purges {
     kept: Mutex<BTreeMap<ExamId, Kept>>,
     /// Acknowledged purges, with an index of the log at which they had been applied.
     told: Mutex<BTreeMap<ExamId, u64>>,
-    /// Places in the log of purges that nobody asked for, which were looked at.
+    /// Acknowledged legal holds that nobody has asked to end, with their places in the log.
+    held: Mutex<BTreeMap<ExamId, u64>>,
+    /// Places in the log of purges that were looked at.
     seen: Mutex<BTreeSet<u64>>,
 }
 
 impl Purges {
     pub(crate) fn new(world: Arc<World>) -> Self {
-        Self { world, kept: Mutex::default(), told: Mutex::default(), seen: Mutex::default() }
+        Self { world, kept: Mutex::default(), told: Mutex::default(), held: Mutex::default(), seen: Mutex::default() }
     }
 
     /// A study that is to be purged later.
@@ -138,15 +146,29 @@ impl Purges {
         lock(&self.told).insert(exam, index);
     }
 
-    /// A replica applied a command that ends the retention of images, before which this was so.
+    /// A client was told that an exam is on legal hold, by the command at `index`.
+    pub(crate) fn held(&self, exam: ExamId, index: u64) {
+        lock(&self.held).insert(exam, index);
+    }
+
+    /// A client is about to ask that the hold ends.
+    pub(crate) fn lets_go(&self, exam: ExamId) {
+        lock(&self.held).remove(&exam);
+    }
+
+    /// A replica applied a purge, before which this was so.
     pub(crate) fn applied(&self, index: u64, before: &Before, outcome: &Outcome) {
         if !matches!(outcome, Outcome::Done) || !lock(&self.seen).insert(index) {
             return;
         }
-        self.world.sometimes("images were purged when their time was over");
-        if let Some(why) = before.objection() {
-            let detail = format!("the images of exam {} were purged at {index} {why}", before.exam.id);
-            self.world.violation("I6", detail);
+        if before.by_itself {
+            self.world.sometimes("images were purged when their time was over");
+        }
+        let id = before.exam.id;
+        let held = lock(&self.held).get(&id).copied().filter(|held| *held < index);
+        let forgotten = held.map(|held| format!("though they were on legal hold since {held}"));
+        if let Some(why) = before.objection().or(forgotten) {
+            self.world.violation("I6", format!("the images of exam {id} were purged at {index} {why}"));
         }
     }
 
@@ -324,7 +346,13 @@ mod tests {
     }
 
     fn objection(exam: Exam, now: u64) -> Option<String> {
-        Before { exam, now: UnixMillisField(now) }.objection()
+        Before { exam, now: UnixMillisField(now), by_itself: true }.objection()
+    }
+
+    fn on_hold(mut exam: Exam) -> Exam {
+        let (reason, user, at) = (Line::fitted("the court"), Name::default(), UnixMillisField(0));
+        exam.course.legal_hold = Some(LegalHold { reason, user, at });
+        exam
     }
 
     #[test]
@@ -340,18 +368,21 @@ mod tests {
 
     #[test]
     fn images_that_are_wanted_or_of_another_hospital_or_on_hold_never_go_by_themselves() {
-        let held = {
-            let mut exam = exam("archive 1", ExamState::Cancelled);
-            let (reason, user, at) = (Line::fitted("the court"), Name::default(), UnixMillisField(0));
-            exam.course.legal_hold = Some(LegalHold { reason, user, at });
-            exam
-        };
+        let held = on_hold(exam("archive 1", ExamState::Cancelled));
         let wanted = [ExamState::Waiting, ExamState::Reported].map(|state| exam("archive 1", state));
         let other = exam("hospital 1", ExamState::Cancelled);
         for exam in wanted.into_iter().chain([other, held]) {
             assert!(!is_to_go(&exam), "{}", exam.state);
             assert!(objection(exam, u64::MAX).is_some());
         }
+    }
+
+    #[test]
+    fn a_purge_that_somebody_asks_for_may_come_before_the_time_but_not_under_a_hold() {
+        let asked = |exam| Before { exam, now: UnixMillisField(IMAGES_AT), by_itself: false }.objection();
+        let exam = exam("archive 1", ExamState::Cancelled);
+        assert_eq!(asked(exam.clone()), None);
+        assert_eq!(asked(on_hold(exam)).as_deref(), Some("under a legal hold"));
     }
 
     #[test]

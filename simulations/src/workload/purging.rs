@@ -245,10 +245,13 @@ impl Archive {
     async fn hold(&mut self, exam: ExamId) -> bool {
         let id = self.sender.new_id();
         let hold = Command::LegalHold { exam, reason: Line::fitted(HOLD) };
-        matches!(self.sender.send(id, hold, Some(WAITS)).await, Answer::Given(_, Outcome::Done))
+        let Answer::Given(index, Outcome::Done) = self.sender.send(id, hold, Some(WAITS)).await else { return false };
+        self.sender.cluster.watch.purges.held(exam, index);
+        true
     }
 
     async fn release_hold(&mut self, exam: ExamId) {
+        self.sender.cluster.watch.purges.lets_go(exam);
         let id = self.sender.new_id();
         self.sender.send(id, Command::ReleaseHold { exam, reason: Line::fitted(HOLD) }, None).await;
     }

@@ -155,7 +155,7 @@ const USUAL: [&str; 31] = [
 ];
 /// … or in every tenth.
 const RARE_FROM: u64 = 300;
-const RARE: [&str; 22] = [
+const RARE: [&str; 23] = [
     "a copy was given up",
     "a disk stalled",
     "a gateway had a report delivered",
@@ -177,6 +177,7 @@ const RARE: [&str; 22] = [
     "an fsync failed",
     "an index was made anew from the packs",
     "an unsynced write was torn",
+    "images came under a contract",
     "other bytes under a known UID were refused",
 ];
 
