@@ -135,7 +135,7 @@ impl Cluster {
             }
             Transport::Quic => Network::Quic(Datagrams::new(Arc::clone(&world), plan.seed)),
         };
-        let disks = Disks::new(Arc::clone(&world), plan.seed, plan.mutant);
+        let disks = Disks::new(Arc::clone(&world), plan.seed, plan.mutant, gateway_slot(&plan));
         let mut rng = Rng::stream(plan.seed, "links");
         // One more than there are at first may come.
         for a in 1..=plan.sites + 1 {

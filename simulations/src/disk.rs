@@ -88,12 +88,20 @@ pub(crate) struct Disks {
     world: Arc<World>,
     seed: u64,
     mutant: Option<Mutant>,
+    /// Where a mutant's disk is that overwrites nothing.
+    forgetful: Option<u32>,
     drives: Mutex<BTreeMap<u32, Drive>>,
 }
 
 impl Disks {
-    pub(crate) fn new(world: Arc<World>, seed: u64, mutant: Option<Mutant>) -> Arc<Self> {
-        Arc::new(Self { world, seed, mutant, drives: Mutex::new(BTreeMap::new()) })
+    /// `gateway` is where the hospital's gateway is, if there is one.
+    pub(crate) fn new(world: Arc<World>, seed: u64, mutant: Option<Mutant>, gateway: Option<u32>) -> Arc<Self> {
+        let forgetful = match mutant {
+            Some(Mutant::PurgeForgotten) => Some(FORGETS_PURGES),
+            Some(Mutant::SpoolForgotten) => gateway,
+            _ => None,
+        };
+        Arc::new(Self { world, seed, mutant, forgetful, drives: Mutex::new(BTreeMap::new()) })
     }
 
     /// The disk as one incarnation sees it.
@@ -192,10 +200,9 @@ impl Disks {
         self.guard(owner)
     }
 
-    /// Whether a disk keeps what it is told to overwrite with zeroes, as one site's does for a mutant.
+    /// Whether a disk keeps what it is told to overwrite with zeroes, as one does for a mutant.
     fn keeps_purged(&self, owner: Owner, path: &str, parts: &[Bytes]) -> bool {
-        self.mutant == Some(Mutant::PurgeForgotten)
-            && owner.slot == FORGETS_PURGES
+        self.forgetful == Some(owner.slot)
             && path.contains("packs/")
             && matches!(parts, [_, body] if !body.is_empty() && body.iter().all(|byte| *byte == 0))
     }

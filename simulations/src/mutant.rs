@@ -92,6 +92,8 @@ pub enum Mutant {
     TransactionUnchecked,
     /// One site's disk keeps what a purge overwrites.
     PurgeForgotten,
+    /// A gateway's disk keeps what has left the spool.
+    SpoolForgotten,
     /// A hospital's images are kept for half of the time that it says.
     RetentionEarly,
     /// What nobody asks to be purged stays, though its time is over.
@@ -160,6 +162,7 @@ impl Mutant {
             Self::GlassOverwrites => (&["I3", "outbox"], 5),
             Self::TransactionUnchecked => (&["steps", "I1"], 5),
             Self::PurgeForgotten => (&["I6"], 5),
+            Self::SpoolForgotten => (&["I6"], 5),
             Self::RetentionEarly => (&["I6"], 5),
             Self::RetentionNever => (&["I9"], 5),
             Self::PurgeIgnoresHold => (&["I6"], 5),
@@ -186,7 +189,7 @@ impl Mutant {
             Self::OutboxForgotten | Self::OutboxSendsTwice | Self::GlassOverwrites => {
                 Faults::These(vec![Fault::CutOff, Fault::Kill, Fault::IsolateLeader])
             }
-            Self::SafetyInvented | Self::InboxFsyncLies | Self::GatewayOverreaches => {
+            Self::SafetyInvented | Self::InboxFsyncLies | Self::GatewayOverreaches | Self::SpoolForgotten => {
                 Faults::These(vec![Fault::Gateway, Fault::Kill, Fault::CutOff])
             }
             Self::LandingFsyncLies => Faults::These(vec![Fault::Crash, Fault::CrashMany, Fault::CrashWriting]),

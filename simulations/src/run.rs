@@ -199,6 +199,7 @@ async fn finish(cluster: &Arc<Cluster>, clients: workload::Clients) -> Duration 
     purges::all_are_over(cluster).await;
     liveness::replicas_converge(cluster, cluster.count()).await;
     purges::all_are_gone(cluster).await;
+    gateway::is_wiped(cluster).await;
     cluster.watch.outbox.check_all(cluster).await;
     for running in cluster.all_running() {
         cluster.watch.finality.check(&running, true);

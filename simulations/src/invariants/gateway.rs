@@ -1,11 +1,13 @@
-//! I3, I5 and I9 for a hospital's gateway: what it acknowledged is in its spool until the disks of two zones have it;
-//! what it called delivered, its hospital has, durably; it is given nothing of another hospital; and after the faults
-//! its spool owes nothing and every report of its exams has come or was delivered otherwise.
+//! I3, I5, I6 and I9 for a hospital's gateway: what it acknowledged is in its spool until the disks of two zones have it,
+//! and nowhere on its disk when it has left the spool; what it called delivered, its hospital has, durably; it is given
+//! nothing of another hospital; and after the faults its spool owes nothing and every report of its exams has come or was
+//! delivered otherwise.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use maillage_consensus::command::Command;
 use maillage_consensus::exam::{Exam, Report};
 use maillage_consensus::ids::ExamId;
@@ -13,6 +15,8 @@ use maillage_consensus::{Outcome, View};
 use serde_json::Value;
 
 use crate::cluster::{Cluster, Running};
+use crate::disk::Ending;
+use crate::durable;
 use crate::gateway::Gatehouse;
 use crate::invariants::commitments;
 use crate::invariants::instances::Acknowledged;
@@ -29,6 +33,10 @@ const SENT: Duration = Duration::from_secs(300);
 const SENT_AGAIN: Duration = Duration::from_secs(900);
 /// … and a report may be on its way.
 const DELIVERED: Duration = Duration::from_secs(60);
+/// What has left the spool is overwritten by then, or at the next start at the latest.
+const WIPED: Duration = Duration::from_secs(60);
+/// Bytes at the end of what is stored of an instance by which the disk is searched for it: of its pixels, which no other has.
+const MARK_BYTES: usize = 192;
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(1);
 /// Where a gateway puts reports.
@@ -38,6 +46,8 @@ const INBOX: &str = "inbox";
 pub(crate) struct Gateway {
     world: Arc<World>,
     rng: Mutex<Rng>,
+    /// The end of what was stored of instances when they were seen in the spool.
+    marks: Mutex<BTreeMap<String, Bytes>>,
     /// Instances that were seen to have left the spool.
     gone: Mutex<BTreeSet<String>>,
     /// Places in the log of deliveries that were looked at.
@@ -52,7 +62,7 @@ fn file_of(exam: ExamId, report: u32) -> String {
 impl Gateway {
     pub(crate) fn new(world: Arc<World>, seed: u64) -> Self {
         let rng = Mutex::new(Rng::stream(seed, "spool"));
-        Self { world, rng, gone: Mutex::default(), seen: Mutex::default() }
+        Self { world, rng, marks: Mutex::default(), gone: Mutex::default(), seen: Mutex::default() }
     }
 
     /// Looks, as the gateway starts, whether what it acknowledged is there, bytes and all, or safe in the mesh.
@@ -109,7 +119,10 @@ impl Gateway {
     /// Whether an instance is in the spool; a violation when it is neither there nor in two zones.
     async fn is_in_spool(&self, cluster: &Cluster, gatehouse: &Gatehouse, instance: &Acknowledged) -> bool {
         match gatehouse.store.instance(&instance.sop_instance).await {
-            Ok(Some(_)) => return true,
+            Ok(Some(_)) => {
+                self.remember(gatehouse, &instance.sop_instance).await;
+                return true;
+            }
             Ok(None) if self.world.is_alive(gatehouse.owner) => {}
             _ => return false,
         }
@@ -124,6 +137,34 @@ impl Gateway {
             self.world.violation("I5", detail);
         }
         false
+    }
+
+    /// Remembers how an instance is stored that is in the spool.
+    async fn remember(&self, gatehouse: &Gatehouse, sop_instance: &str) {
+        if lock(&self.marks).contains_key(sop_instance) {
+            return;
+        }
+        let stored = durable::of_instance(&gatehouse.store, sop_instance).await;
+        if let Some(last) = stored.and_then(|stored| stored.into_iter().next_back()) {
+            let mark = last.slice(last.len().saturating_sub(MARK_BYTES)..);
+            lock(&self.marks).insert(sop_instance.to_owned(), mark);
+        }
+    }
+
+    /// By what the disk is searched for that has left the spool, and has not come again since. None while that is not known.
+    async fn of_what_left(&self, gatehouse: &Gatehouse) -> Option<BTreeSet<Bytes>> {
+        let left: Vec<(String, Bytes)> = {
+            let (marks, gone) = (lock(&self.marks), lock(&self.gone));
+            let left = marks.iter().filter(|(sop_instance, _)| gone.contains(*sop_instance));
+            left.map(|(sop_instance, mark)| (sop_instance.clone(), mark.clone())).collect()
+        };
+        let mut searched = BTreeSet::new();
+        for (sop_instance, mark) in left {
+            if gatehouse.store.instance(&sop_instance).await.ok()?.is_none() {
+                searched.insert(mark);
+            }
+        }
+        Some(searched)
     }
 
     /// A replica applied a command: if a gateway had a report delivered, its inbox is looked at.
@@ -172,6 +213,39 @@ pub(crate) async fn owes_nothing(cluster: &Cluster) {
             }
             let detail = format!("{limit:?} after the last work, the gateway owes {owed:?} instances");
             return cluster.world.violation("I9", detail);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Waits until nothing of what has left the spool is on the gateway's disk, which may take a start; a violation when it
+/// takes more.
+pub(crate) async fn is_wiped(cluster: &Cluster) {
+    let Some(slot) = cluster.gateway_slot() else { return };
+    let (mut until, mut is_started_again) = (cluster.world.now() + WIPED, false);
+    loop {
+        let searched = match cluster.gatehouse() {
+            Some(gatehouse) => cluster.watch.gateway.of_what_left(&gatehouse).await,
+            None => None,
+        };
+        let left = match &searched {
+            Some(marks) => cluster.disks.find(slot, marks),
+            None => Some("what cannot be read yet".to_owned()),
+        };
+        let Some(path) = left else {
+            if searched.is_some_and(|marks| !marks.is_empty()) {
+                cluster.world.sometimes("a gateway's disk was searched for what left its spool");
+            }
+            return;
+        };
+        if cluster.world.now() > until && is_started_again {
+            let detail = format!("{WIPED:?} after its start, the gateway has in {path} what left its spool");
+            return cluster.world.violation("I6", detail);
+        }
+        if cluster.world.now() > until {
+            cluster.world.sometimes("a gateway was started again to be rid of what left its spool");
+            cluster.stop(slot, Ending::Killed, "to be started again");
+            (until, is_started_again) = (cluster.world.now() + WIPED, true);
         }
         tokio::time::sleep(LOOK).await;
     }

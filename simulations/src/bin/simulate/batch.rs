@@ -155,12 +155,13 @@ const USUAL: [&str; 31] = [
 ];
 /// … or in every tenth.
 const RARE_FROM: u64 = 300;
-const RARE: [&str; 23] = [
+const RARE: [&str; 24] = [
     "a copy was given up",
     "a disk stalled",
     "a gateway had a report delivered",
     "a gateway told nothing of what centres have",
     "a gateway was given its own hospital's reports alone",
+    "a gateway's disk was searched for what left its spool",
     "a gateway's token made no centre",
     "a layout was applied",
     "a legal hold kept images",
