@@ -91,7 +91,12 @@ pub(crate) struct Disks {
     /// Where a mutant's disk is that overwrites nothing.
     forgetful: Option<u32>,
     drives: Mutex<BTreeMap<u32, Drive>>,
+    /// Files that each life has open.
+    open: Mutex<BTreeMap<Owner, usize>>,
 }
+
+/// Tasks that never end, of a mutant, for each write.
+const TASKS_LEFT: usize = 4;
 
 impl Disks {
     /// `gateway` is where the hospital's gateway is, if there is one.
@@ -101,7 +106,7 @@ impl Disks {
             Some(Mutant::SpoolForgotten) => gateway,
             _ => None,
         };
-        Arc::new(Self { world, seed, mutant, forgetful, drives: Mutex::new(BTreeMap::new()) })
+        Arc::new(Self { world, seed, mutant, forgetful, drives: Mutex::default(), open: Mutex::default() })
     }
 
     /// The disk as one incarnation sees it.
@@ -168,8 +173,21 @@ impl Disks {
         self.with(slot, |drive| drive.volume.keeps(path, marks))
     }
 
+    /// How many files the node of `slot` has open.
+    pub(crate) fn open_files(&self, slot: u32) -> usize {
+        let open = lock(&self.open);
+        open.iter().filter(|(owner, _)| owner.slot == slot).map(|(_, count)| *count).sum()
+    }
+
+    /// Bytes of the files of `slot` under a directory.
+    pub(crate) fn bytes_under(&self, slot: u32, directory: &str) -> u64 {
+        self.with(slot, |drive| drive.volume.bytes_under(directory))
+    }
+
     /// What is left when the node's life ends.
     pub(crate) fn end(&self, slot: u32, ending: Ending) {
+        // With the process go all its descriptors.
+        lock(&self.open).retain(|owner, _| owner.slot != slot);
         let told = self.with(slot, |drive| drive.volume.end(ending, &mut drive.rng));
         self.world.event(slot, format_args!("disk after {ending:?}: {told:?}"));
         if told.torn > 0 {
@@ -239,7 +257,7 @@ impl DiskBackend for SimDisk {
         let path = path.to_owned();
         Box::pin(async move {
             let inode = self.change(|volume| volume.open(&path, create))?;
-            let file = SimFile { disks: Arc::clone(&self.disks), owner: self.owner, inode, path };
+            let file = SimFile::new(Arc::clone(&self.disks), self.owner, inode, path);
             Ok(Arc::new(file) as Arc<dyn FileBackend>)
         })
     }
@@ -317,6 +335,25 @@ struct SimFile {
     path: String,
 }
 
+impl SimFile {
+    /// One that counts as open until it is dropped.
+    fn new(disks: Arc<Disks>, owner: Owner, inode: u64, path: String) -> Self {
+        *lock(&disks.open).entry(owner).or_default() += 1;
+        Self { disks, owner, inode, path }
+    }
+}
+
+impl Drop for SimFile {
+    fn drop(&mut self) {
+        if self.disks.mutant == Some(Mutant::FilesStayOpen) {
+            return;
+        }
+        if let Some(count) = lock(&self.disks.open).get_mut(&self.owner) {
+            *count = count.saturating_sub(1);
+        }
+    }
+}
+
 /// What the drive makes of a write.
 enum Fate {
     Done,
@@ -392,6 +429,9 @@ impl FileBackend for SimFile {
             if self.disks.keeps_purged(self.owner, &self.path, &parts) {
                 return Ok(());
             }
+            if self.disks.mutant == Some(Mutant::TasksPileUp) {
+                (0..TASKS_LEFT).for_each(|_| drop(maillage_host::spawn(std::future::pending::<()>())));
+            }
             let bytes = match parts.as_slice() {
                 [only] => only.clone(),
                 several => several.iter().flatten().copied().collect::<BytesMut>().freeze(),
@@ -431,5 +471,34 @@ impl FileBackend for SimFile {
         let result = self.disks.guard(self.owner);
         let len = self.disks.with(self.owner.slot, |drive| drive.volume.len(self.inode));
         Box::pin(std::future::ready(result.map(|()| len)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+    use crate::trace::Trace;
+
+    #[test]
+    fn a_file_is_open_until_its_last_handle_is_dropped_or_its_node_ends() {
+        let world = World::new(1, Trace::new(None).expect("a trace"), 0.0);
+        let disks = Disks::new(Arc::clone(&world), 1, None, None);
+        let disk = disks.disk(world.boot(1));
+        let open = |path: &str| disk.create(path).now_or_never().expect("at once").expect("a file");
+        let (first, second) = (open("a"), open("a"));
+        let again = first.clone();
+        assert_eq!((disks.open_files(1), disks.open_files(2)), (2, 0));
+        drop((first, second));
+        assert_eq!(disks.open_files(1), 1, "a clone is the same file");
+        world.end(1);
+        disks.end(1, Ending::Killed);
+        assert_eq!(disks.open_files(1), 0);
+        drop(again);
+        let disk = disks.disk(world.boot(1));
+        let next = disk.create("b").now_or_never().expect("at once").expect("a file");
+        assert_eq!(disks.open_files(1), 1, "those of an earlier life are no more");
+        drop(next);
     }
 }

@@ -13,6 +13,7 @@ pub(crate) mod finality;
 pub(crate) mod gateway;
 pub(crate) mod giving;
 pub(crate) mod instances;
+pub(crate) mod limits;
 pub(crate) mod liveness;
 pub(crate) mod outbox;
 pub(crate) mod patients;

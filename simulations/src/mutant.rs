@@ -120,6 +120,10 @@ pub enum Mutant {
     GuardOpen,
     /// A gateway's token says another hospital, too.
     GatewayOverreaches,
+    /// No file is ever closed.
+    FilesStayOpen,
+    /// Each write leaves tasks that never end.
+    TasksPileUp,
 }
 
 impl Mutant {
@@ -176,6 +180,7 @@ impl Mutant {
             Self::InboxFsyncLies => (&["I3", "startup"], 5),
             Self::GuardOpen => (&["I10"], 2),
             Self::GatewayOverreaches => (&["I10", "I8"], 5),
+            Self::FilesStayOpen | Self::TasksPileUp => (&["I11"], 2),
         }
     }
 
@@ -197,6 +202,8 @@ impl Mutant {
             Self::GivesUpEarly | Self::GivesUpUnasked | Self::ContractIgnored => {
                 Faults::These(vec![Fault::Relayout, Fault::Kill])
             }
+            // Whatever is left goes with the process.
+            Self::FilesStayOpen | Self::TasksPileUp => Faults::These(vec![Fault::Pause]),
             _ => Faults::Swarm,
         }
     }

@@ -192,6 +192,9 @@ pub(crate) const COPIES: u8 = 3;
 /// Silence after which a study is published, seconds.
 pub(crate) const QUIET_S: u64 = 2;
 
+/// Bytes that may wait in a gateway's spool: more than a hospital of a short run has, so that only a longer one fills it.
+pub(crate) const SPOOL_BYTES: u64 = 2 << 20;
+
 /// What is asked of a run.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -414,7 +417,8 @@ impl Plan {
         format!(
             "[node]\nname = \"gateway\"\nzone = \"hospital\"\nrole = \"gateway\"\n\
              [mesh]\nlisten = \"10.0.0.{slot}:7400\"\n\
-             [gateway]\nkeep_s = {keep_s}\n\
+             [dicom]\nmax_instance_mib = 1\n\
+             [gateway]\nkeep_s = {keep_s}\nspool_bytes_max = {SPOOL_BYTES}\n\
              [storage]\ncommitment_timeout_s = {timeout}\nreserve_mib = 1\n"
         )
     }

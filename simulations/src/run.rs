@@ -11,7 +11,8 @@ use maillage_consensus::View;
 use crate::cluster::{Cluster, FOUNDER};
 use crate::disk::Ending;
 use crate::invariants::{
-    claims, commitments, copies, events, gateway, liveness, outbox, patients, prefetch, purges, retrieval, tokens,
+    claims, commitments, copies, events, gateway, limits, liveness, outbox, patients, prefetch, purges, retrieval,
+    tokens,
 };
 use crate::plan::{Fault, Faults, Plan, Settings};
 use crate::rng::Rng;
@@ -148,6 +149,7 @@ async fn play(cluster: Arc<Cluster>) -> Duration {
     }
     let clients = workload::start(&cluster);
     drop(maillage_host::spawn(look_around(Arc::clone(&cluster))));
+    drop(maillage_host::spawn(limits::watch(Arc::clone(&cluster))));
     drop(maillage_host::spawn(events::follow(Arc::clone(&cluster), Rng::stream(cluster.plan.seed, "events"))));
     let until = world.now() + cluster.plan.duration;
     nemesis::run(Arc::clone(&cluster), until).await;

@@ -211,6 +211,13 @@ impl World {
         Owner { slot, incarnation: lock(&self.state).lives.get(&slot).map_or(0, |life| life.incarnation) }
     }
 
+    /// How many tasks the node of `slot` has that have begun and not ended.
+    pub(crate) fn tasks_alive(&self, slot: u32) -> usize {
+        let state = lock(&self.state);
+        let alive = |life: &Life| life.aborts.iter().filter(|abort| !abort.is_finished()).count();
+        state.lives.get(&slot).map_or(0, alive)
+    }
+
     /// Stops the node's tasks where they are, as SIGSTOP does.
     pub(crate) fn pause(&self, slot: u32) {
         self.event(slot, format_args!("pause"));

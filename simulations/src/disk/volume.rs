@@ -252,6 +252,12 @@ impl Volume {
         self.contents.values().map(|content| content.seen.len() as u64).sum()
     }
 
+    /// Bytes of the files under a directory.
+    pub(super) fn bytes_under(&self, directory: &str) -> u64 {
+        let files = self.names.iter().filter(|(path, _)| path.starts_with(directory));
+        files.map(|(_, inode)| self.len(*inode)).sum()
+    }
+
     /// Bytes by which a write up to `end` makes the file longer.
     pub(super) fn growth(&self, inode: u64, end: usize) -> u64 {
         (end as u64).saturating_sub(self.len(inode))
