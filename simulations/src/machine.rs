@@ -79,6 +79,7 @@ impl Watched {
         if let (Command::RaiseFormat { .. }, Outcome::Done) = (&envelope.command, &outcome) {
             self.world.sometimes("the mesh's format was raised under way");
         }
+        self.watch.prefetch.applied(self.world.owner(self.slot), &envelope.command, &outcome);
         if let Some(cluster) = self.cluster.upgrade() {
             self.watch.gateway.applied(&cluster, index, &envelope.command, &outcome);
         }

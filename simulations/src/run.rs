@@ -202,6 +202,7 @@ async fn finish(cluster: &Arc<Cluster>, clients: workload::Clients) -> Duration 
     liveness::replicas_converge(cluster, cluster.count()).await;
     purges::all_are_gone(cluster).await;
     gateway::is_wiped(cluster).await;
+    patients::priors_are_there(cluster).await;
     cluster.watch.outbox.check_all(cluster).await;
     for running in cluster.all_running() {
         cluster.watch.finality.check(&running, true);

@@ -65,28 +65,35 @@ pub(crate) async fn everything_is_there(cluster: &Cluster) {
     let deadline = cluster.world.now() + WHOLE;
     for study in cluster.watch.instances.studies() {
         for slot in cluster.slots() {
-            loop {
-                let missing = match cluster.running(slot) {
-                    Some(running) => look(cluster, &running, &study, true).await,
-                    None => Some("the node is down".to_owned()),
-                };
-                let Some(missing) = missing else { break };
-                if cluster.may_have_rotted(&study) {
-                    cluster.world.sometimes("an image rotted where its only copy was wanted");
-                    break;
-                }
-                if cluster.world.now() > deadline && cluster.may_be_lost(&study) {
-                    cluster.world.sometimes("an image was lost where its only copy was wanted");
-                    break;
-                }
-                if cluster.world.now() > deadline {
-                    let detail =
-                        format!("{WHOLE:?} after the last work, slot {slot} lacks of study {study}: {missing}");
-                    cluster.world.violation("I3", detail);
-                    return;
-                }
-                tokio::time::sleep(LOOK).await;
+            if !is_there(cluster, slot, &study, deadline).await {
+                return;
             }
         }
+    }
+}
+
+/// Waits until the node of `slot` gives a study whole, unless it may be lost; a violation, and `false`, when it does not
+/// until `deadline`.
+pub(crate) async fn is_there(cluster: &Cluster, slot: u32, study: &str, deadline: Duration) -> bool {
+    loop {
+        let missing = match cluster.running(slot) {
+            Some(running) => look(cluster, &running, study, true).await,
+            None => Some("the node is down".to_owned()),
+        };
+        let Some(missing) = missing else { return true };
+        if cluster.may_have_rotted(study) {
+            cluster.world.sometimes("an image rotted where its only copy was wanted");
+            return true;
+        }
+        if cluster.world.now() > deadline && cluster.may_be_lost(study) {
+            cluster.world.sometimes("an image was lost where its only copy was wanted");
+            return true;
+        }
+        if cluster.world.now() > deadline {
+            let detail = format!("long after the last work, slot {slot} lacks of study {study}: {missing}");
+            cluster.world.violation("I3", detail);
+            return false;
+        }
+        tokio::time::sleep(LOOK).await;
     }
 }

@@ -35,6 +35,8 @@ pub(crate) struct Of<'a> {
     pub(crate) study: &'a str,
     pub(crate) accession: &'a str,
     pub(crate) patient: &'a str,
+    /// Who gave the patient that identifier; empty where the images do not say.
+    pub(crate) issuer: &'a str,
     /// Where it was made; empty where the images do not say.
     pub(crate) institution: &'a str,
     pub(crate) modality: &'a str,
@@ -62,6 +64,9 @@ impl Sample {
         }
         put_text(&mut out, 0x0010_0010, b"PN", &format!("NAME OF^{}", of.patient), b' ');
         put_text(&mut out, 0x0010_0020, b"LO", of.patient, b' ');
+        if !of.issuer.is_empty() {
+            put_text(&mut out, 0x0010_0021, b"LO", of.issuer, b' ');
+        }
         put_text(&mut out, 0x0020_000d, b"UI", of.study, 0);
         put_text(&mut out, 0x0020_000e, b"UI", &format!("{}.1", of.study), 0);
         put_text(&mut out, 0x0020_0013, b"IS", &number.to_string(), b' ');
@@ -184,7 +189,7 @@ mod tests {
     #[test]
     fn an_instance_is_sent_under_the_sop_class_of_its_modality() {
         for (modality, class) in SOP_CLASSES {
-            let of = Of { study: "2.25.7", accession: "A7", patient: "P7", institution: "", modality };
+            let of = Of { study: "2.25.7", accession: "A7", patient: "P7", issuer: "", institution: "", modality };
             let sample = Sample::new(&of, 1, 5, 100);
             assert_eq!(sample.sop_class().as_str(), class);
             assert_eq!(sample.request(1).expect("a request").sop_class.as_str(), class);
@@ -193,7 +198,7 @@ mod tests {
 
     #[test]
     fn a_multipart_answer_is_taken_apart_into_the_data_sets_that_went_in() {
-        let of = Of { study: "2.25.7", accession: "A7", patient: "P7", institution: "", modality: "CT" };
+        let of = Of { study: "2.25.7", accession: "A7", patient: "P7", issuer: "", institution: "", modality: "CT" };
         let samples = [Sample::new(&of, 1, 5, 100), Sample::new(&of, 2, 6, 301)];
         let mut body = Vec::new();
         for sample in &samples {

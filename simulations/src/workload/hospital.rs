@@ -25,6 +25,8 @@ const AWAITS_IMAGES: f64 = 0.4;
 const ORDERS: f64 = 0.6;
 /// How many of those need a regulator.
 const REGULATED: f64 = 0.4;
+/// How many are of a patient who was here before.
+const RETURNS: f64 = 0.3;
 /// How many an algorithm looks at.
 const ANALYSED: f64 = 0.3;
 /// How long an algorithm tries to say what it found.
@@ -37,6 +39,27 @@ pub(crate) fn name(images_to: u32) -> Line {
     Line::fitted(&format!("hospital {images_to}"))
 }
 
+/// Who is examined in examination `number` of the hospital whose images go to `images_to`. Some patients come again, and
+/// two hospitals give the same identifiers: each is the issuer of its own.
+pub(crate) fn patient(seed: u64, images_to: u32, number: u64) -> Patient {
+    let mut first = number;
+    while first > 0 {
+        let mut rng = Rng::stream(seed, &format!("patient {images_to} {first}"));
+        if !rng.chance(RETURNS) {
+            break;
+        }
+        first = rng.below(first);
+    }
+    let (id, issuer) = (Line::fitted(&format!("P{first}")), Line::fitted(&format!("H{images_to}")));
+    Patient { id, issuer, ..Patient::default() }
+}
+
+/// The same by an accession number; none when it is no hospital's.
+pub(crate) fn patient_of(seed: u64, accession: &str) -> Option<Patient> {
+    let (images_to, number) = accession.strip_prefix('A')?.split_once('-')?;
+    Some(patient(seed, images_to.parse().ok()?, number.parse().ok()?))
+}
+
 /// Requests at `slot`, and sends images to what takes them at `images_to`.
 pub(crate) async fn run(cluster: Arc<Cluster>, slot: u32, images_to: u32, rng: Rng) {
     let mut sender = Sender::new(Arc::clone(&cluster), slot, Name::default(), rng);
@@ -47,7 +70,8 @@ pub(crate) async fn run(cluster: Arc<Cluster>, slot: u32, images_to: u32, rng: R
             return;
         }
         let awaits_images = sender.rng.chance(AWAITS_IMAGES);
-        let request = request(images_to, number, awaits_images, &mut sender.rng);
+        let who = patient(cluster.plan.seed, images_to, number);
+        let request = request(images_to, number, who, awaits_images, &mut sender.rng);
         let priority = request.priority;
         let order = sender.rng.chance(ORDERS).then(|| order(awaits_images, &mut sender.rng));
         let id = sender.new_id();
@@ -77,8 +101,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>, slot: u32, images_to: u32, rng: R
     }
 }
 
-fn request(images_to: u32, number: u64, awaits_images: bool, rng: &mut Rng) -> Request {
-    let patient = Patient { id: Line::fitted(&format!("P{images_to}-{number}")), ..Patient::default() };
+fn request(images_to: u32, number: u64, patient: Patient, awaits_images: bool, rng: &mut Rng) -> Request {
     Request {
         accession: Line::fitted(&format!("A{images_to}-{number}")),
         patient,
@@ -146,8 +169,15 @@ async fn analyse(sender: &mut Sender, exam: ExamId) {
 /// Sends the exam's images until each is acknowledged. Some senders are cut in the middle and begin again.
 async fn send_images(sender: &mut Sender, slot: u32, number: u64) {
     let study = format!("2.25.{slot}.{number}");
-    let (accession, patient) = (format!("A{slot}-{number}"), format!("P{slot}-{number}"));
-    let of = Of { study: &study, accession: &accession, patient: &patient, institution: "", modality: "CT" };
+    let (accession, patient) = (format!("A{slot}-{number}"), patient(sender.cluster.plan.seed, slot, number));
+    let of = Of {
+        study: &study,
+        accession: &accession,
+        patient: patient.id.as_str(),
+        issuer: patient.issuer.as_str(),
+        institution: "",
+        modality: "CT",
+    };
     let instances = sender.rng.between(1, 4);
     let samples: Vec<Sample> = (0..instances)
         .map(|instance| {
@@ -171,4 +201,20 @@ async fn send_images(sender: &mut Sender, slot: u32, number: u64) {
         }
     }
     sender.cluster.watch.instances.sent(slot, &study);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn some_patients_come_again_and_two_hospitals_give_the_same_identifiers() {
+        const SEED: u64 = 7;
+        let again = (0..100).filter(|number| patient(SEED, 1, *number).id.as_str() != format!("P{number}")).count();
+        assert!((15..50).contains(&again), "{again} of a hundred");
+        let (one, other) = (patient(SEED, 1, 0), patient(SEED, 2, 0));
+        assert!(one.id == other.id && !one.same_as(&other));
+        assert_eq!(patient_of(SEED, "A3-17"), Some(patient(SEED, 3, 17)));
+        assert_eq!([patient_of(SEED, "U3-17"), patient_of(SEED, ""), patient_of(SEED, "A3")], [None, None, None]);
+    }
 }

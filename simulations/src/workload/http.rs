@@ -132,7 +132,8 @@ pub(super) fn of_command(id: CommandId, user: &Name, command: &Command) -> Optio
             (format!("/api/v1/exams/{exam}/report"), json!({ "user": user, "token": token, "text": report }))
         }
         Command::AddExam(exam) => {
-            let patient = json!({ "id": exam.patient.id, "name": exam.patient.name });
+            let patient = &exam.patient;
+            let patient = json!({ "id": patient.id, "issuer": patient.issuer, "name": patient.name });
             let body = json!({
                 "accession": exam.accession, "patient": patient, "modality": exam.modality,
                 "description": exam.description, "hospital": exam.hospital,

@@ -8,7 +8,7 @@ use axum::http::{Request, header};
 use maillage_dicom::dimse::status::StatusKind;
 
 use super::dicom::{Of, Sample};
-use super::http;
+use super::{hospital, http};
 use crate::cluster::Cluster;
 use crate::gateway::Receiver;
 use crate::invariants::instances::Acknowledged;
@@ -117,9 +117,16 @@ pub(crate) async fn run(cluster: Arc<Cluster>, slot: u32, mut rng: Rng) {
         let len = if rng.chance(0.05) { rng.between(20_000, 200_000) } else { rng.between(1, 8_000) };
         let studies = cluster.watch.instances.studies_of(slot);
         let Some(study) = rng.pick(&studies).cloned() else { continue };
-        let exam = study.rsplit('.').next().unwrap_or_default();
-        let (accession, patient) = (format!("A{slot}-{exam}"), format!("P{slot}-{exam}"));
-        let of = Of { study: &study, accession: &accession, patient: &patient, institution: "", modality: "CT" };
+        let accession = format!("A{slot}-{}", study.rsplit('.').next().unwrap_or_default());
+        let Some(patient) = hospital::patient_of(cluster.plan.seed, &accession) else { continue };
+        let of = Of {
+            study: &study,
+            accession: &accession,
+            patient: patient.id.as_str(),
+            issuer: patient.issuer.as_str(),
+            institution: "",
+            modality: "CT",
+        };
         let fresh = Sample::new(&of, 1_000 + number, rng.next(), len);
         // A sender that got no answer sends again; one that did sometimes does, too.
         let again = last.take().filter(|_| rng.chance(0.2));

@@ -104,7 +104,7 @@ impl Archive {
         let cluster = Arc::clone(&self.sender.cluster);
         let (study, patient) =
             (format!("2.25.90{}.{number}", self.sender.slot), format!("K{}-{number}", self.sender.slot));
-        let of = Of { study: &study, accession: "", patient: &patient, institution: "", modality: "CT" };
+        let of = Of { study: &study, accession: "", patient: &patient, issuer: "", institution: "", modality: "CT" };
         let Some(exam) = self.keep(&of).await else { return };
         let later = self.sender.rng.millis(LATER_MS.0, LATER_MS.1);
         tokio::time::sleep(later).await;
@@ -135,7 +135,8 @@ impl Archive {
         let cluster = Arc::clone(&self.sender.cluster);
         let (study, patient) =
             (format!("2.25.91{}.{number}", self.sender.slot), format!("R{}-{number}", self.sender.slot));
-        let of = Of { study: &study, accession: "", patient: &patient, institution: hospital, modality: "CT" };
+        let (patient, institution) = (patient.as_str(), hospital);
+        let of = Of { study: &study, accession: "", patient, issuer: "", institution, modality: "CT" };
         let Some(exam) = self.keep(&of).await else { return };
         if self.sender.rng.chance(READ) {
             return;

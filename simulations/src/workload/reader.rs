@@ -16,7 +16,7 @@ use crate::cluster::Cluster;
 use crate::history::{Act, Claimed, Shown, Told};
 use crate::invariants::course::Kept;
 use crate::invariants::finality::Completed;
-use crate::invariants::prefetch;
+use crate::invariants::{patients, prefetch, retrieval};
 use crate::mutant::Mutant;
 use crate::rng::Rng;
 
@@ -32,6 +32,8 @@ const STALE_TRIES: f64 = 0.4;
 const OF_FORMAT_2: f64 = 0.5;
 /// How often a preliminary report goes before the final one.
 const PRELIMINARY: f64 = 0.15;
+/// How often a reader looks at what was found of the patient before.
+const COMPARES: f64 = 0.7;
 /// Newest exams among which a reader picks one by hand.
 const CHOICE: usize = 25;
 
@@ -50,6 +52,8 @@ fn written(held: Held, kind: ReportKind, text: Prose) -> Command {
 /// See the module.
 pub(crate) struct Reader {
     sender: Sender,
+    /// Of what this reader looks at beside the exam.
+    priors: Rng,
     user: u32,
     held: Option<Held>,
     reports: u64,
@@ -59,7 +63,8 @@ impl Reader {
     pub(crate) fn new(cluster: Arc<Cluster>, slot: u32, number: u32, rng: Rng) -> Self {
         let user = slot * 100 + number;
         let name = Name::fitted(&format!("reader-{user}"));
-        Self { sender: Sender::new(cluster, slot, name, rng), user, held: None, reports: 0 }
+        let priors = Rng::stream(cluster.plan.seed, &format!("priors of {name}"));
+        Self { sender: Sender::new(cluster, slot, name, rng), priors, user, held: None, reports: 0 }
     }
 
     fn cluster(&self) -> Arc<Cluster> {
@@ -190,6 +195,7 @@ impl Reader {
             prefetch::claimed(&self.cluster(), self.sender.slot, held.exam).await;
             self.open(held).await;
             self.look_at_images(held.exam).await;
+            self.compare(held.exam).await;
         }
         tokio::time::sleep(reading).await;
         let Some(held) = self.held.take() else { return };
@@ -221,7 +227,28 @@ impl Reader {
             View::new(&*engine).exam(ExamId(exam)).ok().flatten().map(|exam| exam.studies).unwrap_or_default()
         };
         for study in studies {
-            crate::invariants::retrieval::look(&cluster, &running, study.as_str(), false).await;
+            retrieval::look(&cluster, &running, study.as_str(), false).await;
+        }
+    }
+
+    /// Looks up the patient's other exams at the site's node, and opens the images of one.
+    async fn compare(&mut self, exam: u64) {
+        let cluster = self.cluster();
+        if cluster.is_ending() || !self.priors.chance(COMPARES) {
+            return;
+        }
+        let Some(running) = cluster.running(self.sender.slot) else { return };
+        let priors = patients::priors_of(&cluster, &running, exam).await;
+        let Some(prior) = self.priors.pick(&priors) else { return };
+        cluster.world.sometimes("a reader was shown a patient's priors");
+        for study in &prior.studies {
+            let was_prefetched = prefetch::has_brought(&running, study).await;
+            if retrieval::look(&cluster, &running, study, false).await.is_none() {
+                cluster.world.sometimes("a reader opened a prior");
+                if was_prefetched {
+                    cluster.world.sometimes("a reader found a prior prefetched");
+                }
+            }
         }
     }
 

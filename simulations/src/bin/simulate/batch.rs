@@ -171,6 +171,8 @@ const RARE: [&str; 24] = [
     "a node was upgraded under way",
     "a pack's torn tail was cut",
     "a peer served wrong bytes",
+    "a prior was prefetched",
+    "a reader opened a prior",
     "a rotten disk was repaired",
     "a site joined among faults",
     "a snapshot was sent",

@@ -168,7 +168,7 @@ impl Hospital {
     fn samples(&self) -> Vec<Sample> {
         let (study, patient) = (study(self.exam), self.patient());
         let (accession, modality) = (self.drawn.accession.as_str(), self.drawn.modality);
-        let of = Of { study: &study, accession, patient: &patient, institution: "", modality };
+        let of = Of { study: &study, accession, patient: &patient, issuer: "", institution: "", modality };
         let len = self.drawn.bytes_simulated / INSTANCES;
         let mut pixels = Rng::stream(self.stage.day.seed, &format!("day: images of exam {}", self.exam));
         (1..=INSTANCES).map(|number| Sample::new(&of, number, pixels.next(), len)).collect()
