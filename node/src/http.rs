@@ -49,7 +49,8 @@ pub(crate) use media::MediaType;
 pub(crate) use multipart::{PartReader, Piece};
 pub(crate) use problem::Problem;
 pub(crate) use rfc3339::rfc3339;
-pub(crate) use server::{Remote, bind_control, serve_tcp, serve_unix};
+pub use server::Remote;
+pub(crate) use server::{bind_control, serve_tcp, serve_unix};
 
 use app::App;
 pub(crate) use status::is_cut_off;

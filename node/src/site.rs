@@ -53,6 +53,7 @@ use crate::{arriving, audit, claimed, copies, duties, founding, gather, http, jo
 pub use crate::config::{ConfigError, Role, Settings};
 pub use crate::data_dir::{MeshFile, MeshFileMember};
 pub use crate::gateway::{Host as GatewayHost, Lines, Node as GatewayNode, mesh_lines};
+pub use crate::http::Remote;
 pub use crate::joining::{JoinError, Joining};
 pub use crate::outbox::OpenJournalError;
 

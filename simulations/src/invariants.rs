@@ -23,6 +23,7 @@ pub(crate) mod purges;
 pub(crate) mod replicas;
 pub(crate) mod retrieval;
 pub(crate) mod secrecy;
+pub(crate) mod senders;
 pub(crate) mod steps;
 pub(crate) mod time;
 pub(crate) mod tokens;
@@ -46,6 +47,7 @@ pub(crate) struct Watch {
     pub(crate) commitments: commitments::Commitments,
     pub(crate) giving: giving::Giving,
     pub(crate) contracts: contracts::Contracts,
+    pub(crate) senders: senders::Senders,
     pub(crate) gateway: gateway::Gateway,
 }
 
@@ -66,6 +68,7 @@ impl Watch {
             commitments: commitments::Commitments::new(Arc::clone(&world)),
             giving: giving::Giving::new(Arc::clone(&world), seed),
             contracts: contracts::Contracts::new(Arc::clone(&world)),
+            senders: senders::Senders::new(Arc::clone(&world)),
             gateway: gateway::Gateway::new(Arc::clone(&world), seed),
             course: course::Course::new(world, seed),
         }

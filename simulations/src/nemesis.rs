@@ -138,6 +138,21 @@ fn ways(plan: &Plan) -> impl Iterator<Item = (u32, u32)> {
     (1..=last).flat_map(move |from| (1..=last).filter(move |to| *to != from).map(move |to| (from, to)))
 }
 
+/// A node is told to stop, as for an update, and started again after it was away for so long.
+pub(crate) async fn restart(cluster: &Arc<Cluster>, slot: u32, away: Duration) {
+    let Some(running) = cluster.running(slot) else { return };
+    let world = Arc::clone(&cluster.world);
+    cluster.hold_down(slot);
+    let stopping = running.clone();
+    let stopped = world.spawn_on(running.owner, async move { site::stop(&stopping).await });
+    if stopped.await.is_ok() && world.is_alive(running.owner) {
+        world.sometimes("a node was stopped with courtesy");
+        cluster.stop(slot, Ending::Killed, "told to");
+    }
+    tokio::time::sleep(away).await;
+    cluster.let_up(slot);
+}
+
 struct Harm {
     cluster: Arc<Cluster>,
     slot: u32,
@@ -180,7 +195,7 @@ impl Harm {
                 self.cluster.world.resume(self.slot);
             }
             Fault::DiskFull | Fault::FsyncFails | Fault::SlowDisk => self.disk(fault).await,
-            Fault::Restart => self.restart().await,
+            Fault::Restart => restart(&self.cluster, self.slot, self.lasts / 4).await,
             Fault::WrongBytes => {
                 let share = [0.05, 0.5, 1.0][self.rng.index(3)];
                 self.cluster.liars.set(self.slot, Some(share));
@@ -215,20 +230,6 @@ impl Harm {
             }
             _ => self.network(fault).await,
         }
-    }
-
-    async fn restart(&self) {
-        let Some(running) = self.cluster.running(self.slot) else { return };
-        let (world, slot) = (Arc::clone(&self.cluster.world), self.slot);
-        self.cluster.hold_down(slot);
-        let stopping = running.clone();
-        let stopped = world.spawn_on(running.owner, async move { site::stop(&stopping).await });
-        if stopped.await.is_ok() && world.is_alive(running.owner) {
-            world.sometimes("a node was stopped with courtesy");
-            self.cluster.stop(slot, Ending::Killed, "told to");
-        }
-        tokio::time::sleep(self.lasts / 4).await;
-        self.cluster.let_up(slot);
     }
 
     /// Flips bits of instances that another site holds, too.

@@ -1,5 +1,6 @@
 //! What a run is: its settings, and what the seed draws from them.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -150,6 +151,11 @@ const INDEX_ROT: f64 = 0.3;
 const PREFETCHES: f64 = 0.6;
 const LITTLE_ROOM: f64 = 0.6;
 
+/// The share of runs in which a site limits what senders send there.
+const LIMITED: f64 = 0.5;
+/// The quota of a day of whoever has one, MiB: the least that there can be.
+pub(crate) const DAY_MIB: u64 = 1;
+
 /// What users do at most in a run is sized for one that lasts no longer.
 const SHORT: Duration = Duration::from_secs(600);
 
@@ -290,6 +296,50 @@ pub(crate) struct Plan {
     /// Whether one site stays away after the faults end.
     pub(crate) one_stays_away: bool,
     pub(crate) storage: Storage,
+    /// None: no site has any.
+    pub(crate) limits: Option<Limits>,
+}
+
+/// What the sysadmin of one site lets senders send there.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Where.
+    pub(crate) slot: u32,
+    /// The rate of the hospital's scanners by C-STORE.
+    pub(crate) rate_kib_s: u64,
+    /// Whether who has a quota of a day sends by STOW-RS, and not by C-STORE.
+    pub(crate) by_stow: bool,
+}
+
+impl Limits {
+    /// From a stream of their own: the rest of the plan is the same with or without.
+    fn draw(seed: u64, sites: u32) -> Option<Self> {
+        let mut rng = Rng::stream(seed, "limits of senders");
+        let is_limited = rng.chance(LIMITED);
+        let slot = u32::try_from(rng.between(1, u64::from(sites))).unwrap_or(1);
+        let limits = Self { slot, rate_kib_s: rng.between(2, 6), by_stow: rng.chance(0.5) };
+        is_limited.then_some(limits)
+    }
+
+    /// The AE title under which who has a quota of a day sends …
+    pub(crate) fn title(self) -> String {
+        format!("BULK{}", self.slot)
+    }
+
+    /// … and the address from which.
+    pub(crate) fn address(self) -> IpAddr {
+        IpAddr::V4(Ipv4Addr::new(10, 9, 0, u8::try_from(self.slot).unwrap_or(u8::MAX)))
+    }
+
+    /// As the site's configuration has them.
+    fn configuration(self) -> String {
+        let (slot, rate_kib_s) = (self.slot, self.rate_kib_s);
+        let (title, address) = (self.title(), self.address());
+        format!(
+            "[ingest]\nsenders = [{{ ae_title = \"CT{slot}\", rate_kib_s = {rate_kib_s} }}, \
+             {{ ae_title = \"{title}\", day_mib = {DAY_MIB} }}, {{ address = \"{address}\", day_mib = {DAY_MIB} }}]\n"
+        )
+    }
 }
 
 /// What sysadmins say of the images.
@@ -384,6 +434,7 @@ impl Plan {
             reading: Duration::from_millis(rng.between(500, 6_000)),
             one_stays_away: !faults.is_empty() && settings.sites >= 3 && rng.chance(0.5),
             storage: Storage::draw(settings.seed),
+            limits: Limits::draw(settings.seed, settings.sites.clamp(1, 64)),
             faults,
         }
     }
@@ -442,6 +493,7 @@ impl Plan {
         let (timeout, surplus) = (commitment_timeout.as_secs(), surplus_grace.as_secs());
         let (heartbeat, ttl, grace) = (timing.heartbeat.as_millis(), session_ttl.as_secs(), grace.as_secs());
         let (min, max) = (timing.election_min.as_millis(), timing.election_max.as_millis());
+        let limits = self.limits.filter(|limits| limits.slot == slot).map(Limits::configuration).unwrap_or_default();
         let name = if generation == 0 { format!("site-{slot}") } else { format!("site-{slot}-{generation}") };
         format!(
             "[node]\nname = \"{name}\"\nzone = \"zone-{slot}\"\n\
@@ -450,7 +502,8 @@ impl Plan {
              snapshot_every = {snapshot_every}\nkeep_log = {keep_log}\nsession_ttl_s = {ttl}\nformat_max = {format}\n\
              [dicom]\nquiet_seconds = {QUIET_S}\n\
              [storage]\nprefetch_mib_max = {prefetch_mib}\ncopies = {COPIES}\nplacement_grace_s = {grace}\n\
-             commitment_timeout_s = {timeout}\nsurplus_grace_s = {surplus}\n"
+             commitment_timeout_s = {timeout}\nsurplus_grace_s = {surplus}\n\
+             {limits}"
         )
     }
 
@@ -475,5 +528,28 @@ mod tests {
             assert_eq!(faults.to_string(), text);
         }
         assert!("crush".parse::<Faults>().is_err());
+    }
+
+    #[test]
+    fn a_site_has_limits_in_its_configuration_and_the_others_have_none() {
+        let settings = |seed| Settings {
+            seed,
+            minutes: 1,
+            sites: 3,
+            faults: Faults::These(Vec::new()),
+            without: Vec::new(),
+            only_faults: None,
+            transport: Transport::Messages,
+            mutant: None,
+            trace: None,
+        };
+        let plans = (0..20).map(|seed| Plan::draw(&settings(seed)));
+        let (limited, free): (Vec<Plan>, Vec<Plan>) = plans.partition(|plan| plan.limits.is_some());
+        assert!(!limited.is_empty() && !free.is_empty());
+        for (plan, slot) in limited.iter().chain(&free).flat_map(|plan| (1..=3).map(move |slot| (plan, slot))) {
+            let text = plan.configuration(slot, 0, 2);
+            assert!(maillage::site::Settings::from_toml(&text).is_ok(), "{text}");
+            assert_eq!(text.contains("[ingest]"), plan.limits.is_some_and(|limits| limits.slot == slot), "{text}");
+        }
     }
 }

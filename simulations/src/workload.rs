@@ -21,6 +21,7 @@ pub(crate) mod hospital;
 pub(crate) mod http;
 pub(crate) mod images;
 mod intruder;
+mod limited;
 pub(crate) mod purging;
 mod reader;
 mod steps;
@@ -75,6 +76,10 @@ pub(crate) fn start(cluster: &Arc<Cluster>) -> Clients {
     }
     let intruder = intruder::run(Arc::clone(cluster), Rng::stream(cluster.plan.seed, "intruder"));
     clients.apart.push(maillage_host::spawn(intruder));
+    if let Some(limits) = cluster.plan.limits {
+        let rng = Rng::stream(cluster.plan.seed, "bulk");
+        clients.apart.push(maillage_host::spawn(limited::run(Arc::clone(cluster), limits, rng)));
+    }
     if let Some(gateway) = cluster.gateway_slot() {
         let rng = |name: &str| Rng::stream(cluster.plan.seed, &format!("{name} of the gateway"));
         // It requests at a site, as the others do.

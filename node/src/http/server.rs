@@ -89,7 +89,7 @@ pub(crate) async fn bind_control(path: &Path) -> Result<UnixListener, BindError>
 
 /// The address of the client at the other end of a TCP connection: an extension of each of its requests.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Remote(pub(crate) IpAddr);
+pub struct Remote(pub IpAddr);
 
 /// Serves `router` on TCP until `shutdown`.
 pub(crate) async fn serve_tcp(listener: TcpListener, router: Router, shutdown: CancellationToken) {

@@ -241,6 +241,7 @@ fn plan(settings: &DaySettings, day: &Day) -> Plan {
         reading: Duration::from_secs(60),
         one_stays_away: false,
         storage: Storage::CALM,
+        limits: None,
     }
 }
 

@@ -100,10 +100,10 @@ impl Sample {
         Uid::parse(text).unwrap_or(Uid::IMPLEMENTATION_CLASS)
     }
 
-    /// The C-STORE that carries it.
-    pub(crate) fn request(&self, slot: u32) -> Option<StoreRequest> {
+    /// The C-STORE that carries it, of who calls under this AE title.
+    pub(crate) fn request(&self, calling: &str) -> Option<StoreRequest> {
         Some(StoreRequest {
-            calling_ae: AeTitle::parse(&format!("CT{slot}")).ok()?,
+            calling_ae: AeTitle::parse(calling).ok()?,
             called_ae: AeTitle::parse("MAILLAGE").ok()?,
             remote: SocketAddr::from((Ipv4Addr::LOCALHOST, 11112)),
             sop_class: self.sop_class(),
@@ -192,7 +192,7 @@ mod tests {
             let of = Of { study: "2.25.7", accession: "A7", patient: "P7", issuer: "", institution: "", modality };
             let sample = Sample::new(&of, 1, 5, 100);
             assert_eq!(sample.sop_class().as_str(), class);
-            assert_eq!(sample.request(1).expect("a request").sop_class.as_str(), class);
+            assert_eq!(sample.request("CT1").expect("a request").sop_class.as_str(), class);
         }
     }
 

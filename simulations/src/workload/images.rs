@@ -1,10 +1,12 @@
 //! A site's scanners and archives: instances that the mesh must keep once it said so.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::{Request, header};
+use axum::http::{Request, StatusCode, header};
+use maillage::site::Remote;
 use maillage_dicom::dimse::status::StatusKind;
 
 use super::dicom::{Of, Sample};
@@ -22,6 +24,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const BY_STOW: f64 = 0.3;
 /// Of a C-STORE whose data set is not the one that is known (PS3.4 table B.2-1).
 const DOES_NOT_MATCH: &str = "a9";
+/// Failed SOP Sequence (0008,1198) of an answer to STOW-RS, and Failure Reason (0008,1197).
+const FAILED: &str = "00081198";
+const FAILURE_REASON: &str = "00081197";
 /// How often other bytes come under the UID of an image that was just acknowledged.
 const CONTESTED: f64 = 0.06;
 
@@ -29,9 +34,7 @@ const CONTESTED: f64 = 0.06;
 pub(super) async fn store(cluster: &Arc<Cluster>, slot: u32, sample: &Sample, rng: &mut Rng) -> bool {
     let Some(receiver) = cluster.receiver(slot) else { return false };
     let stored = if rng.chance(BY_STOW) {
-        offer(cluster, sample);
-        let stow = http::ask_receiver(cluster, &receiver, PATIENCE, stow(sample)).await;
-        stow.map(|answer| (answer.status.as_u16() == 200, answer.status.to_string()))
+        by_stow(cluster, &receiver, None, sample).await
     } else {
         by_c_store(cluster, receiver, sample).await
     };
@@ -45,16 +48,45 @@ pub(crate) async fn c_store(cluster: &Arc<Cluster>, slot: u32, sample: &Sample) 
     stored.is_some_and(|(stored, answer)| note(cluster, slot, sample, stored, &answer))
 }
 
-/// Whether it was stored, and what the answer says; `None` without an answer.
+/// Whether it was stored, and what the answer says; `None` without an answer. It is the hospital's scanners that send.
 pub(super) async fn by_c_store(cluster: &Cluster, receiver: Receiver, sample: &Sample) -> Option<(bool, String)> {
+    let title = format!("CT{}", receiver.owner().slot);
+    by_c_store_of(cluster, receiver, &title, sample).await
+}
+
+/// … sent under some AE title.
+pub(super) async fn by_c_store_of(
+    cluster: &Cluster,
+    receiver: Receiver,
+    title: &str,
+    sample: &Sample,
+) -> Option<(bool, String)> {
     let owner = receiver.owner();
-    let (request, data_set) = (sample.request(owner.slot)?, sample.data_set.clone());
+    let (request, data_set) = (sample.request(title)?, sample.data_set.clone());
     offer(cluster, sample);
     let asked = cluster
         .world
         .spawn_on(owner, async move { tokio::time::timeout(PATIENCE, receiver.c_store(request, data_set)).await });
     let status = asked.await.ok()?.ok()?;
     Some((status.kind() == StatusKind::Success, format!("{:04x} {}", status.code(), status.comment())))
+}
+
+/// The same by STOW-RS, from an address if the sender is known by one. Of what failed the answer ends with the reason.
+pub(super) async fn by_stow(
+    cluster: &Cluster,
+    receiver: &Receiver,
+    from: Option<IpAddr>,
+    sample: &Sample,
+) -> Option<(bool, String)> {
+    let mut request = stow(sample);
+    if let Some(from) = from {
+        request.extensions_mut().insert(Remote(from));
+    }
+    offer(cluster, sample);
+    let answered = http::ask_receiver(cluster, receiver, PATIENCE, request).await?;
+    let reason = answered.json()[FAILED]["Value"][0][FAILURE_REASON]["Value"][0].as_u64();
+    let reason = reason.map(|reason| format!(" {reason:04x}")).unwrap_or_default();
+    Some((answered.status == StatusCode::OK, format!("{}{reason}", answered.status)))
 }
 
 /// Remembers what is sent, whatever becomes of it.
@@ -67,10 +99,12 @@ fn note(cluster: &Cluster, slot: u32, sample: &Sample, stored: bool, answer: &st
     let world = &cluster.world;
     world.event(slot, format_args!("instance {}: {answer}", sample.sop_instance));
     if stored {
+        cluster.watch.senders.taken(&sample.sop_instance);
         let Sample { study, sop_instance, data_set } = sample.clone();
         cluster.watch.instances.acknowledged(slot, Acknowledged { study, sop_instance, data_set });
     } else {
         world.sometimes("an instance was refused");
+        cluster.watch.senders.refused(cluster, slot, &sample.sop_instance, answer);
     }
     stored
 }

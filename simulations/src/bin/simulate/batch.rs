@@ -120,7 +120,7 @@ pub(crate) async fn apart(program: &Path, seed: u64, arguments: &[String], limit
 /// What a sweep of so many swarms must reach, or it does not test what it is said to: each is in every third run at
 /// least …
 const USUAL_FROM: u64 = 40;
-const USUAL: [&str; 32] = [
+const USUAL: &[&str] = &[
     "a claim was refused because another holds the exam",
     "a command took more than three tries",
     "a command was refused for want of a quorum",
@@ -156,7 +156,7 @@ const USUAL: [&str; 32] = [
 ];
 /// … or in every tenth.
 const RARE_FROM: u64 = 300;
-const RARE: [&str; 24] = [
+const RARE: &[&str] = &[
     "a copy was given up",
     "a disk stalled",
     "a gateway had a report delivered",
@@ -164,6 +164,7 @@ const RARE: [&str; 24] = [
     "a gateway was given its own hospital's reports alone",
     "a gateway's disk was searched for what left its spool",
     "a gateway's token made no centre",
+    "a hospital was held to its rate",
     "a layout was applied",
     "a legal hold kept images",
     "a legal hold kept images beyond their time",
@@ -174,6 +175,7 @@ const RARE: [&str; 24] = [
     "a prior was prefetched",
     "a reader opened a prior",
     "a rotten disk was repaired",
+    "a sender had used up its day",
     "a site joined among faults",
     "a snapshot was sent",
     "a write met a full disk",
