@@ -103,8 +103,8 @@ struct Records {
     witnessed: BTreeMap<u128, u64>,
     /// The indexes at which such commands were decided.
     decided: BTreeSet<u64>,
-    /// The command or transaction of each claim, by exam and token.
-    claims: BTreeMap<(u64, u64), u128>,
+    /// The command or transaction of each claim, and its session, by exam and token.
+    claims: BTreeMap<(u64, u64), (u128, u64)>,
 }
 
 /// See the module.
@@ -210,13 +210,19 @@ impl History {
     }
 
     /// A claim was granted.
-    pub(crate) fn granted(&self, exam: u64, token: u64, claim: u128) {
-        lock(&self.records).claims.insert((exam, token), claim);
+    pub(crate) fn granted(&self, exam: u64, token: u64, claim: u128, session: u64) {
+        lock(&self.records).claims.insert((exam, token), (claim, session));
     }
 
     /// The command or transaction of a claim; of none when the token was never granted.
     pub(crate) fn claim_of(&self, exam: u64, token: u64) -> u128 {
-        lock(&self.records).claims.get(&(exam, token)).copied().unwrap_or(0)
+        lock(&self.records).claims.get(&(exam, token)).map_or(0, |(claim, _)| *claim)
+    }
+
+    /// The session that a claim ends with; none when the token was never granted, or is bound to none.
+    pub(crate) fn session_of(&self, exam: u64, token: u64) -> Option<u64> {
+        let records = lock(&self.records);
+        records.claims.get(&(exam, token)).map(|(_, session)| *session).filter(|session| *session > 0)
     }
 
     /// Every operation, in the order of calls.

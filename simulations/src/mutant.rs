@@ -318,7 +318,7 @@ impl Mutated {
             (Mutant::RetentionEarly, Command::SetHospital(hospital)) => {
                 hospital.retention.iter_mut().for_each(|keep| keep.ms /= 2);
             }
-            (Mutant::OtherPatient, Command::AddExam(request)) => {
+            (Mutant::OtherPatient, Command::AddExam(request) | Command::Order { request, .. }) => {
                 lock(&self.requests).push((request.accession.clone(), request.patient.clone()));
             }
             (Mutant::OtherPatient, Command::RecordStudy(part)) if index.is_multiple_of(4) => {

@@ -96,7 +96,8 @@ pub(crate) fn applied(history: &History, envelope: &Envelope, outcome: &Outcome,
         _ => None,
     };
     if let Some(grant) = grant {
-        history.granted(grant.exam.0, grant.claim.token.0, command_of(&grant.claim));
+        let claim = &grant.claim;
+        history.granted(grant.exam.0, claim.token.0, command_of(claim), claim.session);
     }
     if let Some((exam, act)) = asks(history, envelope) {
         history.decided(envelope.id.0.as_u128(), exam, index, answered(act, outcome));

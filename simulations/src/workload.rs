@@ -30,8 +30,8 @@ use crate::cluster::Cluster;
 use crate::invariants::instances::Acknowledged;
 use crate::rng::Rng;
 
-/// The share of clients that speak HTTP.
-const BY_HTTP: f64 = 0.6;
+/// The share of clients that speak HTTP, for all that it has addresses for. The others are told of what HTTP leaves out.
+const BY_HTTP: f64 = 0.8;
 /// Between two tries of one command.
 const RETRY_MS: (u64, u64) = (50, 1_000);
 
@@ -189,6 +189,11 @@ impl Sender {
             }
             tries += 1;
             match self.try_once(id, command.clone()).await {
+                Some(Tried::Given(_, Outcome::Refused(refusal))) if perhaps && refusal.is_transient() => {
+                    // It is kept for no repeat: an earlier try may be done yet.
+                    world.sometimes("a repeated command was refused for now");
+                    return Answer::Unknown;
+                }
                 Some(Tried::Given(index, outcome)) => {
                     if perhaps {
                         world.sometimes("a repeated command was answered");
@@ -218,16 +223,21 @@ impl Sender {
         let running = self.cluster.running(self.slot)?;
         let limit = self.rng.millis(500, 8_000);
         let by_http = self.by_http.then(|| http::of_command(id, &self.user, &command)).flatten();
+        self.cluster.world.sometimes(if by_http.is_some() {
+            "a command went in by HTTP"
+        } else {
+            "a command went in behind HTTP"
+        });
         if let Some(request) = by_http {
             let answered = http::ask(&self.cluster, &running, limit, request).await;
             let means = answered.map(|answered| http::outcome(&command, &answered));
-            if let (Some(http::Means::Kept), Command::Complete { exam, report, .. }) = (&means, &command) {
-                self.cluster.watch.outbox.kept(self.slot, exam.0, report.as_str());
+            if let (Some(http::Means::Kept), Some((exam, text))) = (&means, http::text_of(&command)) {
+                self.cluster.watch.outbox.kept(self.slot, exam.0, text);
             }
             return Some(match means {
                 // It may be anywhere up to the newest entry that any node has.
                 Some(http::Means::Outcome(outcome)) => Tried::Given(self.cluster.newest_index(), outcome),
-                Some(http::Means::NotNow) => Tried::Refused("a request was refused for now"),
+                Some(http::Means::NotNow(why)) => Tried::Refused(why),
                 Some(http::Means::Wrong(why)) => Tried::Wrong(why),
                 Some(http::Means::Kept | http::Means::Unknown) | None => Tried::Unknown,
             });

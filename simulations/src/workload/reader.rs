@@ -28,7 +28,7 @@ const READING_AT_END: Duration = Duration::from_millis(300);
 const READ_LIMIT: Duration = Duration::from_secs(5);
 /// How often a reader who gave an exam back reports it all the same.
 const STALE_TRIES: f64 = 0.4;
-/// How often a reader uses the words of format 2, which go in behind HTTP; else those of format 1.
+/// How often a reader uses the words of format 2; else those of format 1. By HTTP it is the node that chooses them.
 const OF_FORMAT_2: f64 = 0.5;
 /// How often a preliminary report goes before the final one.
 const PRELIMINARY: f64 = 0.15;
@@ -180,9 +180,11 @@ impl Reader {
 
     fn note_grant(&mut self, by: Claimed, exam: ExamId, claim: &Claim) -> Claimed {
         let token = claim.token.0;
-        // HTTP does not tell the session. The site may be a new one since it was asked.
         self.held = Some(Held { exam: exam.0, token, claim: by.command });
-        Claimed { site: claim.site.0, session: (claim.session > 0).then_some(claim.session), ..by }
+        // HTTP does not tell the session; who applied it has. The site may be a new one since it was asked.
+        let told = (claim.session > 0).then_some(claim.session);
+        let session = told.or_else(|| self.cluster().history.session_of(exam.0, token));
+        Claimed { site: claim.site.0, session, ..by }
     }
 
     async fn read_and_end(&mut self) {
