@@ -407,7 +407,8 @@ mod tests {
 
     fn answered(status: u16, body: Value) -> Answered {
         let status = StatusCode::from_u16(status).expect("a status");
-        Answered { status, content_type: String::new(), warning: false, body: body.to_string().into() }
+        let body = body.to_string().into();
+        Answered { status, content_type: String::new(), warning: false, is_for_other_sites: false, body }
     }
 
     fn complete() -> Command {

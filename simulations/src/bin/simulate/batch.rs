@@ -267,7 +267,8 @@ mod tests {
 
     #[test]
     fn what_a_sweep_must_reach_is_missed() {
-        let tally = Tally { reached: USUAL.map(|what| (what.to_owned(), (1, 1))).into(), ..Tally::default() };
+        let reached = USUAL.iter().map(|what| ((*what).to_owned(), (1, 1))).collect();
+        let tally = Tally { reached, ..Tally::default() };
         assert_eq!(tally.unreached(RARE_FROM), RARE);
         assert_eq!(tally.unreached(RARE_FROM - 1), [""; 0]);
         assert_eq!(Tally::default().unreached(USUAL_FROM), USUAL);
