@@ -254,8 +254,13 @@ impl App {
             Ok(Outcome::Refused(refusal)) => Err(refusal.into()),
             Ok(outcome) => Ok(Decided::Done(outcome)),
             // Whether it was done or not: under the same id it takes effect once.
-            Err(CommandError::NoQuorum(_) | CommandError::Unknown(_)) if text_of(&command).is_some() => {
-                Ok(Decided::Queued(queue().await?))
+            Err(error @ (CommandError::NoQuorum(_) | CommandError::Unknown(_))) if text_of(&command).is_some() => {
+                match (queue().await, error) {
+                    (Ok(entry), _) => Ok(Decided::Queued(entry)),
+                    // That it is not recorded here does not say that it was not done.
+                    (Err(_), error @ CommandError::Unknown(_)) => Err(error.into()),
+                    (Err(error), _) => Err(error.into()),
+                }
             }
             Err(error) => Err(error.into()),
         }
