@@ -197,13 +197,7 @@ impl Reader {
 impl Policy {
     /// When the images of an exam are to go, if nothing holds them.
     pub fn retained_until(&self, hospital: Option<&Hospital>, exam: &Exam) -> UnixMillisField {
-        let of = |rules: &[Keep]| {
-            let named = rules.iter().find(|keep| keep.modality == exam.request.modality);
-            named.or_else(|| rules.iter().find(|keep| keep.modality.is_empty())).map(|keep| keep.ms)
-        };
-        let usual = hospital.and_then(|hospital| of(&hospital.retention)).or_else(|| of(&self.retention));
-        let usual = usual.unwrap_or(RETENTION_MS);
-        let received_at = exam.course.images_at.or(exam.ready_at).unwrap_or(exam.added_at);
+        let (usual, received_at) = (self.kept_ms(hospital, exam), received_at(exam));
         // A cancellation ends nothing that the images would be kept for.
         let (since, ms) = match exam.ended_at {
             Some(ended_at) if matches!(exam.state, ExamState::Delivered | ExamState::FollowedUp) => (ended_at, usual),
@@ -211,6 +205,23 @@ impl Policy {
             reported_at => (reported_at.unwrap_or(received_at), usual.max(self.unread_ms)),
         };
         UnixMillisField(since.0.saturating_add(ms))
+    }
+
+    /// When the images of an exam are likely to go: as if at `now` it were over, unless it is. Nothing may be decided
+    /// by it.
+    pub fn expected_until(&self, hospital: Option<&Hospital>, exam: &Exam, now: UnixMillisField) -> UnixMillisField {
+        let since = if exam.state.is_off() { received_at(exam) } else { exam.ended_at.unwrap_or(now) };
+        UnixMillisField(since.0.saturating_add(self.kept_ms(hospital, exam)))
+    }
+
+    /// For how long the images of an exam are kept once it is over.
+    fn kept_ms(&self, hospital: Option<&Hospital>, exam: &Exam) -> u64 {
+        let of = |rules: &[Keep]| {
+            let named = rules.iter().find(|keep| keep.modality == exam.request.modality);
+            named.or_else(|| rules.iter().find(|keep| keep.modality.is_empty())).map(|keep| keep.ms)
+        };
+        let kept = hospital.and_then(|hospital| of(&hospital.retention)).or_else(|| of(&self.retention));
+        kept.unwrap_or(RETENTION_MS)
     }
 
     /// Whether an exam that has been waiting since `ready` is still kept from a reader at `distance`.
@@ -232,4 +243,8 @@ impl Policy {
         let kept = priority.target_ms().saturating_mul(u64::from(thousandths)) / 1000;
         now.0.saturating_sub(ready.0) < kept
     }
+}
+
+fn received_at(exam: &Exam) -> UnixMillisField {
+    exam.course.images_at.or(exam.ready_at).unwrap_or(exam.added_at)
 }

@@ -184,6 +184,12 @@ impl<'a> View<'a> {
         Ok(self.policy()?.retained_until(hospital.as_ref(), exam))
     }
 
+    /// When an exam's images are likely to go by the rules of today: see [`Policy::expected_until`].
+    pub fn expected_until(&self, exam: &Exam, now: UnixMillisField) -> Result<UnixMillisField, ApplyError> {
+        let hospital = self.hospital(exam.request.hospital.as_str())?;
+        Ok(self.policy()?.expected_until(hospital.as_ref(), exam, now))
+    }
+
     /// Up to `limit` exams whose request waits for a regulator, first come first.
     pub fn to_regulate(&self, limit: usize) -> Result<Vec<Exam>, ApplyError> {
         self.indexed(&keys::REGULATION, limit)

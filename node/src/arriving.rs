@@ -69,21 +69,22 @@ async fn tell(node: &Node, studies: &BTreeSet<String>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The one exam that waits for images that say `says`, by the rule by which the queue will decide it:
-/// accession number and patient. None when it is not certain, or it waits no more.
+/// The one exam that waits for images that say `says`. None when it is not certain, or it waits no more.
 fn awaited(view: &View<'_>, says: &Request) -> Result<Option<ExamId>, ApplyError> {
+    let waits = |exam: &Exam| matches!(exam.state, ExamState::Requested | ExamState::Validated | ExamState::Acquiring);
+    Ok(requested(view, says)?.filter(waits).map(|exam| exam.id))
+}
+
+/// The one exam that was requested of which images are that say `says`, by the rule by which the queue will decide it:
+/// accession number and patient. None when it is not certain.
+pub(crate) fn requested(view: &View<'_>, says: &Request) -> Result<Option<Exam>, ApplyError> {
     if says.accession.is_empty() {
         return Ok(None);
     }
-    Ok(the_awaited(view.exams_with_accession(says.accession.as_str())?, says))
-}
-
-fn the_awaited(exams: Vec<Exam>, says: &Request) -> Option<ExamId> {
-    let is_it = |exam: &&Exam| {
-        !exam.state.is_off() && exam.unsolicited.is_none() && exam.request.patient.same_as(&says.patient)
-    };
-    let mut requested = exams.iter().filter(is_it);
-    let (exam, other) = (requested.next()?, requested.next());
-    let waits = matches!(exam.state, ExamState::Requested | ExamState::Validated | ExamState::Acquiring);
-    (waits && other.is_none()).then_some(exam.id)
+    let mut exams = view.exams_with_accession(says.accession.as_str())?;
+    exams.retain(|exam| {
+        let is_there = !exam.state.is_off() && exam.state != ExamState::Purged;
+        is_there && exam.unsolicited.is_none() && exam.request.patient.same_as(&says.patient)
+    });
+    Ok(if exams.len() == 1 { exams.pop() } else { None })
 }

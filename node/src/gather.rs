@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::arriving::First;
 use crate::ingest::{Arrival, decode_attributes};
 use crate::node::Node;
+use crate::pack_day;
 use crate::study_keys::Closing;
 
 /// Quiet enough after the sender's association ended. Some senders use an association for each image:
@@ -200,7 +201,9 @@ pub(crate) async fn publish(node: &Node, study: &str) -> anyhow::Result<()> {
         last_received_at: UnixMillisField(last),
         says,
     };
-    let address = node.store().put_manifest(manifest.encode()?).await?;
+    let now = UnixMillisField(node.clock().now().0);
+    let day = node.read(|view| pack_day::of_images(view, study, &part.says, now))?;
+    let address = node.store().put_manifest_until(manifest.encode()?, day).await?;
     let mut hold = node.store().hold(address).await?;
     if let Hold::Incomplete { missing } = &hold {
         tracing::warn!(

@@ -29,6 +29,7 @@ use tokio::sync::mpsc;
 
 use crate::copies::pace::Pace;
 use crate::metrics::Metrics;
+use crate::pack_day;
 use crate::prefetch::{Ledger, LedgerError};
 use crate::presence::Presence;
 use crate::roster::Roster;
@@ -230,6 +231,12 @@ impl Images {
         let frozen = self.0.group.reader().view();
         let may = View::new(&*frozen).plan()?.allows(held.origin, self.0.site);
         if may { Ok(()) } else { Err(ImagesError::NotHere) }
+    }
+
+    /// With what goes on which day a part is laid down here.
+    fn day_of(&self, held: &HeldPart) -> Result<Option<u64>, ImagesError> {
+        let frozen = self.0.group.reader().view();
+        Ok(pack_day::of_part(&View::new(&*frozen), held)?)
     }
 
     /// The nodes of `sites` to ask, those that are connected if any is: a node that was just killed is

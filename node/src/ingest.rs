@@ -21,6 +21,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::stream::TryStreamExt as _;
 use maillage_codec::{SampleWidth, Shape};
+use maillage_consensus::exam::Request;
 use maillage_consensus::ids::{Line, Name};
 use maillage_dicom::attributes::Attributes;
 use maillage_dicom::dimse::status::StoreStatus;
@@ -239,6 +240,9 @@ pub(crate) type Room = Box<dyn Fn(u64) -> Result<(), StoreError> + Send + Sync>;
 /// The patient of a study as the mesh knows it.
 pub(crate) type MeshPatient = Box<dyn Fn(&str) -> Option<PatientKey> + Send + Sync>;
 
+/// With what goes on which day images of a study that say this are laid down; none while that is not known.
+pub(crate) type PackDay = Box<dyn Fn(&str, &Request) -> Option<u64> + Send + Sync>;
+
 struct Shared {
     store: Store,
     clock: Clock,
@@ -250,6 +254,7 @@ struct Shared {
     mesh_patient: MeshPatient,
     may_seal: MaySeal,
     room: OnceLock<Room>,
+    pack_day: OnceLock<PackDay>,
 }
 
 struct Prepared {
@@ -282,12 +287,18 @@ impl Ingest {
             mesh_patient,
             may_seal,
             room: OnceLock::new(),
+            pack_day: OnceLock::new(),
         }))
     }
 
     /// Has `room` asked before anything is taken, from now on. A second call changes nothing.
     pub(crate) fn within(&self, room: Room) {
         let _ = self.0.room.set(room);
+    }
+
+    /// Lays down images with others that go on the day that `pack_day` says, from now on. A second call changes nothing.
+    pub(crate) fn laid_down_by(&self, pack_day: PackDay) {
+        let _ = self.0.pack_day.set(pack_day);
     }
 
     /// Hints that whoever sent this study is done.

@@ -33,6 +33,7 @@ mod metrics;
 mod node;
 mod outbox;
 mod output;
+mod pack_day;
 mod prefetch;
 mod presence;
 mod purge;

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::node::Node;
+use crate::pack_day::DAY_MS;
 
 mod choice;
 mod ledger;
@@ -42,7 +43,6 @@ const RETRY: Duration = Duration::from_secs(30);
 /// What is prefetched lies with what goes so many days from now: in packs of its own, which are removed as a whole
 /// once nothing in them is wanted.
 const DAYS: u64 = 1;
-const DAY_MS: u64 = 24 * 3_600_000;
 /// A shift: who has not asked for an exam for so long reads here no more.
 const SHIFT: Duration = Duration::from_secs(12 * 3600);
 /// Readers remembered; a centre has at most 7 seats.

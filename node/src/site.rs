@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use axum::Router;
 use bytes::Bytes;
-use maillage_consensus::command::Command;
+use maillage_consensus::command::{Command, UnixMillisField};
 use maillage_consensus::ids::{CommandId, Line, Name, SiteId};
 use maillage_consensus::machine::Machine;
 use maillage_consensus::mesh::SiteRole;
@@ -48,7 +48,7 @@ use crate::roster::Roster;
 use crate::scrub::Scrub;
 use crate::senders::Senders;
 use crate::study_keys::StateKeys;
-use crate::{arriving, audit, claimed, copies, duties, founding, gather, http, joining, links, scp};
+use crate::{arriving, audit, claimed, copies, duties, founding, gather, http, joining, links, pack_day, scp};
 
 pub use crate::config::{ConfigError, Role, Settings};
 pub use crate::data_dir::{MeshFile, MeshFileMember};
@@ -266,6 +266,12 @@ impl Site {
         let senders = Senders::new(&config);
         let ingest =
             Ingest::new(store.clone(), clock.clone(), metrics.clone(), senders, gather, mesh_patient, may_seal);
+        let (known, now) = (group.clone(), clock.clone());
+        ingest.laid_down_by(Box::new(move |study, says| {
+            let frozen = known.reader().view();
+            let now = UnixMillisField(now.now().0);
+            pack_day::of_images(&View::new(&*frozen), study, says, now).ok().flatten()
+        }));
         let dicom = scp::Port::new(ingest.clone(), metrics.clone());
         let disk_of_node = disk.clone();
         let scrub = Scrub::open(disk.clone(), clock.clone(), config.storage.scrub_mb_s).await;

@@ -58,7 +58,8 @@ impl Images {
             }
         };
         let holders = &self.to_ask_of(&held.all_holders(), held.origin);
-        let mut mending = Mending { images: self, holders, only, done: Mended::default() };
+        let day = self.day_of(held)?;
+        let mut mending = Mending { images: self, holders, only, day, done: Mended::default() };
         let address = Hash(held.part.manifest);
         mending.manifests(vec![(address, maillage_store::STUDY_MANIFEST_BYTES_MAX)]).await?;
         if let Some(study) = self.read_study(address).await? {
@@ -87,6 +88,8 @@ struct Mending<'a> {
     holders: &'a [PeerId],
     /// Nothing else is brought.
     only: Option<&'a BTreeSet<Hash>>,
+    /// The day on which all of it is expected to go.
+    day: Option<u64>,
     done: Mended,
 }
 
@@ -147,7 +150,8 @@ impl Mending<'_> {
                 None => {}
             }
             if is_end || bytes >= PUT_GROUP_BYTES {
-                self.done.put(self.images, std::mem::take(&mut group), are_manifests).await?;
+                let objects = std::mem::take(&mut group);
+                self.done.put(self.images, objects, are_manifests, self.day).await?;
                 in_hand.clear();
                 self.images.0.pace.take(own).await;
                 (bytes, own) = (0, 0);
@@ -160,13 +164,19 @@ impl Mending<'_> {
 }
 
 impl Mended {
-    async fn put(&mut self, images: &Images, objects: Vec<Chunk>, are_manifests: bool) -> Result<(), ImagesError> {
+    async fn put(
+        &mut self,
+        images: &Images,
+        objects: Vec<Chunk>,
+        are_manifests: bool,
+        day: Option<u64>,
+    ) -> Result<(), ImagesError> {
         let (count, bytes) = (objects.len() as u64, objects.iter().map(|object| object.byte_len() as u64).sum::<u64>());
         if objects.is_empty() {
             return Ok(());
         }
         let (chunks, manifests) = if are_manifests { (Vec::new(), objects) } else { (objects, Vec::new()) };
-        images.0.store.put(PutGroup { chunks, manifests, ..PutGroup::default() }).await?;
+        images.0.store.put(PutGroup { chunks, manifests, day, ..PutGroup::default() }).await?;
         self.brought += count;
         self.bytes += bytes;
         Ok(())

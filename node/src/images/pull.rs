@@ -50,7 +50,7 @@ impl Images {
         progress: Option<&Progress>,
     ) -> Result<FetchReport, ImagesError> {
         let arrival = self.arrive(held.part.study.as_str()).ok_or(ImagesError::Leaving)?;
-        let report = self.bring(&arrival, held, Pull { class, day: None, progress }).await?;
+        let report = self.bring(&arrival, held, Pull { class, day: self.day_of(held)?, progress }).await?;
         let address = Hash(held.part.manifest);
         // A copy that the mesh counts on, from here on: no longer one to be dropped for want of room.
         self.0.prefetched.leave(&[address]).await?;
@@ -173,7 +173,7 @@ impl Images {
 #[derive(Clone, Copy)]
 struct Pull<'a> {
     class: Class,
-    /// The day on which what is brought is expected to go, when it is not the usual one.
+    /// The day on which what is brought is expected to go, when that is known.
     day: Option<u64>,
     progress: Option<&'a Progress>,
 }

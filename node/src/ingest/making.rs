@@ -9,6 +9,7 @@ use maillage_store::{
 };
 
 use super::{Ingest, IngestError, Prepared, encode_attributes, internal};
+use crate::gather::request_of;
 
 /// Pieces of one instance that are coded and sealed at once: more would only take the processors from other
 /// senders.
@@ -66,6 +67,7 @@ impl Ingest {
         if key.is_none() {
             part.rows = None;
         }
+        let day = self.0.pack_day.get().and_then(|day| day(&identity.study_uid, &request_of(&attributes)));
         let attributes = encode_attributes(&attributes)?;
         let cutting = Arc::new(Cutting::new(dataset, dataset_hash, part, key.clone()));
         let described = |pieces: Vec<Piece>| {
@@ -84,9 +86,9 @@ impl Ingest {
         // landing, until both are done. Should this process end between them, what is durable is read when it comes again.
         let commit = async {
             if is_anew {
-                store.commit_instance_anew(cut, manifest, received_at, source.clone()).await
+                store.commit_instance_anew(cut, manifest, received_at, source.clone(), day).await
             } else {
-                store.commit_instance(cut, manifest, received_at, source.clone()).await
+                store.commit_instance_until(cut, manifest, received_at, source.clone(), day).await
             }
         };
         let (stored, proven) = tokio::join!(commit, prove(&cutting, is_awaited, &pieces));
@@ -106,7 +108,7 @@ impl Ingest {
             }
         }
         let (cut, manifest) = described(pieces)?;
-        let anew = store.commit_instance_anew(cut, manifest, received_at, source).await?;
+        let anew = store.commit_instance_anew(cut, manifest, received_at, source, day).await?;
         // Not `anew`: the first of the two was a moment before.
         Ok(match stored {
             Stored::New { .. } => Stored::New { manifest: anew.manifest() },

@@ -3,7 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use maillage_consensus::Queue;
+use maillage_consensus::exam::{Patient, Priority, Request, Text8};
+use maillage_consensus::ids::{CommandId, Line, Name};
+use maillage_consensus::order::{Hospital, Keep, Place};
+use maillage_consensus::{Command, Outcome, Queue};
+use maillage_dicom::phantom::CtPhantom;
 use maillage_host::engine::MemoryHome;
 use maillage_host::{Clock, Disk, UnixMillis};
 use maillage_store::StoreConfig;
@@ -17,6 +21,8 @@ use super::{Host, Member, Site};
 use crate::config::Settings;
 use crate::data_dir::MeshFile;
 use crate::http;
+use crate::ingest::{Announced, Source};
+use crate::pack_day::DAY_MS;
 
 /// Longer than events are kept.
 const EIGHT_DAYS_MS: u64 = 8 * 24 * 3_600_000;
@@ -28,7 +34,7 @@ struct Alone {
     now: Arc<AtomicU64>,
     shutdown: CancellationToken,
     endpoint: Endpoint,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 async fn alone() -> Alone {
@@ -67,7 +73,7 @@ async fn alone() -> Alone {
         (status["peers"][0]["session_open"] == json!(true)).then_some(())
     })
     .await;
-    Alone { site, http, now, shutdown, endpoint, _directory: directory }
+    Alone { site, http, now, shutdown, endpoint, directory }
 }
 
 impl Alone {
@@ -122,5 +128,79 @@ async fn who_asks_for_events_that_are_forgotten_is_told_so_and_where_to_go_on_fr
     assert!(restart.starts_with("2.25."), "an event's UID, as the reports carry it: {gone}");
     let again = http.send(&get, &format!("/dicom-web/subscribers/AET?after={restart}"), &UPGRADE, "").await;
     assert!(!again.is_ok_and(|answer| answer.status == 410), "and from there it is told");
+    alone.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn images_lie_with_others_that_go_on_the_day_of_their_hospitals_rule() {
+    let alone = alone().await;
+    let node = alone.site.node().clone();
+    let command = async |command: Command| {
+        let outcome = node.command(CommandId::random(), Name::default(), command).await.expect("an outcome");
+        assert!(!matches!(outcome, Outcome::Refused(_)), "{outcome:?}");
+    };
+    let image = |accession: &str| CtPhantom {
+        slices: 1,
+        rows: 32,
+        columns: 32,
+        accession_number: accession.to_owned(),
+        ..CtPhantom::default()
+    };
+    let receive = async |phantom: CtPhantom| {
+        let (sop_instance, dataset) = phantom.slice(0);
+        let announced = Announced {
+            sop_class: CtPhantom::SOP_CLASS,
+            sop_instance,
+            transfer_syntax: CtPhantom::TRANSFER_SYNTAX,
+            foreign_preamble: false,
+        };
+        node.ingest().receive(Source::Local, announced, dataset).await.expect("received");
+    };
+    let disk = Disk::real(alone.directory.path());
+    let days = async || {
+        let mut days = Vec::new();
+        for name in disk.list("packs").await.expect("a list") {
+            let header = disk.read(&format!("packs/{name}")).await.expect("a pack");
+            days.push(u64::from_le_bytes(header[24..32].try_into().expect("a day")));
+        }
+        days.sort_unstable();
+        days
+    };
+    let hospital = "The hospital that asks";
+    let keep = |modality: &str, days| Keep { modality: Text8::fitted(modality), ms: days * DAY_MS };
+    command(Command::SetHospital(Hospital {
+        name: Line::fitted(hospital),
+        finess: Text8::default(),
+        place: Place::default(),
+        sites: Vec::new(),
+        regulate: false,
+        retention: vec![keep("CT", 7), keep("", 400)],
+    }))
+    .await;
+    let today = alone.now.load(Ordering::Relaxed) / DAY_MS;
+
+    receive(image("UNASKED")).await;
+    assert_eq!(days().await, [today + 90], "of which hospital they are is not known yet");
+    for (accession, modality) in [("CT1", "CT"), ("MR1", "MR")] {
+        command(Command::AddExam(Request {
+            accession: Line::fitted(accession),
+            patient: Patient { id: Line::fitted(&CtPhantom::default().patient_id), ..Patient::default() },
+            modality: Text8::fitted(modality),
+            description: Line::default(),
+            hospital: Line::fitted(hospital),
+            physician: Line::default(),
+            priority: Priority::Urgent,
+            awaits_images: true,
+        }))
+        .await;
+        receive(image(accession)).await;
+    }
+    assert_eq!(days().await, [today + 7, today + 90, today + 400]);
+    let shown = async || {
+        let known = |uid: &str| node.read(|view| view.study(uid)).expect("a state").is_some();
+        ["UNASKED", "CT1", "MR1"].iter().all(|accession| known(image(accession).study_uid().as_str())).then_some(())
+    };
+    until("they are published", shown).await;
+    assert_eq!(days().await, [today + 7, today + 90, today + 400], "with their studies' manifests");
     alone.end().await;
 }

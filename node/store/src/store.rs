@@ -70,7 +70,8 @@ pub struct PutGroup {
     /// Lists an instance whose manifest is in the group or stored already.
     pub commit: Option<InstanceCommit>,
     /// When its retention is expected to end, in days since 1970-01-01, UTC: it lies in a pack with others of
-    /// that day, which is removed as a whole. None: 90 days from now.
+    /// that day, so that most of a pack goes at once, or of a near one while packs of too many days are being written.
+    /// Nothing goes because of it. None: 90 days from now.
     pub day: Option<u64>,
 }
 

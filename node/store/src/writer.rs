@@ -5,6 +5,7 @@
 //! answered after that group's fsync. An error of a write or an fsync ends writing for good;
 //! want of room does not, because room is made (zeroed and synced) before anything is written.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
@@ -39,8 +40,11 @@ const IDLE_BEFORE_ZEROING: Duration = Duration::from_millis(20);
 /// Puts that share one fsync at most; their bytes are bounded by the configuration.
 const GROUP_PUTS_MAX: usize = 1024;
 pub(crate) const DAY_MILLIS: u64 = 86_400_000;
-/// Packs written side by side at most: the days of a few retention times, those of held copies among them.
-const OPEN_PACKS_MAX: usize = 8;
+/// Packs written side by side at most: the days of a few rules of retention. Copies may come of any day.
+const OPEN_PACKS_MAX: usize = 16;
+/// How long a pack was not written to before it is sealed for one of another day: no more than [`OPEN_PACKS_MAX`] small
+/// packs are made in so long, in whatever order days come.
+const IDLE_BEFORE_SEALING: Duration = Duration::from_secs(24 * 3600);
 /// When the retention of what comes without a day is expected to end, in days: the mesh's default of 90.
 pub(crate) const RETENTION_DAYS: u64 = 90;
 
@@ -164,12 +168,14 @@ impl Writer {
         }
     }
 
-    /// Puts that go into one pack together, in the order in which they came.
+    /// Puts that go into one pack together, in the order in which they came. What should have gone by now is expected
+    /// to go today.
     fn by_day(&self, puts: Vec<Put>) -> BTreeMap<u64, Vec<Put>> {
-        let usual = self.today() + RETENTION_DAYS;
+        let today = self.today();
         let mut by_day = BTreeMap::new();
         for put in puts {
-            by_day.entry(put.content.day.unwrap_or(usual)).or_insert_with(Vec::new).push(put);
+            let day = put.content.day.unwrap_or(today + RETENTION_DAYS).max(today);
+            by_day.entry(day).or_insert_with(Vec::new).push(put);
         }
         by_day
     }
@@ -266,7 +272,8 @@ impl Writer {
 
     /// Takes the pack of `day` out of the open ones, or makes one; seals what is filled or one too many.
     async fn pack_for(&mut self, day: u64, upper_bound: u64) -> Result<OpenPack, WriteError> {
-        if let Some(position) = self.open.iter().position(|open| open.day() == day) {
+        let of_day = self.open.iter().position(|open| open.day() == day);
+        if let Some(position) = of_day.or_else(|| self.nearest_to(day)) {
             let mut open = self.open.remove(position);
             if !open.is_filled_by(upper_bound, self.shared.config.pack_bytes) {
                 return Ok(open);
@@ -284,6 +291,16 @@ impl Writer {
         let number = self.next_number;
         self.next_number += 1;
         Ok(OpenPack::create(&self.shared, number, day).await?)
+    }
+
+    /// The open pack of the day that is nearest, the later of two, while there may be no more and all are in use.
+    fn nearest_to(&self, day: u64) -> Option<usize> {
+        let oldest = self.open.first().filter(|_| self.open.len() >= OPEN_PACKS_MAX)?;
+        if oldest.is_idle_for(IDLE_BEFORE_SEALING) {
+            return None;
+        }
+        let near = self.open.iter().enumerate().min_by_key(|(_, open)| (open.day().abs_diff(day), Reverse(open.day())));
+        near.map(|(position, _)| position)
     }
 
     /// Takes a part of what is to be purged out of the index. What is done is on the disk as an intent before

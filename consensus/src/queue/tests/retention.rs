@@ -152,6 +152,33 @@ fn a_hospital_and_a_modality_may_have_times_of_their_own() {
 }
 
 #[test]
+fn images_are_expected_to_go_by_the_rule_for_their_hospital_and_modality_as_if_their_exam_were_over() {
+    let mut bench = Bench::founded();
+    let exam = bench.add(request("A1", "P1"));
+    bench.images(PARIS, exam);
+    let off = bench.add(request("A2", "P1"));
+    bench.images(PARIS, off);
+    let received_at = bench.exam(off).course.images_at.or(bench.exam(off).ready_at).expect("images").0;
+    bench.run(PARIS, Command::Cancel { exam: off, reason: Line::fitted("a mistake") });
+    let expected = |bench: &Bench, exam, now| {
+        let exam = bench.exam(exam);
+        bench.view(|view| view.expected_until(&exam, UnixMillisField(now))).0
+    };
+    let now = bench.now + 2 * DAY_MS;
+    assert_eq!(expected(&bench, exam, now), now + RETENTION_MS, "not twice as long, as if nobody ever read it");
+    assert_eq!(expected(&bench, off, now), received_at + RETENTION_MS);
+    let mut its = hospital(bench.exam(exam).request.hospital.as_str(), place("t", "d", "r"));
+    let keep = |modality: &str, ms| Keep { modality: Text8::fitted(modality), ms };
+    its.retention = vec![keep("CT", 3 * DAY_MS), keep("", 900 * DAY_MS)];
+    bench.run(PARIS, Command::SetHospital(its));
+    assert_eq!(expected(&bench, exam, now), now + 3 * DAY_MS);
+    assert_eq!(expected(&bench, off, now), received_at + 3 * DAY_MS);
+    let delivered = bench.delivered("A3");
+    let over = bench.exam(delivered);
+    assert_eq!(expected(&bench, delivered, now), bench.view(|view| view.retained_until(&over)).0);
+}
+
+#[test]
 fn a_person_purges_what_is_off_or_without_consent_and_nothing_else() {
     let mut bench = Bench::founded();
     let delivered = bench.delivered("A1");

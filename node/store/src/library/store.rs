@@ -52,7 +52,7 @@ impl Store {
         self.commit(cut, manifest, received_at, source, Content { day, ..Content::default() }).await
     }
 
-    /// As [`Store::commit_instance`], also when the same data set is listed and whole: its key was destroyed, and
+    /// As [`Store::commit_instance_until`], also when the same data set is listed and whole: its key was destroyed, and
     /// what is listed is to go. This one takes its place.
     ///
     /// # Errors
@@ -63,8 +63,9 @@ impl Store {
         manifest: InstanceManifest,
         received_at: UnixMillis,
         source: String,
+        day: Option<u64>,
     ) -> Result<Stored, StoreError> {
-        self.commit(cut, manifest, received_at, source, Content { is_anew: true, ..Content::default() }).await
+        self.commit(cut, manifest, received_at, source, Content { is_anew: true, day, ..Content::default() }).await
     }
 
     async fn commit(

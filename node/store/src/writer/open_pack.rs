@@ -7,9 +7,11 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use maillage_host::{DiskFile, offload};
+use tokio::time::Instant;
 
 use super::Shared;
 use super::plan::Target;
@@ -42,13 +44,14 @@ pub(crate) struct OpenPack {
     ready_end: u64,
     /// Up to here the volume's free space was asked for.
     asked_end: u64,
+    written_at: Instant,
 }
 
 impl OpenPack {
     /// Goes on with a pack found at opening.
     pub(crate) fn resume(tail: Tail) -> Self {
         let Tail { file, row } = tail;
-        Self { file, row, ready_end: row.complete, asked_end: row.complete }
+        Self { file, row, ready_end: row.complete, asked_end: row.complete, written_at: Instant::now() }
     }
 
     /// Makes a new pack: file and header synced, then the directory.
@@ -76,12 +79,18 @@ impl OpenPack {
         };
         shared.files.set_readable(id, HEADER_BYTES);
         let row = PackRow::new(id, day, header.salt);
-        Ok(Self { file, row, ready_end: HEADER_BYTES, asked_end: HEADER_BYTES + shared.config.extent_bytes })
+        let asked_end = HEADER_BYTES + shared.config.extent_bytes;
+        Ok(Self { file, row, ready_end: HEADER_BYTES, asked_end, written_at: Instant::now() })
     }
 
     /// The day on which the retention of what it holds is expected to end.
     pub(crate) fn day(&self) -> u64 {
         self.row.day
+    }
+
+    /// Whether nothing was appended to it for so long.
+    pub(crate) fn is_idle_for(&self, time: Duration) -> bool {
+        self.written_at.elapsed() >= time
     }
 
     /// Takes over counts that a change elsewhere gave this pack's row.
@@ -132,6 +141,7 @@ impl OpenPack {
     pub(crate) async fn write(&mut self, shared: &Shared, parts: Vec<Bytes>, row: PackRow) -> Result<(), RoomError> {
         self.append(shared, parts, row.complete).await?;
         self.row = row;
+        self.written_at = Instant::now();
         shared.files.set_readable(row.id, row.complete);
         Ok(())
     }

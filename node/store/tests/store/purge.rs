@@ -395,6 +395,40 @@ async fn a_days_packs_are_removed_whole_and_little_that_is_kept_is_written_anew(
 }
 
 #[tokio::test(start_paused = true)]
+async fn no_image_goes_because_the_day_of_its_pack_is_over() {
+    let (faulty, home, now) = (FaultyDisk::new(), Arc::default(), Arc::new(AtomicU64::new(NOW)));
+    let store = open_at(&faulty, &home, &now).await;
+    let today = NOW / DAY;
+    // Of the pack of the first day all stays; of that of the second little, once a study of it is purged.
+    let (first, second, gone) = (study("1.2.1", 20), study("1.2.2", 3), study("1.2.3", 20));
+    for (instances, day) in [(&first, today + 1), (&second, today + 2), (&gone, today + 2)] {
+        for instance in instances {
+            commit_until(&store, instance, day).await;
+        }
+    }
+    let address = publish(&store, "1.2.3", &gone, 1, 1).await;
+    now.fetch_add(400 * DAY, Ordering::SeqCst);
+    for _ in 0..2 {
+        store.reclaim().await.expect("reclaim");
+        for instance in first.iter().chain(&second).chain(&gone) {
+            assert_whole(&store, instance).await;
+        }
+    }
+    purge(&store, address, false).await.expect("purge");
+    store.reclaim().await.expect("reclaim");
+    assert_gone(&faulty, &gone, "which were purged");
+    store.close().await.expect("close");
+    for home in [home, Arc::default()] {
+        let store = open_at(&faulty, &home, &now).await;
+        for instance in first.iter().chain(&second) {
+            assert_whole(&store, instance).await;
+        }
+        assert!(!packs(&faulty.disk()).await.is_empty());
+        store.close().await.expect("close");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_number_of_a_removed_pack_is_another_packs_only_once_the_index_on_disk_says_that_it_is_gone() {
     let (faulty, home, now) = (FaultyDisk::new(), Arc::default(), Arc::new(AtomicU64::new(NOW)));
     let store = open_at(&faulty, &home, &now).await;

@@ -157,7 +157,7 @@ async fn a_data_set_sealed_under_another_key_is_a_duplicate_and_takes_no_room() 
     // The first key was destroyed: what came since takes its place.
     let now = UnixMillis(1_700_000_000_000);
     let (cut, anew) = (again.cut.clone(), again.manifest.clone());
-    let stored = store.commit_instance_anew(cut, anew, now, "CT1".into()).await.expect("stored");
+    let stored = store.commit_instance_anew(cut, anew, now, "CT1".into(), None).await.expect("stored");
     assert_ne!(stored.manifest(), manifest);
     assert_eq!(store.keys_of_study(STUDY).await.expect("keys"), (BTreeSet::from([second]), true));
     assert_eq!(store.instances(STUDY).await.expect("instances").len(), 1);

@@ -1,15 +1,16 @@
 //! Group commit, back-pressure, packs and days.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use maillage_host::engine::MemoryHome;
-use maillage_host::{Clock, UnixMillis};
+use maillage_host::{Clock, Disk, UnixMillis};
 use maillage_store::{Chunk, PackId, PutGroup, Store, StoreConfig, StoreError};
 
 use crate::faulty_disk::FaultyDisk;
-use crate::fixture::{assert_whole, commit, config, instance, noise, open, open_with, packs};
+use crate::fixture::{assert_whole, commit, config, instance, locate, noise, open, open_with, packs};
 
 #[tokio::test(start_paused = true)]
 async fn concurrent_puts_share_few_fsyncs_and_none_is_answered_before_one() {
@@ -99,6 +100,59 @@ async fn packs_rotate_by_size_and_by_day_and_have_no_spare_room_when_sealed() {
         let len = disk.read(path).await.expect("read").len();
         assert!(len <= 256 << 10 || path == paths.last().expect("some"), "{path} has {len} bytes");
     }
+}
+
+/// The days of the packs that are there, sorted.
+async fn days(disk: &Disk) -> Vec<u64> {
+    let mut days = Vec::new();
+    for path in packs(disk).await {
+        let header = disk.read(&path).await.expect("read");
+        days.push(u64::from_le_bytes(header[24..32].try_into().expect("a day")));
+    }
+    days.sort_unstable();
+    days
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_whatever_order_days_come_no_more_than_so_many_packs_are_made_and_what_ends_together_lies_together() {
+    const OPEN: usize = 16;
+    let faulty = FaultyDisk::new();
+    let disk = faulty.disk();
+    let store = open(&disk, &Arc::default()).await;
+    let today: u64 = 1_700_000_000_000 / 86_400_000;
+    let day_of = |seed: u64| today + 10 + 10 * (seed * 7 % 50);
+    let put = async |seed: u64, day: u64| {
+        let chunks = vec![Chunk::new(noise(seed, 500))];
+        store.put(PutGroup { chunks, day: Some(day), ..PutGroup::default() }).await.expect("put");
+    };
+    for seed in 0..200 {
+        put(seed, day_of(seed)).await;
+    }
+    assert_eq!(packs(&disk).await.len(), OPEN);
+    let first: BTreeSet<u64> = (0..OPEN as u64).map(day_of).collect();
+    assert_eq!(days(&disk).await, Vec::from_iter(first.iter().copied()));
+    let nearest = |day: u64| {
+        let days = first.iter().copied();
+        days.min_by_key(|one| (one.abs_diff(day), std::cmp::Reverse(*one))).expect("some")
+    };
+    for seed in (OPEN as u64..200).step_by(9) {
+        let (path, _) = locate(&disk, &noise(seed, 500)).await;
+        let header = disk.read(&path).await.expect("read");
+        let day = u64::from_le_bytes(header[24..32].try_into().expect("a day"));
+        assert_eq!(day, nearest(day_of(seed)));
+    }
+
+    // Those that were not written to for a day give way to others.
+    tokio::time::advance(Duration::from_secs(25 * 3600)).await;
+    for seed in 200..300 {
+        put(seed, today + 1000 + seed).await;
+    }
+    assert_eq!(packs(&disk).await.len(), 2 * OPEN);
+    // What should have gone by now goes today.
+    tokio::time::advance(Duration::from_secs(25 * 3600)).await;
+    put(300, 1).await;
+    let days = days(&disk).await;
+    assert_eq!((days[0], days.len()), (today, 2 * OPEN + 1));
 }
 
 #[tokio::test(start_paused = true)]
