@@ -73,7 +73,7 @@ pub(crate) async fn run(node: Node, shutdown: CancellationToken) {
                         break;
                     }
                 }
-                event = events.recv() => if matches!(event, Ok(StoreEvent::HoldLost(_)) | Err(_)) {
+                event = events.recv() => if matches!(event, Ok(StoreEvent::HoldLost(_) | StoreEvent::Mended) | Err(_)) {
                     reported = false;
                     break;
                 },

@@ -80,7 +80,7 @@ async fn start(cluster: &Arc<Cluster>, owner: Owner) -> Result<Gatehouse, Failed
     let store = node.store().clone();
     let recovery = store.recovery();
     if !recovery.damage.is_empty() || !recovery.missing.is_empty() {
-        cluster.watch.instances.damaged(owner, recovery);
+        cluster.watch.instances.damaged(owner, &recovery);
     }
     let http = node.http();
     Ok(Gatehouse { owner, node, store, disk, http, endpoint, shutdown })

@@ -10,7 +10,7 @@ use std::time::Duration;
 use maillage::site::{Host, Joining, Member, MeshFile, Settings, Site, StartFailure, Wires};
 use maillage_consensus::raft::{LogError, StartError};
 use maillage_host::{Clock, Disk, UnixMillis};
-use maillage_store::{OpenError, StoreConfig};
+use maillage_store::{OpenError, StoreConfig, StoreEvent};
 use maillage_transport::{Endpoint, Identity, Membership, PeerId};
 use tokio_util::sync::CancellationToken;
 
@@ -120,7 +120,7 @@ async fn start(cluster: &Arc<Cluster>, owner: Owner) -> Result<Running, Failed> 
     if cluster.rotten() == Some(slot) {
         world.sometimes("a node with rotten images started");
     } else if !recovery.damage.is_empty() || !recovery.missing.is_empty() {
-        cluster.watch.instances.damaged(owner, recovery);
+        cluster.watch.instances.damaged(owner, &recovery);
     }
     if recovery.index_rebuilt {
         world.sometimes("an index was made anew from the packs");
@@ -277,8 +277,13 @@ async fn live(cluster: &Arc<Cluster>, running: Running) -> String {
     if cluster.rotten() != Some(running.owner.slot) {
         drop(maillage_host::spawn(async move { instances.watch.instances.check(&looking).await }));
     }
-    let mut status = group.watch();
+    let (mut status, mut events) = (group.watch(), running.store.events());
     loop {
+        while let Ok(event) = events.try_recv() {
+            if event == StoreEvent::Mended {
+                cluster.world.sometimes("an index was made anew from the packs");
+            }
+        }
         let fatal = status.borrow_and_update().fatal.clone();
         if let Some(reason) = fatal {
             if running.shutdown.is_cancelled() {
@@ -291,7 +296,9 @@ async fn live(cluster: &Arc<Cluster>, running: Running) -> String {
             }
             return reason;
         }
-        if running.store.stats().await.is_ok_and(|stats| !stats.is_failed) {
+        // One that cannot be asked makes its index anew.
+        let stats = running.store.stats().await;
+        if !stats.map_or_else(|_| running.store.has_stopped_writing(), |stats| stats.is_failed) {
             // A second of silence is no end: the store is looked at again.
             let changed = tokio::time::timeout(Duration::from_secs(1), status.changed()).await;
             if changed.is_ok_and(|changed| changed.is_err()) {

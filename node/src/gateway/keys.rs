@@ -62,8 +62,9 @@ impl Gateway {
                 None => drop(later.insert(study.clone())),
             }
         }
-        // What a failed write left may be found by the next start, though the index lists nothing of it.
-        if !self.store().stats().await?.is_failed {
+        // What a failed write left may be found when the index is made anew, though it lists nothing of it.
+        let stats = self.store().stats().await?;
+        if !stats.is_failed && !stats.is_mending {
             self.store().keys().forget(&unused).await?;
         }
         Ok(later)

@@ -57,7 +57,7 @@ impl From<StoreError> for Sent {
             | StoreError::KeyUnknown { .. }
             | StoreError::Attributes(_)
             | StoreError::Manifest(_) => Self::Damaged(error),
-            // The machine: descriptors or memory that it has none of left come back.
+            // The machine: descriptors or memory that it has none of left come back, and a damaged index is made anew.
             _ => Self::Unread(error),
         }
     }

@@ -126,6 +126,9 @@ fn warnings(gateway: &Gateway) -> Vec<String> {
     if stats.is_failed {
         warnings.push("the spool stopped writing after a failed write: restart maillage serve".to_owned());
     }
+    if stats.is_mending {
+        warnings.push("the spool's damaged index is being made anew: images are refused until it is".to_owned());
+    }
     if let Err(error) = gateway.room()(0) {
         warnings.push(format!("images are refused: {error}"));
     } else if counts.bytes / NEARLY_FULL >= config.gateway.spool_bytes_max / 100 {

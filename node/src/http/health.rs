@@ -17,6 +17,9 @@ use crate::duties::{attest, clocks};
 use crate::metrics::{CONTENT_TYPE, Scrape};
 use crate::outbox::Outbox;
 
+/// What is said of a store that makes its index anew.
+const MENDING: &str = "the index is being made anew: no image is taken meanwhile";
+
 /// How well a part does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Condition {
@@ -66,12 +69,14 @@ fn parts(app: &App, stats: Result<Stats, StoreError>) -> Vec<Part> {
     let mut parts = vec![raft, quorum, dicom, outbox(app.node.outbox())];
     parts.extend(agreement(app));
     match stats {
+        Err(_) if app.node.store().is_mending() => parts.push(part("store", Condition::Degraded, MENDING.to_owned())),
         Err(error) => parts.push(part("store", Condition::Failed, error.to_string())),
         Ok(stats) => {
-            let (condition, says) = match (stats.is_failed, stats.bad) {
-                (true, _) => (Condition::Failed, "writing stopped".to_owned()),
-                (false, 0) => (Condition::Ok, format!("{} chunks", stats.chunks)),
-                (false, bad) => (Condition::Degraded, format!("{bad} damaged chunks await repair")),
+            let (condition, says) = match stats.bad {
+                _ if stats.is_failed => (Condition::Failed, "writing stopped".to_owned()),
+                _ if stats.is_mending => (Condition::Degraded, MENDING.to_owned()),
+                0 => (Condition::Ok, format!("{} chunks", stats.chunks)),
+                bad => (Condition::Degraded, format!("{bad} damaged chunks await repair")),
             };
             parts.push(part("store", condition, says));
             let condition = if stats.stuck > 0 { Condition::Degraded } else { Condition::Ok };

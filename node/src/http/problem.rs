@@ -290,6 +290,7 @@ impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Full { .. } => Self::full(error.to_string()),
+            StoreError::Mending => Self::busy(error.to_string()),
             StoreError::Corrupt(_) => Self::corrupt(error.to_string()),
             StoreError::KeyDestroyed(_) => Self::key_destroyed(error.to_string()),
             StoreError::KeyUnknown { .. } => Self::key_unknown(error.to_string()),
@@ -428,6 +429,7 @@ mod tests {
                 ApplyError::Corrupt(why()).into(),
                 ApplyError::Io(std::io::Error::other("why")).into(),
                 StoreError::Full { free: 1, reserve: 2 }.into(),
+                StoreError::Mending.into(),
                 StoreError::Closed.into(),
                 StoreError::KeyDestroyed(KeyId([0xab; 16])).into(),
                 StoreError::KeyUnknown { id: KeyId([0xab; 16]), damaged: 1 }.into(),
@@ -449,6 +451,7 @@ mod tests {
                 500 corrupt: state is corrupt: why
                 500 internal: state engine: why
                 507 storage-full: write: 1 bytes are free and 2 are kept in reserve
+                503 busy: write: the index was found damaged and is being made anew
                 500 internal: write: the store is closed
                 410 key-destroyed: the key of these images was destroyed (key abababababababababababababababab)
                 503 key-unknown: the key of these images is not known here (key abababababababababababababababab; 1 damaged entries in the file of pending keys)

@@ -277,6 +277,9 @@ impl MeshStatus {
         if self.storage.is_failed {
             warn("the store stopped writing after a failed write".to_owned(), "restart maillage serve");
         }
+        if self.storage.is_mending {
+            warn("a damaged index is being made anew: images are refused until it is".to_owned(), "maillage status");
+        }
         if self.storage.free < self.reserve_bytes {
             let free_mib = self.storage.free >> 20;
             warn(format!("{free_mib} MiB are free, under the reserve: images are refused"), "df -h");

@@ -16,6 +16,9 @@ pub enum StoreError {
     /// pages that it has dropped.
     #[error("write: the store stopped writing after {0}")]
     Failed(Arc<str>),
+    /// The index is damaged, and being made anew from the packs. Nothing is written meanwhile; works again then.
+    #[error("write: the index was found damaged and is being made anew")]
+    Mending,
     /// There is no room (or only the reserve); works again when there is.
     #[error("write: {free} bytes are free and {reserve} are kept in reserve")]
     Full {
@@ -65,8 +68,7 @@ pub enum StoreError {
     /// A stored manifest does not decode, though its bytes are right: written by a newer version.
     #[error("decode manifest: {0}")]
     Manifest(#[from] ManifestError),
-    /// The index could not be read or written. If that is because it is damaged, nothing is written any more, and
-    /// the next opening makes it anew from the packs.
+    /// The index could not be read or written. If that is because it is damaged, it is made anew from the packs.
     #[error("use the index: {0}")]
     Index(Arc<io::Error>),
     /// A pack could not be read for a reason other than damage.

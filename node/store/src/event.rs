@@ -13,6 +13,8 @@ pub enum StoreEvent {
     Repaired(Hash),
     /// A study manifest is no longer held completely.
     HoldLost(Hash),
+    /// A damaged index was made anew. What is held may be less than it was.
+    Mended,
     /// Writing failed for good; the text says why. A human must look.
     WriterFailed(String),
     /// There is no room for images.

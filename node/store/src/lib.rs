@@ -3,7 +3,7 @@
 //! Everything is addressed by its BLAKE3 hash and verified by it at every read; nothing is
 //! acknowledged before the fsync behind it. The packs are the truth; the index (in an embedded
 //! engine that may lag behind them after a crash) is completed from them when a store opens, and made
-//! anew from them once it was found damaged. This crate knows no network, no queue and no DICOM: a data set is bytes
+//! anew from them once it is found damaged. This crate knows no network, no queue and no DICOM: a data set is bytes
 //! with one offset to cut at, and perhaps rows of samples behind it, which are then stored by `maillage_codec`. What
 //! is sealed is opened by a key of its study; everything else here, addresses, copies and verification, is of the
 //! sealed bytes and needs none.
@@ -26,6 +26,7 @@ mod keys;
 mod landing;
 mod library;
 mod manifest;
+mod mend;
 mod pack;
 mod proof;
 mod purge;

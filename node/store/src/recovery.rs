@@ -1,8 +1,8 @@
-//! What opening a store found and did.
+//! What opening a store, or making its index anew, found and did.
 
 use crate::pack::PackId;
 
-/// The account of one opening, for the log and for whoever repairs.
+/// The account of one opening and of what was made anew since, for the log and for whoever repairs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Recovery {
     /// The index was unusable, found damaged before, or not all there, and made anew from the packs.
@@ -16,6 +16,31 @@ pub struct Recovery {
     pub damage: Vec<Damage>,
     /// Packs that the index wants something of and the directory lacks.
     pub missing: Vec<PackId>,
+}
+
+impl Recovery {
+    /// The account of this and of what came later.
+    pub(crate) fn and(&self, later: &Self) -> Self {
+        Self {
+            index_rebuilt: self.index_rebuilt || later.index_rebuilt,
+            records_replayed: self.records_replayed + later.records_replayed,
+            torn: later.torn.or(self.torn),
+            damage: [&self.damage[..], &later.damage].concat(),
+            missing: [&self.missing[..], &later.missing].concat(),
+        }
+    }
+
+    pub(crate) fn log(&self) {
+        if let Some(torn) = self.torn {
+            tracing::info!(pack = %torn.pack, torn.offset, torn.bytes, "cut off what a crash left half-written");
+        }
+        for damage in &self.damage {
+            tracing::error!(pack = %damage.pack, damage.offset, damage.bytes, "damage in durable bytes");
+        }
+        for pack in &self.missing {
+            tracing::error!(%pack, "a pack is missing");
+        }
+    }
 }
 
 /// A tail that was cut off.

@@ -2,15 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{self, Stream, StreamExt as _};
 use maillage_host::disk::Space;
 use maillage_host::{Clock, Disk, EngineHome, offload, spawn};
-use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
+use tokio::sync::{Notify, Semaphore, broadcast, mpsc, oneshot};
 
 use crate::chunk::{CHUNK_BYTES_MAX, Chunk};
 use crate::config::StoreConfig;
@@ -55,7 +55,6 @@ pub struct Store {
     pub(crate) queue: mpsc::Sender<Request>,
     /// Bytes that may wait for the writer, in units of [`PERMIT_BYTES`].
     budget: Arc<Semaphore>,
-    recovery: Arc<Recovery>,
     keys: Keys,
     landing: Landing,
 }
@@ -94,6 +93,8 @@ pub struct Stats {
     pub repaired: u64,
     /// Whether writing ended after an error.
     pub is_failed: bool,
+    /// Whether nothing is written while a damaged index is made anew.
+    pub is_mending: bool,
     /// Bytes that are to be cut and coded.
     pub landing: u64,
     /// Data sets among them that cannot be read or opened.
@@ -132,18 +133,30 @@ impl Store {
         }
         let Replayed { mut recovery, tails, next_number } = replayed?;
         recovery.index_rebuilt = index_rebuilt;
-        log(&recovery);
+        recovery.log();
         let units = usize::try_from(config.queue_bytes.div_ceil(PERMIT_BYTES)).unwrap_or(usize::MAX);
         let budget = Arc::new(Semaphore::new(units.clamp(1, u32::MAX as usize).min(Semaphore::MAX_PERMITS)));
         let (events, _) = broadcast::channel(EVENTS_KEPT);
         let is_unfinished = !intents.pending().is_empty();
-        let is_failed = AtomicBool::new(false);
-        let (waiting, repaired) = (AtomicUsize::default(), AtomicU64::default());
-        let shared =
-            Arc::new(Shared { files, index, mark, config, clock, events, intents, is_failed, waiting, repaired });
+        let shared = Arc::new(Shared {
+            files,
+            index: RwLock::new(index),
+            home,
+            mark,
+            config,
+            clock,
+            events,
+            intents,
+            recovery: Mutex::new(Arc::new(recovery)),
+            damage: Notify::new(),
+            is_mending: AtomicBool::new(false),
+            is_failed: AtomicBool::new(false),
+            waiting: AtomicUsize::default(),
+            repaired: AtomicU64::default(),
+        });
         let (queue, requests) = mpsc::channel(QUEUE_LEN);
         Writer::start(Arc::clone(&shared), tails, next_number, requests);
-        let store = Self { shared, queue, budget, recovery: Arc::new(recovery), keys, landing };
+        let store = Self { shared, queue, budget, keys, landing };
         if is_unfinished {
             drop(spawn(store.clone().finish_purges()));
         }
@@ -157,9 +170,9 @@ impl Store {
         }
     }
 
-    /// What opening found and did.
-    pub fn recovery(&self) -> &Recovery {
-        &self.recovery
+    /// What opening, and making the index anew since, found and did.
+    pub fn recovery(&self) -> Arc<Recovery> {
+        Arc::clone(&self.shared.recovery.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The keys under which its images are sealed.
@@ -191,7 +204,7 @@ impl Store {
     /// quarantined chunk is written anew. Waits while too many bytes wait before it.
     ///
     /// # Errors
-    /// `Failed`, `Full`, `Closed` or `Refused`; nothing of the group counts as put then.
+    /// `Failed`, `Mending`, `Full`, `Closed` or `Refused`; nothing of the group counts as put then.
     pub async fn put(&self, group: PutGroup) -> Result<(), StoreError> {
         let PutGroup { chunks, manifests, commit, day } = group;
         let closing = commit.map(Closing::Instance);
@@ -246,6 +259,11 @@ impl Store {
     /// Whether nothing more is written to the packs until the store is opened again: a write or an fsync failed.
     pub fn has_stopped_writing(&self) -> bool {
         self.shared.is_failed.load(Ordering::Relaxed)
+    }
+
+    /// Whether nothing is written to the packs for now: a damaged index is being made anew.
+    pub fn is_mending(&self) -> bool {
+        self.shared.is_mending.load(Ordering::Relaxed)
     }
 
     /// Whether a chunk or manifest is here and not known to be damaged.
@@ -315,7 +333,7 @@ impl Store {
         let files = Arc::clone(&self.shared.files);
         let space = self.space().await?;
         let is_failed = self.has_stopped_writing() || self.keys.is_failed() || self.landing.is_failed();
-        let repaired = self.shared.repaired.load(Ordering::Relaxed);
+        let (is_mending, repaired) = (self.is_mending(), self.shared.repaired.load(Ordering::Relaxed));
         let (landing, stuck) = self.landing.size();
         self.index(move |index| {
             let mut stats = Stats { packs: files.count(), free: space.free, total: space.total, ..Stats::default() };
@@ -324,7 +342,7 @@ impl Store {
                 stats.bytes += row.bytes;
             }
             stats.bad = index.bad(usize::MAX)?.len() as u64;
-            Ok(Stats { is_failed, repaired, landing, stuck, ..stats })
+            Ok(Stats { is_failed, is_mending, repaired, landing, stuck, ..stats })
         })
         .await
     }
@@ -383,20 +401,16 @@ impl Store {
         outcome.await.map_err(|_| StoreError::Closed)?
     }
 
-    /// Asks the index away from the async threads. One that turns out to be damaged ends writing: what it says
-    /// of what is here is no ground to purge on, and the next opening makes it anew.
+    /// Asks the index away from the async threads. One that turns out to be damaged is made anew; nothing is written
+    /// meanwhile: what it says of what is here is no ground to purge on.
     pub(crate) async fn index<T: Send + 'static>(
         &self,
         ask: impl FnOnce(&Index) -> io::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let index = Arc::clone(&self.shared.index);
+        let index = self.shared.index();
         let asked = offload(move || ask(&index)).await;
-        if let Err(error) = &asked
-            && self.shared.index.is_damaged()
-            && self.shared.mark.condemn().await
-        {
-            // Closed: nothing is written any more, and the next opening knows.
-            let _ = self.queue.send(Request::Fail(format!("use the index: {error}"))).await;
+        if asked.is_err() {
+            self.shared.damage.notify_one();
         }
         asked.map_err(|error| StoreError::Index(Arc::new(error)))
     }
@@ -462,7 +476,7 @@ async fn try_index(home: &Arc<dyn EngineHome>, batch: u64) -> Option<Arc<Index>>
     None
 }
 
-async fn rebuild_index(home: &Arc<dyn EngineHome>, mark: &Mark) -> io::Result<Arc<Index>> {
+pub(crate) async fn rebuild_index(home: &Arc<dyn EngineHome>, mark: &Mark) -> io::Result<Arc<Index>> {
     tracing::warn!("the index is made anew from the packs");
     let home = Arc::clone(home);
     let index = offload(move || Index::rebuild(&*home)).await?;
@@ -485,16 +499,4 @@ fn check(content: &Content) -> Result<(), Refusal> {
     let fits = |pieces: &[Chunk], limit| pieces.iter().all(|piece| (1..=limit).contains(&piece.byte_len()));
     let fit = fits(&content.chunks, CHUNK_BYTES_MAX) && fits(&content.manifests, STUDY_MANIFEST_BYTES_MAX);
     if fit { Ok(()) } else { Err(Refusal::ChunkSize) }
-}
-
-fn log(recovery: &Recovery) {
-    if let Some(torn) = recovery.torn {
-        tracing::info!(pack = %torn.pack, torn.offset, torn.bytes, "cut off what a crash left half-written");
-    }
-    for damage in &recovery.damage {
-        tracing::error!(pack = %damage.pack, damage.offset, damage.bytes, "damage in durable bytes");
-    }
-    for pack in &recovery.missing {
-        tracing::error!(%pack, "a pack is missing");
-    }
 }

@@ -8,22 +8,24 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use maillage_host::{Clock, offload, spawn};
-use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc, oneshot};
-use tokio::task::JoinHandle;
+use maillage_host::{Clock, EngineHome, offload, spawn};
+use tokio::sync::{Notify, OwnedSemaphorePermit, broadcast, mpsc, oneshot};
+use tokio::task::{JoinError, JoinHandle};
 
 use crate::config::StoreConfig;
-use crate::error::{Refusal, StoreError};
+use crate::error::{OpenError, Refusal, StoreError};
 use crate::event::StoreEvent;
 use crate::index::{Index, Mark};
 use crate::library::Stored;
+use crate::mend::mend;
 use crate::pack::PackFiles;
 use crate::purge::{self, Intents, PurgeWhat, Step};
-use crate::replay::Tail;
+use crate::recovery::Recovery;
+use crate::replay::{Replayed, Tail};
 
 mod group;
 mod open_pack;
@@ -45,6 +47,8 @@ const OPEN_PACKS_MAX: usize = 16;
 /// How long a pack was not written to before it is sealed for one of another day: no more than [`OPEN_PACKS_MAX`] small
 /// packs are made in so long, in whatever order days come.
 const IDLE_BEFORE_SEALING: Duration = Duration::from_secs(24 * 3600);
+/// How often a damaged index is made anew: one that is damaged again and again is not what is to be mended.
+const MENDS_MAX: u32 = 3;
 /// When the retention of what comes without a day is expected to end, in days: the mesh's default of 90.
 pub(crate) const RETENTION_DAYS: u64 = 90;
 
@@ -52,13 +56,21 @@ pub(crate) const RETENTION_DAYS: u64 = 90;
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) files: Arc<PackFiles>,
-    pub(crate) index: Arc<Index>,
+    /// The one in use.
+    pub(crate) index: RwLock<Arc<Index>>,
+    /// Where it lives.
+    pub(crate) home: Arc<dyn EngineHome>,
     pub(crate) mark: Mark,
     pub(crate) config: StoreConfig,
     pub(crate) clock: Clock,
     pub(crate) events: broadcast::Sender<StoreEvent>,
     /// Purges of which bytes may still be on the disk.
     pub(crate) intents: Intents,
+    pub(crate) recovery: Mutex<Arc<Recovery>>,
+    /// An index failed: the writer looks whether the one in use is damaged.
+    pub(crate) damage: Notify,
+    /// Whether nothing is written while a damaged index is made anew.
+    pub(crate) is_mending: AtomicBool,
     pub(crate) is_failed: AtomicBool,
     /// Callers that wait for a read or a put.
     pub(crate) waiting: AtomicUsize,
@@ -67,6 +79,23 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// The index that is in use now.
+    pub(crate) fn index(&self) -> Arc<Index> {
+        Arc::clone(&self.index.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Has another index be used from now on; gives back the one of before.
+    pub(crate) fn replace_index(&self, index: Arc<Index>) -> Arc<Index> {
+        std::mem::replace(&mut *self.index.write().unwrap_or_else(PoisonError::into_inner), index)
+    }
+
+    /// Adds to the account of what was found in the packs.
+    fn account(&self, later: &Recovery) {
+        later.log();
+        let mut account = self.recovery.lock().unwrap_or_else(PoisonError::into_inner);
+        *account = Arc::new(account.and(later));
+    }
+
     /// Tells whoever listens; nobody need.
     pub(crate) fn emit(&self, event: StoreEvent) {
         let _ = self.events.send(event);
@@ -100,9 +129,13 @@ type Waiting = (oneshot::Sender<Result<Option<Stored>, StoreError>>, OwnedSemaph
 enum WriteError {
     /// For want of room; nothing was written.
     Full { free: u64 },
+    /// The index could not be used.
+    Index(String),
     /// For good.
     Fatal(String),
 }
+
+type Mending = JoinHandle<Result<Replayed, OpenError>>;
 
 pub(crate) struct Writer {
     shared: Arc<Shared>,
@@ -110,6 +143,10 @@ pub(crate) struct Writer {
     open: Vec<OpenPack>,
     next_number: u64,
     failed: Option<Arc<str>>,
+    /// A damaged index is being made anew; no pack is open meanwhile.
+    mending: Option<Mending>,
+    /// How often one was.
+    mends: u32,
     is_full: bool,
     checkpoint: mpsc::Sender<()>,
     checkpoints: JoinHandle<()>,
@@ -119,9 +156,19 @@ impl Writer {
     /// Starts the writer; it ends when the last sender is gone or at [`Request::Close`].
     pub(crate) fn start(shared: Arc<Shared>, tails: Vec<Tail>, next_number: u64, queue: mpsc::Receiver<Request>) {
         let (checkpoint, due) = mpsc::channel(1);
-        let checkpoints = spawn(checkpoints(Arc::clone(&shared.index), due));
+        let checkpoints = spawn(checkpoints(Arc::clone(&shared), due));
         let open = tails.into_iter().map(OpenPack::resume).collect();
-        let writer = Self { shared, open, next_number, failed: None, is_full: false, checkpoint, checkpoints };
+        let writer = Self {
+            shared,
+            open,
+            next_number,
+            failed: None,
+            mending: None,
+            mends: 0,
+            is_full: false,
+            checkpoint,
+            checkpoints,
+        };
         drop(spawn(writer.run(queue)));
     }
 
@@ -184,8 +231,9 @@ impl Writer {
         self.shared.clock.now().0 / DAY_MILLIS
     }
 
-    /// The next request. While none comes, makes room ahead in the pack that was written last.
+    /// The next request. While none comes, makes room ahead in the pack that was written last, and sees to the index.
     async fn next(&mut self, queue: &mut mpsc::Receiver<Request>) -> Option<Request> {
+        self.look_at_index().await;
         let mut patience = IDLE_BEFORE_ZEROING;
         while let Some(open) = self.open.last_mut()
             && open.wants_room(&self.shared)
@@ -198,20 +246,92 @@ impl Writer {
                 Ok(()) => {}
                 // Who puts next is told whether there is room for it.
                 Err(RoomError::Full { .. }) => break,
-                Err(RoomError::Io(what, error)) => self.fail(format!("{what}: {error}"), Vec::new()).await,
+                Err(RoomError::Io(what, error) | RoomError::Index(what, error)) => {
+                    self.fail(format!("{what}: {error}"), Vec::new()).await;
+                }
             }
         }
-        queue.recv().await
+        loop {
+            tokio::select! {
+                biased;
+                mended = ended(&mut self.mending) => self.mended(mended).await,
+                () = self.shared.damage.notified() => self.look_at_index().await,
+                request = queue.recv() => return request,
+            }
+        }
+    }
+
+    /// Has the index made anew if it is damaged, unless writing has ended, or that was done too often.
+    async fn look_at_index(&mut self) {
+        if self.mending.is_some() || !self.shared.index().is_damaged() {
+            return;
+        }
+        if self.failed.is_some() {
+            return self.shared.mark.condemn().await;
+        }
+        if self.mends == MENDS_MAX {
+            return self.fail("the index was damaged once more".to_owned(), Vec::new()).await;
+        }
+        tracing::error!("the index is damaged: it is made anew from the packs, and no image is taken meanwhile");
+        self.mends += 1;
+        // None is written to before what is in it was replayed.
+        self.open.clear();
+        self.shared.is_mending.store(true, Ordering::Relaxed);
+        self.mending = Some(spawn(mend(Arc::clone(&self.shared))));
+    }
+
+    /// Goes on with an index that was made anew.
+    async fn mended(&mut self, mended: Result<Result<Replayed, OpenError>, JoinError>) {
+        self.mending = None;
+        let mended = mended.map_err(|error| error.to_string()).and_then(|mended| mended.map_err(|e| e.to_string()));
+        match mended {
+            Ok(Replayed { recovery, tails, next_number }) => {
+                tracing::info!(records = recovery.records_replayed, "the index was made anew");
+                self.shared.account(&Recovery { index_rebuilt: true, ..recovery });
+                if self.failed.is_none() {
+                    self.open = tails.into_iter().map(OpenPack::resume).collect();
+                }
+                // No number comes again while its pack may still be remembered.
+                self.next_number = self.next_number.max(next_number);
+                self.shared.is_mending.store(false, Ordering::Relaxed);
+                self.shared.emit(StoreEvent::Mended);
+            }
+            Err(error) => {
+                self.fail(format!("make the index anew: {error}"), Vec::new()).await;
+                self.shared.is_mending.store(false, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Why nothing is written, for good or for now.
+    fn refusal(&self) -> Option<StoreError> {
+        let failed = self.failed.as_ref().map(|failed| StoreError::Failed(Arc::clone(failed)));
+        failed.or_else(|| self.mending.is_some().then_some(StoreError::Mending))
+    }
+
+    /// Why nothing comes of what the index could not be used for.
+    async fn without_index(&mut self, error: String) -> StoreError {
+        self.look_at_index().await;
+        if let Some(refusal) = self.refusal() {
+            return refusal;
+        }
+        self.fail(error.clone(), Vec::new()).await;
+        StoreError::Failed(error.into())
     }
 
     /// Lets go of the pack, and of the index after making it durable.
     async fn end(self) -> Result<(), StoreError> {
-        let Self { shared, checkpoint, checkpoints, .. } = self;
+        let Self { shared, mending, checkpoint, checkpoints, .. } = self;
+        if let Some(mending) = mending {
+            // The next opening makes it anew.
+            mending.abort();
+            let _ = mending.await;
+        }
         drop(checkpoint);
         if let Err(error) = checkpoints.await {
             tracing::warn!(%error, "the checkpoints of the index ended early");
         }
-        let index = Arc::clone(&shared.index);
+        let index = shared.index();
         offload(move || index.persist()).await.map_err(|error| StoreError::Index(Arc::new(error)))
     }
 
@@ -219,8 +339,7 @@ impl Writer {
     async fn serve(&mut self, day: u64, puts: Vec<Put>) {
         let (contents, waiting): (Vec<Content>, Vec<Waiting>) =
             puts.into_iter().map(|Put { content, reply, permit }| (content, (reply, permit))).unzip();
-        if let Some(failed) = &self.failed {
-            let error = StoreError::Failed(Arc::clone(failed));
+        if let Some(error) = self.refusal() {
             return answer(waiting, |_| Err(error.clone()));
         }
         let contents = Arc::new(contents);
@@ -232,6 +351,10 @@ impl Writer {
             Err(WriteError::Full { free }) => {
                 self.set_full(true);
                 self.answer_without_room(&contents, waiting, free).await;
+            }
+            Err(WriteError::Index(error)) => {
+                let error = self.without_index(error).await;
+                answer(waiting, |_| Err(error.clone()));
             }
             Err(WriteError::Fatal(error)) => self.fail(error, waiting).await,
         }
@@ -258,8 +381,8 @@ impl Writer {
         let plan = self.shared.plan(contents, open.target()).await?;
         if !plan.parts.is_empty() {
             open.write(&self.shared, plan.parts, plan.row).await?;
-            let (index, batch) = (Arc::clone(&self.shared.index), plan.batch);
-            offload(move || index.commit(batch)).await.map_err(|error| fatal("index", &error))?;
+            let (index, batch) = (self.shared.index(), plan.batch);
+            offload(move || index.commit(batch)).await.map_err(|error| of_index("index", &error))?;
             self.open.iter_mut().for_each(|other| other.recount(&plan.others));
             // A full channel means that a checkpoint is due already.
             let _ = self.checkpoint.try_send(());
@@ -306,12 +429,13 @@ impl Writer {
     /// Takes a part of what is to be purged out of the index. What is done is on the disk as an intent before
     /// the index changes; the caller sees to the bytes.
     async fn purge(&mut self, what: PurgeWhat) -> Result<bool, StoreError> {
-        if let Some(failed) = &self.failed {
-            return Err(StoreError::Failed(Arc::clone(failed)));
+        if let Some(error) = self.refusal() {
+            return Err(error);
         }
         match self.purge_step(what).await {
             Ok(left) => Ok(left),
             Err(WriteError::Full { free }) => Err(StoreError::Full { free, reserve: self.shared.config.reserve_bytes }),
+            Err(WriteError::Index(error)) => Err(self.without_index(error).await),
             Err(WriteError::Fatal(error)) => {
                 self.fail(error.clone(), Vec::new()).await;
                 Err(StoreError::Failed(error.into()))
@@ -320,9 +444,9 @@ impl Writer {
     }
 
     async fn purge_step(&mut self, what: PurgeWhat) -> Result<bool, WriteError> {
-        let index = Arc::clone(&self.shared.index);
+        let index = self.shared.index();
         let planned =
-            offload(move || purge::plan(&index, &what)).await.map_err(|error| fatal("plan a purge", &error))?;
+            offload(move || purge::plan(&index, &what)).await.map_err(|error| of_index("plan a purge", &error))?;
         let Some(Step { intent, left }) = planned else {
             self.seal_spent().await?;
             return Ok(false);
@@ -331,7 +455,7 @@ impl Writer {
             Ok(intent) => intent,
             Err(error) => return Err(room_error(&self.shared, "write down a purge", error).await.into()),
         };
-        let index = Arc::clone(&self.shared.index);
+        let index = self.shared.index();
         let applied = offload(move || {
             let mut txn = index.txn();
             purge::apply(&mut txn, &intent)?;
@@ -339,7 +463,7 @@ impl Writer {
             index.commit(batch)?;
             Ok(rows)
         });
-        let rows = applied.await.map_err(|error| fatal("index a purge", &error))?;
+        let rows = applied.await.map_err(|error| of_index("index a purge", &error))?;
         self.open.iter_mut().for_each(|open| open.recount(&rows));
         self.seal_spent().await?;
         Ok(left)
@@ -388,7 +512,7 @@ impl Writer {
         self.open.clear();
         answer(waiting, |_| Err(StoreError::Failed(Arc::clone(&error))));
         // Last: a disk that fails may not answer.
-        if self.shared.index.is_damaged() {
+        if self.shared.index().is_damaged() {
             self.shared.mark.condemn().await;
         }
     }
@@ -396,8 +520,10 @@ impl Writer {
 
 impl Shared {
     async fn plan(&self, contents: &Arc<Vec<Content>>, target: Target) -> Result<Plan, WriteError> {
-        let (index, files, contents) = (Arc::clone(&self.index), Arc::clone(&self.files), Arc::clone(contents));
-        offload(move || plan(&index, &files, &contents, target)).await.map_err(|error| fatal("read the index", &error))
+        let (index, files, contents) = (self.index(), Arc::clone(&self.files), Arc::clone(contents));
+        offload(move || plan(&index, &files, &contents, target))
+            .await
+            .map_err(|error| of_index("read the index", &error))
     }
 }
 
@@ -405,13 +531,22 @@ impl From<RoomError> for WriteError {
     fn from(error: RoomError) -> Self {
         match error {
             RoomError::Full { free } => Self::Full { free },
-            RoomError::Io(what, error) => fatal(what, &error),
+            RoomError::Io(what, error) => Self::Fatal(format!("{what}: {error}")),
+            RoomError::Index(what, error) => of_index(what, &error),
         }
     }
 }
 
-fn fatal(what: &str, error: &io::Error) -> WriteError {
-    WriteError::Fatal(format!("{what}: {error}"))
+fn of_index(what: &str, error: &io::Error) -> WriteError {
+    WriteError::Index(format!("{what}: {error}"))
+}
+
+/// What became of an index that is being made anew; while there is none, never.
+async fn ended(mending: &mut Option<Mending>) -> Result<Result<Replayed, OpenError>, JoinError> {
+    match mending {
+        Some(mending) => mending.await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Answers each; who has gone away in the meantime misses nothing that is not durable.
@@ -424,7 +559,7 @@ fn answer(waiting: Vec<Waiting>, mut outcome: impl FnMut(usize) -> Result<Option
 
 /// Persists the index a while after each change, so that little is replayed after a power cut. A
 /// failure costs only that: the packs are the truth.
-async fn checkpoints(index: Arc<Index>, mut due: mpsc::Receiver<()>) {
+async fn checkpoints(shared: Arc<Shared>, mut due: mpsc::Receiver<()>) {
     while due.recv().await.is_some() {
         let wait = tokio::time::sleep(CHECKPOINT_INTERVAL);
         tokio::pin!(wait);
@@ -435,8 +570,9 @@ async fn checkpoints(index: Arc<Index>, mut due: mpsc::Receiver<()>) {
                 more = due.recv() => if more.is_none() { return },
             }
         }
-        let index = Arc::clone(&index);
+        let index = shared.index();
         if let Err(error) = offload(move || index.persist()).await {
+            shared.damage.notify_one();
             tracing::warn!(%error, "the index was not persisted; it will be replayed from the packs");
         }
     }

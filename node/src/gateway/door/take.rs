@@ -81,7 +81,7 @@ async fn known(node: &Node, offer: &Offer) -> Option<Reply> {
         Ok(false) => {}
         Err(reply) => return Some(reply),
     }
-    if node.store().has_stopped_writing() {
+    if node.store().has_stopped_writing() || node.store().is_mending() {
         // Nothing is taken, and what is here already is not published: another centre may do both.
         return Some(not_now(&"the store has stopped writing"));
     }

@@ -106,18 +106,16 @@ impl Mark {
         Ok(())
     }
 
-    /// Has the next opening make the index anew. Whether it would not have.
-    pub(crate) async fn condemn(&self) -> bool {
+    /// Has the next opening make the index anew.
+    pub(crate) async fn condemn(&self) {
         let mut content = self.content.lock().await;
         if content.batch == CONDEMNED {
-            return false;
+            return;
         }
         content.batch = CONDEMNED;
-        tracing::error!("the index is damaged: it is made anew from the packs when the node is started again");
         if let Err(error) = self.write(*content).await {
             tracing::error!(%error, "that the index is damaged was not written down");
         }
-        true
     }
 
     /// Asks nothing of the index any more, which is a new one.

@@ -22,13 +22,18 @@ impl Store {
     /// Carries out what was written down: after it no byte of it is in any file of the store.
     ///
     /// # Errors
-    /// `Failed` when a write or sync failed; the store then writes nothing any more.
+    /// `Failed` when a write or sync failed; the store then writes nothing any more. `Index` when that was found
+    /// damaged: it is made anew, and this may be asked for again.
     pub(crate) async fn carry_out_purges(&self) -> Result<(), StoreError> {
         let shared = Arc::clone(&self.shared);
         let _turn = shared.intents.turn.lock().await;
         match carry_out(&shared).await {
             Ok(()) => Ok(()),
-            Err(error) => {
+            Err(Trouble::Index(error)) => {
+                shared.damage.notify_one();
+                Err(StoreError::Index(Arc::new(error)))
+            }
+            Err(Trouble::Disk(error)) => {
                 let error = format!("purge: {error}");
                 let _ = self.queue.send(Request::Fail(error.clone())).await;
                 Err(StoreError::Failed(error.into()))
@@ -37,29 +42,45 @@ impl Store {
     }
 }
 
-async fn carry_out(shared: &Arc<Shared>) -> io::Result<()> {
-    let pending = shared.intents.pending();
+/// Why something was not carried out.
+enum Trouble {
+    /// The index is damaged.
+    Index(io::Error),
+    /// Something else failed, a sync perhaps.
+    Disk(io::Error),
+}
+
+impl Trouble {
+    /// … which used `index`, and synced nothing that counts.
+    fn with(index: &Index, error: io::Error) -> Self {
+        if index.is_damaged() { Self::Index(error) } else { Self::Disk(error) }
+    }
+}
+
+/// The index stays the same over it: none takes its place without the turn.
+async fn carry_out(shared: &Arc<Shared>) -> Result<(), Trouble> {
+    let (index, pending) = (shared.index(), shared.intents.pending());
     if !pending.is_empty() {
         // Before the first byte goes, or an older index would point at zeroes.
-        shared.mark.persist(&shared.index).await?;
+        shared.mark.persist(&index).await.map_err(|error| Trouble::with(&index, error))?;
     }
     for (number, intent) in pending {
-        let left = overwrite(shared, &intent).await?;
-        shared.intents.keep(&shared.files, number, left).await?;
+        let left = overwrite(shared, &index, &intent).await?;
+        shared.intents.keep(&shared.files, number, left).await.map_err(Trouble::Disk)?;
     }
-    drop_spent(shared).await
+    drop_spent(shared, &index).await.map_err(|error| Trouble::with(&index, error))
 }
 
 /// Overwrites what is dead, and returns what lies in packs that are not there, or go as a whole.
-async fn overwrite(shared: &Arc<Shared>, intent: &Intent) -> io::Result<Vec<DeadPack>> {
+async fn overwrite(shared: &Shared, index: &Arc<Index>, intent: &Intent) -> Result<Vec<DeadPack>, Trouble> {
     let mut left = Vec::new();
     for pack in &intent.packs {
-        let (index, id) = (Arc::clone(&shared.index), pack.id);
-        let row: Option<PackRow> = offload(move || index.txn().get(&key::pack(id))).await?;
-        let is_done = match row {
+        let (asked, id) = (Arc::clone(index), pack.id);
+        let row = offload(move || asked.txn().get::<PackRow>(&key::pack(id))).await;
+        let is_done = match row.map_err(|error| Trouble::with(index, error))? {
             // It only has the same number.
             Some(row) if row.salt != pack.salt => true,
-            Some(row) => !row.is_spent() && overwrite_in(shared, &row, pack).await?,
+            Some(row) => !row.is_spent() && overwrite_in(shared, &row, pack).await.map_err(Trouble::Disk)?,
             // The index was made anew while the file was not there.
             None => false,
         };
@@ -115,31 +136,31 @@ async fn void(file: &DiskFile, salt: [u8; 8], offset: u64, len: u32, end: u64) -
 }
 
 /// Removes the packs in which nothing is left that the index points at.
-async fn drop_spent(shared: &Arc<Shared>) -> io::Result<()> {
-    let index = Arc::clone(&shared.index);
-    let rows = offload(move || index.pack_rows()).await?;
+async fn drop_spent(shared: &Shared, index: &Arc<Index>) -> io::Result<()> {
+    let asked = Arc::clone(index);
+    let rows = offload(move || asked.pack_rows()).await?;
     for row in rows.into_values().filter(|row| row.is_spent() && !row.dropped) {
         match shared.files.disk().open(&shared.files.path(row.id)).await {
             // Its row stays: should the file come back, it goes then, and is not taken for a new one.
             Err(error) if error.kind() == io::ErrorKind::NotFound => shared.files.forget(row.id),
-            _ => drop_pack(shared, row).await?,
+            _ => drop_pack(shared, index, row).await?,
         }
     }
     Ok(())
 }
 
 /// The row says first that the pack goes, so that nobody takes it for lost.
-async fn drop_pack(shared: &Arc<Shared>, row: PackRow) -> io::Result<()> {
-    let index = Arc::clone(&shared.index);
+async fn drop_pack(shared: &Shared, index: &Arc<Index>, row: PackRow) -> io::Result<()> {
+    let told = Arc::clone(index);
     offload(move || {
-        let mut txn = index.txn();
+        let mut txn = told.txn();
         txn.put(key::pack(row.id), &PackRow { dropped: true, ..row })?;
-        index.commit(txn.into_batch(None)?.0)
+        told.commit(txn.into_batch(None)?.0)
     })
     .await?;
-    shared.mark.persist(&shared.index).await?;
+    shared.mark.persist(index).await?;
     shared.files.forget(row.id);
-    remove_dropped(&shared.files, &shared.index, &shared.intents, row).await?;
+    remove_dropped(&shared.files, index, &shared.intents, row).await?;
     tracing::info!(pack = %row.id, day = row.day, "pack removed: nothing in it is kept any more");
     Ok(())
 }

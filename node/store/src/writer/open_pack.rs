@@ -6,7 +6,6 @@
 //! of its file's dirty pages, the zeroes too.
 
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -34,6 +33,8 @@ pub(crate) enum RoomError {
     Full { free: u64 },
     /// Doing what failed, and how.
     Io(&'static str, io::Error),
+    /// The pack is as it should be; the index was not told.
+    Index(&'static str, io::Error),
 }
 
 pub(crate) struct OpenPack {
@@ -162,13 +163,13 @@ impl OpenPack {
         trimmed.await.map_err(|error| RoomError::Io("trim a sealed pack", error))?;
         self.row = row;
         shared.files.set_readable(row.id, row.complete);
-        let index = Arc::clone(&shared.index);
+        let index = shared.index();
         let indexed = offload(move || {
             let mut txn = index.txn();
             txn.put(key::pack(row.id), &row)?;
             index.commit(txn.into_batch(None)?.0)
         });
-        indexed.await.map_err(|error| RoomError::Io("index a sealed pack", error))
+        indexed.await.map_err(|error| RoomError::Index("index a sealed pack", error))
     }
 
     /// Writes and syncs `parts` from `complete` up to `end`. Want of room leaves the file as it was.

@@ -1,5 +1,5 @@
 //! Damage of the index: whatever file of it is flipped in, cut short or gone, all that was acknowledged is there
-//! again, at the latest with the next opening.
+//! again, once the index is made anew: when the store opens, or while it is open.
 
 use std::io;
 use std::ops::Bound;
@@ -9,9 +9,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use maillage_host::engine::{FjallHome, MemoryHome};
 use maillage_host::{Disk, Engine, EngineHome};
-use maillage_store::{Hold, Publication, Store, StoreError, StudyManifest};
+use maillage_store::{Hold, Publication, Store, StoreError, StoreEvent, StudyManifest};
 use tempfile::TempDir;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, broadcast};
 
 use crate::faulty_disk::FaultyDisk;
 use crate::fixture::{STUDY, TestInstance, assert_whole, commit, config, instance, open, open_with, read_back};
@@ -24,9 +24,9 @@ const BATCH_END: &[u8] = b"FJL\x03";
 const BEFORE_NUMBER: usize = 1 + 4;
 
 /// All files of a closed store, by path.
-type Files = Vec<(String, Bytes)>;
+pub(crate) type Files = Vec<(String, Bytes)>;
 
-fn home(root: &TempDir) -> Arc<FjallHome> {
+pub(crate) fn home(root: &TempDir) -> Arc<FjallHome> {
     Arc::new(FjallHome::new(root.path().join("index"), 1 << 20))
 }
 
@@ -72,7 +72,7 @@ async fn hold(store: &Store) -> Publication {
     Publication { study_uid: STUDY.into(), origin: 1, sequence: 1, manifest }
 }
 
-async fn files_of(root: &TempDir) -> Files {
+pub(crate) async fn files_of(root: &TempDir) -> Files {
     let disk = Disk::real(root.path());
     let (mut files, mut paths) = (Files::new(), disk.list("").await.expect("list"));
     while let Some(path) = paths.pop() {
@@ -85,7 +85,7 @@ async fn files_of(root: &TempDir) -> Files {
 }
 
 /// The same files elsewhere, but for the content of one, or without it.
-async fn with(files: &Files, path: &str, content: Option<&Bytes>) -> TempDir {
+pub(crate) async fn with(files: &Files, path: &str, content: Option<&Bytes>) -> TempDir {
     let root = tempfile::tempdir().expect("temporary directory");
     let disk = Disk::real(root.path());
     for (name, bytes) in files {
@@ -112,18 +112,29 @@ fn flipped(bytes: &Bytes, bit: usize) -> Bytes {
 }
 
 /// Everything that was acknowledged, or the first error of the index.
-async fn read_all(store: &Store, instances: &[TestInstance]) -> Result<String, StoreError> {
+pub(crate) async fn read_all(store: &Store, instances: &[TestInstance]) -> Result<String, StoreError> {
     for instance in instances {
         assert_eq!(read_back(store, instance).await?, instance.dataset);
     }
     try_listing(store).await
 }
 
-/// Opens what is damaged. Whether all was there at once: if not, the store wrote no more, and all is at the next
-/// opening.
+/// Waits until a damaged index was made anew.
+pub(crate) async fn mended(events: &mut broadcast::Receiver<StoreEvent>) {
+    loop {
+        match events.recv().await.expect("an event") {
+            StoreEvent::Mended => return,
+            StoreEvent::WriterFailed(why) => panic!("{why}"),
+            _ => {}
+        }
+    }
+}
+
+/// Opens what is damaged. Whether all was there at once: if not, the index is made anew, and all is there then.
 async fn is_whole_at_once(root: &TempDir, instances: &[TestInstance], listed: &str, case: &str) -> bool {
     let disk = Disk::real(root.path());
     let store = open_with(&disk, home(root), config()).await;
+    let mut events = store.events();
     match read_all(&store, instances).await {
         Ok(text) => {
             assert_eq!(text, listed, "{case}");
@@ -131,16 +142,18 @@ async fn is_whole_at_once(root: &TempDir, instances: &[TestInstance], listed: &s
         }
         Err(error) => assert!(matches!(error, StoreError::Index(_)), "{case}: {error}"),
     }
-    let refused = commit(&store, &instance(99, 99, 500)).await;
-    assert!(matches!(refused, Err(StoreError::Failed(_))), "{case}: {refused:?}");
-    drop(store);
-    let store = open_with(&disk, home(root), config()).await;
+    mended(&mut events).await;
     assert!(store.recovery().index_rebuilt, "{case}");
     assert_eq!(read_all(&store, instances).await.expect(case), listed, "{case}");
+    let more = instance(99, 99, 500);
+    commit(&store, &more).await.expect(case);
+    let listed = listing(&store).await;
     store.close().await.expect("close");
     drop(store);
     let store = open_with(&disk, home(root), config()).await;
     assert!(!store.recovery().index_rebuilt, "{case}: once");
+    assert_eq!(read_all(&store, instances).await.expect(case), listed, "{case}");
+    assert_whole(&store, &more).await;
     false
 }
 

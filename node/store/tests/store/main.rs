@@ -9,6 +9,7 @@ mod fixture;
 mod index_damage;
 mod landing;
 mod library;
+mod mending;
 mod purge;
 mod purge_lost;
 mod scrub;
