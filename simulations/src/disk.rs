@@ -15,6 +15,7 @@ use maillage_host::Disk;
 use maillage_host::disk::{DiskBackend, FileBackend, IoFuture, Space};
 use maillage_host::engine::MemoryHome;
 
+mod marks;
 mod pages;
 mod volume;
 

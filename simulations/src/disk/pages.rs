@@ -7,8 +7,19 @@ use bytes::{Bytes, BytesMut};
 
 /// Bytes of a page.
 const PAGE: usize = 4096;
+/// Bytes of a word.
+pub(super) const WORD: usize = 8;
 
 type Page = [u8; PAGE];
+
+static ZEROES: Page = [0; PAGE];
+
+/// Up to eight bytes as a number, the first the lowest.
+pub(super) fn word(bytes: &[u8]) -> u64 {
+    let mut word = [0; WORD];
+    word[..bytes.len()].copy_from_slice(bytes);
+    u64::from_le_bytes(word)
+}
 
 /// A file's content. A clone shares every page until one of the two writes to it.
 #[derive(Clone, Default)]
@@ -73,6 +84,35 @@ impl Pages {
         bytes.freeze()
     }
 
+    /// The word at `at`; zeroes where the file has no page.
+    pub(super) fn word(&self, at: usize) -> u64 {
+        let page = |at: usize| self.pages.get(at / PAGE).and_then(Option::as_deref);
+        if at % PAGE > PAGE - WORD {
+            let byte = |at: usize| page(at).map_or(0, |page| page[at % PAGE]);
+            return u64::from_le_bytes(std::array::from_fn(|next| byte(at + next)));
+        }
+        page(at).map_or(0, |page| word(&page[at % PAGE..][..WORD]))
+    }
+
+    /// Whether `bytes` are at `at`.
+    pub(super) fn holds(&self, at: usize, bytes: &[u8]) -> bool {
+        if self.len < at + bytes.len() {
+            return false;
+        }
+        let (mut at, mut bytes) = (at, bytes);
+        while !bytes.is_empty() {
+            let (within, room) = (at % PAGE, PAGE - at % PAGE);
+            let (piece, rest) = bytes.split_at(room.min(bytes.len()));
+            let page = self.pages[at / PAGE].as_deref().unwrap_or(&ZEROES);
+            if page[within..within + piece.len()] != *piece {
+                return false;
+            }
+            at += piece.len();
+            bytes = rest;
+        }
+        true
+    }
+
     /// Flips bits of one byte.
     pub(super) fn flip(&mut self, at: usize, bit: u8) {
         if at < self.len {
@@ -113,7 +153,12 @@ mod tests {
                 }
                 assert_eq!(pages.len(), plain.len());
                 assert_eq!(pages.read(0, usize::MAX), plain, "seed {seed}, step {step}");
-                assert_eq!(pages.read(at, 5), plain.get(at..plain.len().min(at + 5)).unwrap_or_default());
+                let there = plain.get(at..plain.len().min(at + 5)).unwrap_or_default();
+                assert_eq!(pages.read(at, 5), there);
+                assert_eq!(pages.word(at).to_le_bytes()[..there.len()], *there);
+                assert_eq!(pages.holds(at, there), at <= plain.len());
+                let other: Vec<u8> = there.iter().map(|byte| byte ^ 1).collect();
+                assert_eq!(pages.holds(at, &other), at <= plain.len() && other.is_empty());
             }
         }
     }

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::marks::Marks;
 use super::pages::Pages;
 use crate::rng::Rng;
 
@@ -109,12 +110,15 @@ impl Volume {
 
     /// Flips one bit of the durable bytes `what`, where a file under `directory` holds them.
     pub(super) fn rot(&mut self, directory: &str, what: &[u8], bit: usize) -> bool {
-        let inodes = self.names.iter().filter(|(path, _)| path.contains(directory)).map(|(_, inode)| *inode);
-        for inode in inodes.collect::<Vec<_>>() {
-            let Some(content) = self.contents.get_mut(&inode) else { continue };
-            let durable = content.durable.read(0, usize::MAX);
-            let at = durable.windows(what.len()).position(|window| window == what);
-            let Some(at) = at.map(|at| at + bit / 8) else { continue };
+        let sought = Marks::new([what]);
+        for (_, inode) in self.names.iter().filter(|(path, _)| path.contains(directory)) {
+            let Some(content) = self.contents.get_mut(inode) else { continue };
+            let mut first = None;
+            sought.any_in(&content.durable, |_, at| {
+                first = Some(at);
+                false
+            });
+            let Some(at) = first.map(|at| at + bit / 8) else { continue };
             for bytes in [&mut content.durable, &mut content.seen] {
                 bytes.flip(at, 1 << (bit % 8));
             }
@@ -125,30 +129,31 @@ impl Volume {
 
     /// A file that holds one of `marks`, synced or not.
     pub(super) fn find(&self, marks: &BTreeSet<Bytes>) -> Option<String> {
-        self.names.iter().find_map(|(path, inode)| {
-            let content = self.contents.get(inode)?;
-            let holds = |bytes: &[u8]| marks.iter().any(|mark| memchr::memmem::find(bytes, mark).is_some());
-            let is_there = [&content.durable, &content.seen].iter().any(|pages| holds(&pages.read(0, usize::MAX)));
-            is_there.then(|| path.clone())
-        })
+        let sought = Marks::new(marks.iter().map(|mark| &mark[..]));
+        let is_in = |pages: &Pages| sought.any_in(pages, |_, _| true);
+        let holds = |inode: &u64| {
+            self.contents.get(inode).is_some_and(|content| is_in(&content.durable) || is_in(&content.seen))
+        };
+        self.names.iter().find(|&(_, inode)| holds(inode)).map(|(path, _)| path.clone())
     }
 
     /// Whether files under `directory` hold each of `marks`, and would after a power cut at this instant.
     pub(super) fn keeps(&self, directory: &str, marks: &[Bytes]) -> bool {
-        let mut left: Vec<&Bytes> = marks.iter().collect();
+        let sought = Marks::new(marks.iter().map(|mark| &mark[..]));
+        let mut left: BTreeSet<usize> = (0..marks.len()).collect();
+        let is_durable = |(path, inode): &(&String, &u64)| self.durable_names.get(*path) == Some(*inode);
         // The newest first: most of what is asked for came lately.
-        for (path, inode) in self.names.iter().rev().filter(|(path, _)| path.contains(directory)) {
-            if left.is_empty() {
-                return true;
-            }
-            let Some(content) = self.contents.get(inode).filter(|_| self.durable_names.get(path) == Some(inode)) else {
-                continue;
-            };
-            let durable = content.durable.read(0, usize::MAX);
-            let is_seen = |at: usize, mark: &Bytes| content.seen.read(at, mark.len()) == *mark;
-            left.retain(|mark| !memchr::memmem::find_iter(&durable, mark.as_ref()).any(|at| is_seen(at, mark)));
-        }
+        let files = self.names.iter().rev().filter(|(path, _)| path.contains(directory)).filter(is_durable);
+        let mut contents = files.filter_map(|(_, inode)| self.contents.get(inode));
         left.is_empty()
+            || contents.any(|content| {
+                sought.any_in(&content.durable, |which, at| {
+                    if content.seen.holds(at, &marks[which]) {
+                        left.remove(&which);
+                    }
+                    left.is_empty()
+                })
+            })
     }
 
     pub(super) fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
@@ -474,6 +479,96 @@ mod tests {
         assert!(!volume.keeps("packs/", &[Bytes::from_static(b"first"), Bytes::from_static(b"third")]), "not all");
         write(&mut volume, inode, 0, b"zeros");
         assert!(keeps(&volume, b"second") && !keeps(&volume, b"first"), "written over");
+    }
+
+    /// [`Volume::find`] and [`Volume::keeps`], by looking into each whole file for each mark.
+    fn searched(volume: &Volume, directory: &str, marks: &BTreeSet<Bytes>) -> (Option<String>, bool) {
+        let has = |mark: &Bytes, bytes: &[u8]| bytes.windows(mark.len()).any(|window| window == &mark[..]);
+        let all = |pages: &Pages| pages.read(0, usize::MAX);
+        let found = volume.names.iter().find(|&(_, inode)| {
+            let content = &volume.contents[inode];
+            marks.iter().any(|mark| has(mark, &all(&content.durable)) || has(mark, &all(&content.seen)))
+        });
+        let keeps = |mark: &Bytes| {
+            volume.names.iter().any(|(path, inode)| {
+                let (durable, seen) = (all(&volume.contents[inode].durable), all(&volume.contents[inode].seen));
+                let is_at = |at: usize, bytes: &[u8]| bytes.get(at..at + mark.len()) == Some(&mark[..]);
+                path.contains(directory)
+                    && volume.durable_names.get(path) == Some(inode)
+                    && (0..durable.len()).any(|at| is_at(at, &durable) && is_at(at, &seen))
+            })
+        };
+        (found.map(|(path, _)| path.clone()), marks.iter().all(keeps))
+    }
+
+    /// Writes, syncs, holes, and now and then an end of the node's life.
+    fn worked(rng: &mut Rng) -> (Volume, Vec<Bytes>) {
+        let (mut volume, mut written) = (Volume::default(), Vec::new());
+        volume.create_dir("packs");
+        for _ in 0..40 {
+            let path = ["packs/1", "packs/2", "packs/3", "other"][rng.index(4)];
+            let Ok(inode) = volume.open(path, true) else { continue };
+            let at = rng.index(8_000);
+            let change = if rng.chance(0.9) {
+                let mut drawn = vec![0_u8; 100 + rng.index(3_000)];
+                rng.fill(&mut drawn);
+                let bytes = Bytes::from(drawn);
+                written.push(bytes.clone());
+                Change::Write { at, bytes }
+            } else {
+                Change::Length(at)
+            };
+            volume.change(inode, change, Duration::ZERO);
+            match rng.index(12) {
+                0..=3 => volume.sync(inode, u64::MAX),
+                4..=7 => volume.sync_dir(parent(path), u64::MAX),
+                8 => volume.fail_sync(inode, u64::MAX, rng),
+                9 => {
+                    volume.end(Ending::PowerCut, rng);
+                }
+                10 => {
+                    volume.end(Ending::Killed, rng);
+                }
+                _ => {}
+            }
+        }
+        (volume, written)
+    }
+
+    #[test]
+    fn marks_are_found_as_if_each_file_were_searched_for_each() {
+        let (mut found, mut kept) = ([0; 2], [0; 2]);
+        for seed in 0..20 {
+            let mut rng = Rng::new(seed);
+            let (volume, written) = worked(&mut rng);
+            for _ in 0..8 {
+                let mut marks = BTreeSet::new();
+                for _ in 0..rng.between(1, 3) {
+                    let Some(bytes) = rng.pick(&written).cloned() else { continue };
+                    let len = rng.index(bytes.len()) + 1;
+                    marks.insert(bytes.slice(bytes.len() - len..));
+                }
+                let directory = ["packs/", ""][rng.index(2)];
+                let expected = searched(&volume, directory, &marks);
+                let listed: Vec<Bytes> = marks.iter().cloned().collect();
+                assert_eq!((volume.find(&marks), volume.keeps(directory, &listed)), expected, "seed {seed}");
+                found[usize::from(expected.0.is_some())] += 1;
+                kept[usize::from(expected.1)] += 1;
+            }
+        }
+        assert!(found.iter().chain(&kept).all(|times| *times > 0), "{found:?} {kept:?}");
+    }
+
+    #[test]
+    fn what_rots_is_where_the_bytes_are_first() {
+        let mut volume = Volume::default();
+        let inode = volume.open("f", true).expect("create");
+        write(&mut volume, inode, 0, b"some bytes and the bytes");
+        assert!(!volume.rot("f", b"bytes", 0), "not synced");
+        volume.sync(inode, u64::MAX);
+        assert!(volume.rot("f", b"bytes", 9));
+        assert_eq!(volume.read(inode, 0, 100), "some b{tes and the bytes");
+        assert!(!volume.rot("g", b"bytes", 0));
     }
 
     #[test]
