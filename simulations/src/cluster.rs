@@ -421,7 +421,7 @@ impl Cluster {
 
     /// The node that has applied most: others may be cut off.
     pub(crate) fn newest(&self) -> Option<Running> {
-        self.all_running().into_iter().max_by_key(|running| running.group.applied())
+        lock(&self.running).values().max_by_key(|running| running.group.applied()).cloned()
     }
 
     /// The version of the layout that holds, as far as any node knows.
@@ -456,8 +456,9 @@ impl Cluster {
 
     /// The slot of the node that leads, as far as the nodes know.
     pub(crate) fn leader(&self) -> Option<u32> {
-        let leads = |running: &Running| running.group.watch().borrow().role == Role::Leader;
-        let leaders = self.all_running().into_iter().filter(leads);
+        let leads = |running: &&Running| running.group.watch().borrow().role == Role::Leader;
+        let running = lock(&self.running);
+        let leaders = running.values().filter(leads);
         leaders.max_by_key(|running| running.group.watch().borrow().term).map(|running| running.owner.slot)
     }
 
@@ -465,7 +466,7 @@ impl Cluster {
     pub(crate) fn newest_index(&self) -> u64 {
         /// More than nodes take in while they have not told of it.
         const UNTOLD: u64 = 64;
-        let newest = self.all_running().iter().map(newest_of).max().unwrap_or(0);
+        let newest = lock(&self.running).values().map(newest_of).max().unwrap_or(0);
         newest.max(self.newest_ended.load(Relaxed)) + UNTOLD
     }
 

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use maillage_host::Disk;
 use maillage_host::disk::{DiskBackend, FileBackend, IoFuture, Space};
 use maillage_host::engine::MemoryHome;
@@ -435,7 +435,7 @@ impl FileBackend for SimFile {
             }
             let bytes = match parts.as_slice() {
                 [only] => only.clone(),
-                several => several.iter().flatten().copied().collect::<BytesMut>().freeze(),
+                several => several.concat().into(),
             };
             let len = bytes.len();
             match self.write(offset, bytes)? {

@@ -49,8 +49,8 @@ struct Watched {
     cluster: Weak<Cluster>,
 }
 
-fn expiry(command: &[u8]) -> Option<(u64, u64)> {
-    match Envelope::decode(command).ok()?.command {
+fn expiry(envelope: &Envelope) -> Option<(u64, u64)> {
+    match envelope.command {
         Command::ExpireSession { site, session } => Some((site.0, session)),
         _ => None,
     }
@@ -96,14 +96,15 @@ impl Machine for Watched {
         from: Proposer,
         now: UnixMillis,
     ) -> Result<Vec<u8>, StampError> {
-        if let Some((site, session)) = expiry(command) {
+        let asked = Envelope::decode(command).ok();
+        if let Some((site, session)) = asked.as_ref().and_then(expiry) {
             if self.mutant == Some(Mutant::SessionsNeverEnd) {
                 return Err(StampError::Invalid("no session ends".to_owned()));
             }
             self.history.expiry(site, session);
         }
         if self.mutant == Some(Mutant::RetentionNever)
-            && Envelope::decode(command).is_ok_and(|envelope| purges::ends_retention_of(&envelope.command).is_some())
+            && asked.is_some_and(|asked| purges::ends_retention_of(&asked.command).is_some())
         {
             return Err(StampError::Invalid("no retention ends".to_owned()));
         }
@@ -122,27 +123,29 @@ impl Machine for Watched {
     }
 
     fn apply(&self, transaction: &mut Transaction<'_>, index: u64, command: &[u8]) -> Result<Vec<u8>, ApplyError> {
-        let is_repeat = audit::is_repeat(transaction, command);
         let envelope = Envelope::decode(command).ok();
+        let is_repeat = envelope.as_ref().is_some_and(|envelope| audit::is_repeat(transaction, envelope));
         let fresh = envelope.as_ref().filter(|_| !is_repeat);
         let before = fresh.and_then(|envelope| Before::of(transaction, envelope));
         let over = fresh.and_then(|envelope| purges::Before::of(transaction, envelope));
         let outcome = self.inner.apply(transaction, index, command)?;
         if let Some(envelope) = &envelope {
             self.see(envelope, index, &outcome, is_repeat);
-            if let (Some(before), Some(cluster), Ok(outcome)) =
-                (before, self.cluster.upgrade(), Outcome::decode(&outcome))
+            if let Some(before) = before
+                && let (Some(cluster), Ok(outcome)) = (self.cluster.upgrade(), Outcome::decode(&outcome))
             {
                 self.watch.giving.applied(&cluster, index, envelope, before, &outcome);
             }
-            if let (Some(over), Ok(outcome)) = (over, Outcome::decode(&outcome)) {
+            if let Some(over) = over
+                && let Ok(outcome) = Outcome::decode(&outcome)
+            {
                 self.watch.purges.applied(index, &over, &outcome);
             }
         }
         if !is_repeat && audit::has_begun(transaction) && !audit::has_entry(transaction, index) {
             self.world.violation("audit", format!("the command at {index} ran and is not in the trail"));
         }
-        if let Some((site, session)) = expiry(command) {
+        if let Some((site, session)) = envelope.as_ref().and_then(expiry) {
             self.history.expired(site, session);
         }
         Ok(outcome)

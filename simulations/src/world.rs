@@ -70,7 +70,6 @@ struct Life {
 }
 
 struct State {
-    current: Owner,
     lives: BTreeMap<u32, Life>,
     polls: u64,
     polls_here: (Duration, u64),
@@ -98,7 +97,6 @@ impl World {
     /// A world that begins now; call it inside the paused runtime.
     pub(crate) fn new(seed: u64, trace: Trace, shake: f64) -> Arc<Self> {
         let state = State {
-            current: HARNESS,
             lives: BTreeMap::new(),
             polls: 0,
             polls_here: (Duration::ZERO, 0),
@@ -288,12 +286,8 @@ impl World {
     }
 
     fn act_as(&self, owner: Owner) -> Acting<'_> {
-        self.act_in(&mut lock(&self.state), owner)
-    }
-
-    fn act_in(&self, state: &mut State, owner: Owner) -> Acting<'_> {
-        ACTING.set((Some(self.start), owner.slot));
-        Acting { world: self, before: std::mem::replace(&mut state.current, owner) }
+        let (_, before) = ACTING.replace((Some(self.start), owner));
+        Acting { world: self, before }
     }
 
     /// Lets a task of `owner` be polled at `now`, unless it is over. One that is paused, or made to wait a turn, is
@@ -322,7 +316,7 @@ impl World {
             cx.waker().wake_by_ref();
             return None;
         }
-        Some(self.act_in(&mut state, owner))
+        Some(self.act_as(owner))
     }
 
     fn adopt(&self, owner: Owner, abort: AbortHandle) {
@@ -346,13 +340,13 @@ impl World {
 
 thread_local! {
     /// When the world of this thread began, and whose task runs.
-    static ACTING: Cell<(Option<Instant>, u32)> = const { Cell::new((None, 0)) };
+    static ACTING: Cell<(Option<Instant>, Owner)> = const { Cell::new((None, HARNESS)) };
 }
 
 /// The simulated time, and the slot whose task runs (0 outside of all): for log lines.
 pub fn acting() -> (Duration, u32) {
-    let (start, slot) = ACTING.get();
-    (start.map_or(Duration::ZERO, |start| start.elapsed()), slot)
+    let (start, owner) = ACTING.get();
+    (start.map_or(Duration::ZERO, |start| start.elapsed()), owner.slot)
 }
 
 struct Acting<'a> {
@@ -362,8 +356,7 @@ struct Acting<'a> {
 
 impl Drop for Acting<'_> {
     fn drop(&mut self) {
-        ACTING.set((Some(self.world.start), self.before.slot));
-        lock(&self.world.state).current = self.before;
+        ACTING.set((Some(self.world.start), self.before));
     }
 }
 
@@ -372,7 +365,7 @@ pub(crate) struct Tasks(pub(crate) Arc<World>);
 
 impl Scheduler for Tasks {
     fn scope(&self, place: &'static Location<'static>) -> Box<dyn Scope> {
-        let owner = lock(&self.0.state).current;
+        let (_, owner) = ACTING.get();
         Box::new(TaskScope { world: Arc::clone(&self.0), owner, place, pace: Mutex::default() })
     }
 }

@@ -57,7 +57,7 @@ impl Pages {
             let (within, room) = (at % PAGE, PAGE - at % PAGE);
             let (piece, rest) = bytes.split_at(room.min(bytes.len()));
             let page = &mut self.pages[at / PAGE];
-            let adds_nothing = page.is_none() && piece.iter().all(|byte| *byte == 0);
+            let adds_nothing = page.is_none() && *piece == ZEROES[..piece.len()];
             if !adds_nothing {
                 let page = Arc::make_mut(page.get_or_insert_with(|| Arc::new([0; PAGE])));
                 page[within..within + piece.len()].copy_from_slice(piece);

@@ -70,8 +70,7 @@ impl Audit {
 }
 
 /// Whether a command that is about to be applied is a repeat, which is answered from memory.
-pub(crate) fn is_repeat(transaction: &Transaction<'_>, command: &[u8]) -> bool {
-    let Ok(envelope) = Envelope::decode(command) else { return false };
+pub(crate) fn is_repeat(transaction: &Transaction<'_>, envelope: &Envelope) -> bool {
     let key = [&[OUTCOME], envelope.id.0.as_bytes().as_slice()].concat();
     matches!(transaction.get(&key), Ok(Some(_)))
 }
