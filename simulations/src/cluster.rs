@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::disk::{Disks, Ending};
 use crate::gateway::{self, Gatehouse, Receiver};
 use crate::history::History;
-use crate::invariants::Watch;
+use crate::invariants::{Watch, ZONES};
 use crate::liars::Liars;
 use crate::mutant::Mutant;
 use crate::net::datagrams::Datagrams;
@@ -274,7 +274,7 @@ impl Cluster {
         plan.is_some_and(|plan| {
             let there = plan.could_hold(origin).into_iter().filter(|site| !self.is_lost(site.0));
             let zones: BTreeSet<_> = there.filter_map(|site| Some(&plan.ground(site)?.zone)).collect();
-            zones.len() > 1
+            zones.len() >= ZONES
         })
     }
 

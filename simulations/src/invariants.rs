@@ -31,6 +31,9 @@ pub(crate) mod tokens;
 use crate::plan::Plan;
 use crate::world::World;
 
+/// Zones in which images are safe, where there are so many.
+pub(crate) const ZONES: usize = 2;
+
 /// The checks that watch a run continuously.
 pub(crate) struct Watch {
     pub(crate) promises: promises::Promises,

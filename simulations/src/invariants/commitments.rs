@@ -15,11 +15,10 @@ use tokio::task::JoinHandle;
 
 use crate::cluster::{Cluster, Running};
 use crate::durable;
+use crate::invariants::ZONES;
 use crate::workload::dicom::study_of;
 use crate::world::{Owner, World, lock};
 
-/// Zones on whose disks it is; each site is one of its own here unless the layout says otherwise.
-const ZONES: usize = 2;
 /// How long nobody may be up who has what was committed, and between two looks.
 const BACK: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_secs(1);

@@ -13,14 +13,13 @@ use maillage_consensus::placement::{Ground, Plan};
 use maillage_store::{Hash, StudyManifest};
 
 use crate::cluster::{Cluster, Running};
+use crate::invariants::ZONES;
 use crate::workload::http;
 
 /// How long after the last work all copies must be made, besides the grace of silent sites.
 const COPIED: Duration = Duration::from_secs(300);
 /// What a site has without the mesh's knowledge, as of a reader whose claim ended in a partition, it looks for so often.
 const STRAYS: Duration = Duration::from_secs(600);
-/// Zones in which images are safe.
-const ZONES: usize = 2;
 /// A repair may take so long.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks.
@@ -94,11 +93,13 @@ async fn lacking(cluster: &Cluster) -> Option<String> {
             let holders = all.iter().filter(|running| held.holders.iter().any(|site| site.0 == running.site));
             let (counted, others): (Vec<&Running>, Vec<&Running>) =
                 holders.partition(|running| plan.counts(held.origin, SiteId(running.site)));
-            let wanted = wanted(cluster, &plan, held);
+            let mut could: Vec<&Ground> = could_have(&plan, held.origin).collect();
+            could.retain(|ground| !cluster.is_lost(ground.site.0));
+            let wanted = plan.copies(held.origin).min(could.len());
             if counted.len() < wanted {
                 return Some(format!("study {} is held by {} of {wanted} sites", study.uid, counted.len()));
             }
-            if let Some(lacking) = zones_lacking(cluster, &plan, held, &counted) {
+            if let Some(lacking) = zones_lacking(&plan, held, &could, &counted) {
                 return Some(lacking);
             }
             if let Some(other) = others.iter().find(|other| plan.spares(held, SiteId(other.site))) {
@@ -121,23 +122,18 @@ async fn lacking(cluster: &Cluster) -> Option<String> {
     None
 }
 
+/// The sites that could have copies of what `origin` receives, were they all there.
+pub(crate) fn could_have(plan: &Plan, origin: SiteId) -> impl Iterator<Item = &Ground> {
+    plan.grounds().iter().filter(move |ground| ground.weight > 0 && plan.counts(origin, ground.site))
+}
+
 /// Whether all that count are in one zone, though two could have a part.
-fn zones_lacking(cluster: &Cluster, plan: &Plan, held: &HeldPart, counted: &[&Running]) -> Option<String> {
-    let is_there = |ground: &&Ground| {
-        ground.weight > 0 && plan.counts(held.origin, ground.site) && !cluster.is_lost(ground.site.0)
-    };
-    let could: BTreeSet<&Name> = plan.grounds().iter().filter(is_there).map(|ground| &ground.zone).collect();
+fn zones_lacking(plan: &Plan, held: &HeldPart, could: &[&Ground], counted: &[&Running]) -> Option<String> {
+    let could: BTreeSet<&Name> = could.iter().map(|ground| &ground.zone).collect();
     let zone = |running: &&Running| Some(&plan.ground(SiteId(running.site))?.zone);
     let are: BTreeSet<&Name> = counted.iter().filter_map(zone).collect();
     let wanted = could.len().min(plan.copies(held.origin)).min(ZONES);
     (are.len() < wanted).then(|| format!("study {} is in {} of {wanted} zones", held.part.study, are.len()))
-}
-
-/// Copies that a part must have: as the layout wants, of the sites that there are.
-fn wanted(cluster: &Cluster, plan: &Plan, held: &HeldPart) -> usize {
-    let could = |ground: &&Ground| ground.weight > 0 && plan.counts(held.origin, ground.site);
-    let there = plan.grounds().iter().filter(could).filter(|ground| !cluster.is_lost(ground.site.0));
-    plan.copies(held.origin).min(there.count())
 }
 
 /// A site that was to be rid of a part, by the mesh's word, and has it still.

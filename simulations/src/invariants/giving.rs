@@ -13,7 +13,7 @@ use std::time::Duration;
 use maillage_consensus::command::{Command, Envelope};
 use maillage_consensus::ids::{Address, SiteId};
 use maillage_consensus::mesh::HeldPart;
-use maillage_consensus::placement::{Ground, Plan};
+use maillage_consensus::placement::Plan;
 use maillage_consensus::transaction::Transaction;
 use maillage_consensus::{Outcome, View};
 use maillage_host::engine::Reader;
@@ -21,13 +21,13 @@ use maillage_store::Hash;
 
 use crate::cluster::{Cluster, Running};
 use crate::durable;
+use crate::invariants::ZONES;
+use crate::invariants::copies::could_have;
 use crate::rng::Rng;
 use crate::world::{HARNESS, World, lock};
 
 /// Pairs read at once from the state under way.
 const PAGE: usize = 64;
-/// Zones that images are in at least, where there are so many.
-const ZONES: usize = 2;
 /// Copies without which images are not safe.
 const COPIES: usize = 2;
 
@@ -113,19 +113,15 @@ impl Before {
             |site: &SiteId| plan.ground(*site).is_some_and(|ground| ground.is_here) && plan.counts(origin, *site);
         let others = self.held.holders.iter().copied().filter(is_counted).collect();
         let at_least = if plan.allows(origin, self.site) { COPIES.min(plan.copies(origin)) } else { 1 };
-        (others, plan.copies(origin).min(self.could().count()).max(at_least))
-    }
-
-    /// The sites that could have it, were they all there.
-    fn could(&self) -> impl Iterator<Item = &Ground> {
-        self.plan.grounds().iter().filter(|ground| ground.weight > 0 && self.plan.counts(self.held.origin, ground.site))
+        (others, plan.copies(origin).min(could_have(plan, origin).count()).max(at_least))
     }
 
     /// Zones of the others, and how many of them there have to be.
     fn zones(&self, others: &[SiteId], wanted: usize) -> (usize, usize) {
         let of = |site: &SiteId| self.plan.ground(*site).map(|ground| ground.zone.clone());
         let zones: BTreeSet<_> = others.iter().filter_map(of).collect();
-        let possible: BTreeSet<_> = self.could().map(|ground| ground.zone.clone()).collect();
+        let could = could_have(&self.plan, self.held.origin);
+        let possible: BTreeSet<_> = could.map(|ground| ground.zone.clone()).collect();
         (zones.len(), ZONES.min(wanted).min(possible.len()))
     }
 }

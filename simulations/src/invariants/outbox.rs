@@ -155,9 +155,7 @@ impl Outbox {
                 shown.insert(running.owner.slot, entries);
             }
         }
-        let Some(running) = cluster.all_running().into_iter().max_by_key(|running| running.group.applied()) else {
-            return;
-        };
+        let Some(running) = cluster.newest() else { return };
         let engine = running.group.reader();
         let view = View::new(&*engine);
         let (kept, taken) = {

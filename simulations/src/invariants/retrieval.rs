@@ -85,11 +85,11 @@ pub(crate) async fn is_there(cluster: &Cluster, slot: u32, study: &str, deadline
             cluster.world.sometimes("an image rotted where its only copy was wanted");
             return true;
         }
-        if cluster.world.now() > deadline && cluster.may_be_lost(study) {
-            cluster.world.sometimes("an image was lost where its only copy was wanted");
-            return true;
-        }
         if cluster.world.now() > deadline {
+            if cluster.may_be_lost(study) {
+                cluster.world.sometimes("an image was lost where its only copy was wanted");
+                return true;
+            }
             let detail = format!("long after the last work, slot {slot} lacks of study {study}: {missing}");
             cluster.world.violation("I3", detail);
             return false;

@@ -114,14 +114,8 @@ impl Administrator {
         }));
     }
 
-    /// The node that leads, or any that is up.
-    fn who_knows(&self) -> Option<Running> {
-        let leader = self.cluster.leader().and_then(|slot| self.cluster.running(slot));
-        leader.or_else(|| self.cluster.all_running().into_iter().next())
-    }
-
     fn sites(&self) -> Vec<Site> {
-        let Some(running) = self.who_knows() else { return Vec::new() };
+        let Some(running) = self.cluster.newest() else { return Vec::new() };
         let engine = running.group.reader();
         let mut sites = View::new(&*engine).sites().unwrap_or_default();
         sites.retain(|site| !site.is_gateway());
@@ -130,7 +124,7 @@ impl Administrator {
 
     /// The sites that are drained, as a node knows it.
     fn drained(&self) -> BTreeSet<SiteId> {
-        let Some(running) = self.who_knows() else { return BTreeSet::new() };
+        let Some(running) = self.cluster.newest() else { return BTreeSet::new() };
         let engine = running.group.reader();
         let standings = View::new(&*engine).standings().unwrap_or_default();
         standings.into_iter().filter(|standing| standing.draining.is_some()).map(|standing| standing.site).collect()

@@ -12,8 +12,7 @@ use crate::day::record::{Claim, Ended, Place, Record, Run};
 /// The day's records, from the node that has come furthest.
 pub(super) fn run(stage: &Stage) -> Run {
     let mut run = Run { records: stage.day.exams.iter().map(Record::drawn).collect(), ..Run::default() };
-    let furthest = stage.cluster.all_running().into_iter().max_by_key(|running| running.group.applied());
-    let Some(furthest) = furthest else { return run };
+    let Some(furthest) = stage.cluster.newest() else { return run };
     let engine = furthest.group.reader();
     let view = View::new(&*engine);
     for (at, record) in run.records.iter_mut().enumerate() {

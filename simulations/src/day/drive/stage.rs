@@ -144,7 +144,7 @@ impl Stage {
     }
 
     fn left(&self) -> Option<usize> {
-        let furthest = self.cluster.all_running().into_iter().max_by_key(|running| running.group.applied())?;
+        let furthest = self.cluster.newest()?;
         let known = lock(&self.known).clone();
         let is_over = |at: usize, known: &Known| {
             let state = known.exam.and_then(|exam| self.shown(&furthest, exam));
