@@ -6,6 +6,7 @@
 //! start: a study whose instances here outnumber those that the mesh knows, or of which keys are pending.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -50,14 +51,8 @@ pub(crate) async fn run(
 ) {
     let quiet = Duration::from_secs(node.config().dicom.quiet_seconds);
     let mut due: BTreeMap<String, Due> = BTreeMap::new();
-    match unpublished(&node).await {
-        Ok(studies) => {
-            // A key that is pending has images that the mesh does not know, or is to be forgotten.
-            let pending = node.store().keys().pending_studies();
-            due.extend(studies.into_iter().chain(pending).map(|study| (study, Due::now())));
-        }
-        Err(error) => tracing::error!(error = format!("{error:#}"), "look for unpublished studies"),
-    }
+    let (mut events, mut recovery) = (node.store().events(), node.store().recovery());
+    look_for_unpublished(&node, &mut due).await;
     loop {
         let next = due.values().map(|due| due.at).min();
         tokio::select! {
@@ -77,6 +72,16 @@ pub(crate) async fn run(
                     due.at = due.at.min(Instant::now() + quiet.min(AFTER_SENDER));
                 },
                 None => return,
+            },
+            // A receiver that lags may have missed it; the store outlives this.
+            _ = events.recv() => {
+                let now = node.store().recovery();
+                if !Arc::ptr_eq(&recovery, &now) {
+                    // What was refused when the damage was met may be durable, listed by the new index alone, and a
+                    // duplicate when it comes again, of which nobody tells.
+                    recovery = now;
+                    look_for_unpublished(&node, &mut due).await;
+                }
             },
             () = reached(next) => {
                 let now = Instant::now();
@@ -100,6 +105,20 @@ pub(crate) async fn run(
                 }
             }
         }
+    }
+}
+
+/// Has studies published of which more is here than the mesh knows.
+async fn look_for_unpublished(node: &Node, due: &mut BTreeMap<String, Due>) {
+    match unpublished(node).await {
+        Ok(studies) => {
+            // A key that is pending has images that the mesh does not know, or is to be forgotten.
+            let pending = node.store().keys().pending_studies();
+            for study in studies.into_iter().chain(pending) {
+                due.entry(study).or_insert_with(Due::now);
+            }
+        }
+        Err(error) => tracing::error!(error = format!("{error:#}"), "look for unpublished studies"),
     }
 }
 

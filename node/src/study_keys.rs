@@ -62,11 +62,15 @@ impl Closing {
         if pending.is_empty() {
             return Ok(Self { before, used: pending, unused: BTreeSet::new() });
         }
+        let (store, recovery) = (node.store(), node.store().recovery());
         // Listed behind the rotation: whatever was sealed under these keys is durable by now.
         let (named, is_all) = node.store().keys_of_study(study).await?;
         let (used, unused): (Vec<_>, Vec<_>) =
             pending.into_iter().partition(|key| !is_all || named.contains(&key.id()));
-        if node.store().landing().size().1 > 0 {
+        // What a failed write left may be found when the index is made anew, though the one of before lists nothing of it.
+        let is_doubtful =
+            store.has_stopped_writing() || store.is_mending() || !Arc::ptr_eq(&recovery, &store.recovery());
+        if is_doubtful || store.landing().size().1 > 0 {
             // What cannot be read or coded may be sealed under any of them, and may be mended.
             return Ok(Self { before, used, unused: BTreeSet::new() });
         }

@@ -5,9 +5,10 @@
 //! under another one.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
-use maillage_store::{KeyId, StoreError};
+use maillage_store::{KeyId, Recovery, StoreError};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -41,7 +42,7 @@ impl Gateway {
         if !recovery.damage.is_empty() || !recovery.missing.is_empty() {
             return Ok(());
         }
-        match self.forget_keys_of(&studies).await {
+        match self.forget_keys_of(&studies, &recovery).await {
             Ok(later) => {
                 self.dropped().extend(later);
                 Ok(())
@@ -54,7 +55,11 @@ impl Gateway {
     }
 
     /// The studies that are to be looked at later.
-    async fn forget_keys_of(&self, studies: &BTreeSet<String>) -> Result<BTreeSet<String>, StoreError> {
+    async fn forget_keys_of(
+        &self,
+        studies: &BTreeSet<String>,
+        recovery: &Arc<Recovery>,
+    ) -> Result<BTreeSet<String>, StoreError> {
         let (mut unused, mut later) = (BTreeSet::new(), BTreeSet::new());
         for study in studies {
             match self.unused_keys(study).await? {
@@ -64,7 +69,10 @@ impl Gateway {
         }
         // What a failed write left may be found when the index is made anew, though it lists nothing of it.
         let stats = self.store().stats().await?;
-        if !stats.is_failed && !stats.is_mending {
+        if stats.is_mending || !Arc::ptr_eq(recovery, &self.store().recovery()) {
+            return Ok(studies.clone());
+        }
+        if !stats.is_failed {
             self.store().keys().forget(&unused).await?;
         }
         Ok(later)

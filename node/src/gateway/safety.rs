@@ -251,7 +251,7 @@ impl Gateway {
         if !over && transaction.references.iter().any(|reference| is_open(reference.sop_instance.as_str())) {
             return Ok(None);
         }
-        let (mut failed, mut to_ask, mut gone) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut failed, mut to_ask, mut gone, mut damaged) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (place, reference) in (0..).zip(&transaction.references) {
             let sop_instance = reference.sop_instance.as_str();
             let found = {
@@ -264,9 +264,12 @@ impl Gateway {
             };
             let class = match self.store().instance_manifest(manifest).await {
                 Ok(Some(manifest)) => manifest.sop_class,
-                // The mesh may have it.
+                // The mesh may have it. Of two data sets nobody can tell which is meant.
                 Ok(None) | Err(StoreError::Corrupt(_)) => {
-                    gone.push((place, reference));
+                    match self.store().is_contested(sop_instance).await? {
+                        true => failed.push((place, reason::PROCESSING)),
+                        false => damaged.push((place, reference, key)),
+                    }
                     continue;
                 }
                 Err(error) => return Err(error.into()),
@@ -281,6 +284,28 @@ impl Gateway {
                 failed.push((place, reason::PROCESSING));
             } else {
                 return Ok(None);
+            }
+        }
+        // Of these very bytes first: other ones may be safe under their UID.
+        for chunk in damaged.chunks(ITEMS_MAX) {
+            let keys: Vec<Key> = chunk.iter().map(|(_, _, key)| key.clone()).collect();
+            let says = match self.any_centre() {
+                Ok(centre) => self.says(centre, &keys).await,
+                Err(error) => Err(error),
+            };
+            let safe: Vec<Key> = match says {
+                Ok(says) => says.into_iter().filter(|(_, one)| *one == Safety::Safe).map(|(key, _)| key).collect(),
+                Err(_) if over => Vec::new(),
+                Err(error) => return Err(error),
+            };
+            for (place, reference, key) in chunk {
+                if safe.contains(key) {
+                    gone.push((*place, *reference));
+                } else if over {
+                    failed.push((*place, reason::PROCESSING));
+                } else {
+                    return Ok(None);
+                }
             }
         }
         for chunk in to_ask.chunks(ITEMS_MAX) {

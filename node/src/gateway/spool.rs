@@ -6,6 +6,7 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use maillage_store::{Claimed, Hash, Instance, InstanceEntry, Publication, StoreError, StudyManifest};
@@ -212,12 +213,22 @@ pub(super) async fn run(
     shutdown: CancellationToken,
 ) {
     let mut look = tokio::time::interval(LOOK);
+    let mut recovery = gateway.store().recovery();
     // What could not be looked at is durable and owed, and nothing else may come of it.
     let mut missed = BTreeSet::new();
     loop {
         let first = tokio::select! {
             () = shutdown.cancelled() => return,
             _ = look.tick() => {
+                let now = gateway.store().recovery();
+                if !Arc::ptr_eq(&recovery, &now) {
+                    // What was refused when the damage was met may be durable, listed by the new index alone, and a
+                    // duplicate when it comes again, of which nobody tells.
+                    match gateway.take_up().await {
+                        Ok(()) => recovery = now,
+                        Err(error) => tracing::error!(%error, "take up what the new index lists"),
+                    }
+                }
                 if let Err(error) = gateway.take_up_apart().await {
                     tracing::error!(%error, "look for instances set apart");
                 }

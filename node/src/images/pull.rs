@@ -376,7 +376,7 @@ mod tests {
         let peers = [(); 2].map(|()| Identity::generate().peer_id());
         let way = Way(Arc::clone(cut), peers[0]);
         let fetcher = Fetcher::new(Arc::new(way), tokio::sync::mpsc::channel(1).0);
-        let wanted = wanted.iter().map(|hash| Wanted { hash: blake3::Hash::from_bytes(hash.0), len: 1 << 20 });
+        let wanted = wanted.iter().map(|hash| Wanted { hash: blake3::Hash::from_bytes(hash.0), len: 20_000 });
         fetcher.fetch(wanted.collect(), vec![peers[1]], Class::Copy)
     }
 

@@ -239,13 +239,18 @@ impl PackReplay<'_> {
         }
         let walk = Walk::run(&file, start.complete, file_len, start.salt).await?;
         let is_sealed = walk.records.last().is_some_and(|last| last.header.kind == Kind::Seal);
-        let unproven = if self.is_last { walk.synced_before.max(start.complete) } else { u64::MAX };
+        // While the store is open, what this process wrote is known to be durable, whatever the index is.
+        let known = self.files.readable_end(self.id);
+        let unproven = if self.is_last { walk.synced_before.max(start.complete).max(known) } else { u64::MAX };
         let judged = self.judge(&file, file_len, &walk, start.complete, unproven).await?;
         if let Some(offset) = judged.cut {
             let bytes = walk.end.max(offset) - offset;
             self.recovery.torn = Some(TornTail { pack: self.id, offset, bytes });
             file.set_len(offset).await?;
             file.sync().await?;
+        }
+        if self.is_last && judged.complete < known {
+            self.damaged(judged.complete, known - judged.complete);
         }
         if self.is_last {
             rewrite(&file, unproven, judged.complete).await?;

@@ -1,9 +1,10 @@
-//! The writer: one task that owns the packs being written, one for each day on which retention ends.
+//! The writer: one task that owns the packs being written, one for each day on which retention ends, up to a number.
 //!
 //! It takes what waits in the queue as one group, writes it with one fsync, indexes it, and only then
 //! answers. Since groups follow one another, whoever relies on a chunk of an earlier group is
 //! answered after that group's fsync. An error of a write or an fsync ends writing for good;
-//! want of room does not, because room is made (zeroed and synced) before anything is written.
+//! want of room does not, because room is made (zeroed and synced) before anything is written, nor does a
+//! damaged index, which is made anew meanwhile.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;

@@ -1,7 +1,7 @@
-//! I3, I5, I6 and I9 for a hospital's gateway: what it acknowledged is in its spool until the disks of two zones have it,
-//! and nowhere on its disk when it has left the spool; what it called delivered, its hospital has, durably; it is given
-//! nothing of another hospital; and after the faults its spool owes nothing and every report of its exams has come or was
-//! delivered otherwise.
+//! I3, I5, I6 and I9 for a hospital's gateway: what it acknowledged is in its spool until the disks of two zones have it;
+//! what it called delivered, its hospital has, durably; it is given nothing of another hospital; and after the faults its
+//! spool owes nothing, what left it is nowhere on its disk, and every report of its exams has come or was delivered
+//! otherwise.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};

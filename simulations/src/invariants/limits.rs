@@ -20,9 +20,9 @@ use crate::site::store_config;
 const LOOK: Duration = Duration::from_secs(1);
 /// Looks in a row after which it is no burst: longer than any disk stalls, and whoever asked meanwhile waits.
 const LOOKS: u32 = 60;
-/// Files open at once. A store has four packs open for reading and one for writing; the landing, the log and its
-/// snapshots, the outbox, the keys and what is read for others have a few each. One left open for each image passes it
-/// within the first minutes, and half of what a process may have open by default is for sockets.
+/// Files open at once. A store has four packs open for reading, and for writing one for each of a few days; the landing,
+/// the log and its snapshots, the outbox, the keys and what is read for others have a few each. One left open for each
+/// image passes it within the first minutes, and half of what a process may have open by default is for sockets.
 const FILES_MAX: u64 = 64;
 /// Tasks alive at once. A node has some fifty of its own, a handful for each other site, and one for each question that is
 /// asked of it: hundreds with sixteen sites. One left for each question passes it within ten minutes.

@@ -1,5 +1,6 @@
 //! I8: no image is ever shown under another patient: an exam has the studies of its own examination, and who asks for a
-//! patient's exams is shown that patient's, of which each says whose it is.
+//! patient's exams is shown that patient's, of which each says whose it is; in the end all of them, with their images
+//! (I3).
 //!
 //! Hospitals here name the study of exam `n` at slot `s` `2.25.s.n` and its accession number `As-n`, so
 //! that a wrong match shows in the state of every node; and two of them give the same Patient IDs.

@@ -1,8 +1,9 @@
 //! I10: nobody outside the mesh or role learns anything. The product has no users: whoever may speak to a node's port
 //! may do all that is served there. What it does keep out, an intruder of the workload tries all through a run; here the
 //! answers are judged. Whom one is not for is refused as is documented; a token that is spent, somebody else's or of
-//! another role lets nobody into the mesh; a gateway is told of its own hospitals alone, and who is none of nothing. And
-//! neither a refusal, nor an error, nor what monitoring reads names a patient, an examination or its images.
+//! another role lets nobody into the mesh; a gateway is told of its own hospitals alone, and who is none of nothing; a
+//! browser shows no answer to another site's page. And neither a refusal, nor an error, nor what monitoring reads names a
+//! patient, an examination or its images.
 
 use std::collections::BTreeSet;
 

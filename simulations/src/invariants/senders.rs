@@ -1,5 +1,6 @@
-//! Limits of senders: what a site refuses for a rate or a quota it refuses in the words of the documents, and keeps nothing
-//! of; who has no limit is never refused for one; nobody is let beyond a quota, or refused while there is room in it.
+//! Limits of senders: what a site refuses for a rate or a quota it refuses in the words of the documents, and of what is
+//! over a quota it keeps nothing; who has no limit is never refused for one; nobody is let beyond a quota, or refused
+//! while there is room in it.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};

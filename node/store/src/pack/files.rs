@@ -49,6 +49,11 @@ impl PackFiles {
         self.state().readable.insert(pack, end);
     }
 
+    /// Up to where the bytes of a pack are known to be durable; 0 of one that nobody has looked at yet.
+    pub(crate) fn readable_end(&self, pack: PackId) -> u64 {
+        self.state().readable.get(&pack).copied().unwrap_or_default()
+    }
+
     /// Whether the bytes up to `end` of a pack are here, as far as is known without reading.
     pub(crate) fn is_readable(&self, pack: PackId, end: u64) -> bool {
         self.state().readable.get(&pack).is_some_and(|readable| end <= *readable)

@@ -9,12 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak, mpsc};
 use bytes::Bytes;
 use maillage_host::engine::{FjallHome, Reader};
 use maillage_host::{Batch, Disk, Engine, EngineHome};
-use maillage_store::{Publication, Store, StoreError, StoreEvent, Stored};
+use maillage_store::{Hold, Publication, Store, StoreError, StoreEvent, Stored};
 use tempfile::TempDir;
 use tokio::sync::broadcast::error::TryRecvError;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use crate::fixture::{STUDY, TestInstance, assert_whole, commit, config, instance, listing, open_with, read_back};
+use crate::fixture::{
+    STUDY, TestInstance, assert_whole, commit, config, flip, instance, listing, locate, open_with, read_back,
+};
 use crate::index_damage::{files_of, home, mended, read_all, with};
 use crate::purge::{publish, study};
 
@@ -319,6 +321,32 @@ async fn a_purge_that_meets_the_damage_at_any_batch_brings_nothing_back_and_is_d
         }
     }
     panic!("a purge takes fewer batches");
+}
+
+#[tokio::test]
+async fn what_was_found_damaged_before_is_not_whole_behind_the_new_index() {
+    let root = tempfile::tempdir().expect("temporary directory");
+    let (disk, rotting) = (Disk::real(root.path()), Rotting::new(&root));
+    let store = open_with(&disk, Arc::<Rotting>::clone(&rotting), config()).await;
+    let (rotten, sound) = (study("1.2.1", 2), study(GOING, 2));
+    let manifests = [publish(&store, "1.2.1", &rotten, 1, 1).await, publish(&store, GOING, &sound, 1, 2).await];
+    let (path, at) = locate(&disk, &rotten[0].dataset).await;
+    flip(&disk, &path, at, 3).await;
+    assert!(matches!(store.get(rotten[0].manifest.chunks[0].hash).await, Err(StoreError::Corrupt(_))));
+    let bad = store.bad_chunks(10).await.expect("index");
+    assert_eq!(bad.len(), 1);
+    let held = store.held().await.expect("index");
+
+    let mut events = store.events();
+    rotting.rot(0, Rot::Batches);
+    assert!(matches!(commit(&store, &instance(99, 99, 2_000)).await, Err(StoreError::Mending)));
+    mended(&mut events).await;
+
+    assert_eq!(store.bad_chunks(10).await.expect("index"), bad);
+    assert_eq!(store.held().await.expect("index"), held);
+    assert!(matches!(store.get(bad[0]).await, Err(StoreError::Corrupt(_))));
+    assert_eq!(store.hold(manifests[0]).await.expect("hold"), Hold::Incomplete { missing: bad });
+    assert_eq!(store.hold(manifests[1]).await.expect("hold"), Hold::Held);
 }
 
 #[tokio::test]
