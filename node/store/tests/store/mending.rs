@@ -330,14 +330,16 @@ async fn what_was_found_damaged_before_is_not_whole_behind_the_new_index() {
     let store = open_with(&disk, Arc::<Rotting>::clone(&rotting), config()).await;
     let (rotten, sound) = (study("1.2.1", 2), study(GOING, 2));
     let manifests = [publish(&store, "1.2.1", &rotten, 1, 1).await, publish(&store, GOING, &sound, 1, 2).await];
+    let mut events = store.events();
     let (path, at) = locate(&disk, &rotten[0].dataset).await;
     flip(&disk, &path, at, 3).await;
     assert!(matches!(store.get(rotten[0].manifest.chunks[0].hash).await, Err(StoreError::Corrupt(_))));
+    while !matches!(events.recv().await.expect("an event"), StoreEvent::HoldLost(_)) {}
     let bad = store.bad_chunks(10).await.expect("index");
     assert_eq!(bad.len(), 1);
     let held = store.held().await.expect("index");
+    assert_eq!(held.len(), 1);
 
-    let mut events = store.events();
     rotting.rot(0, Rot::Batches);
     assert!(matches!(commit(&store, &instance(99, 99, 2_000)).await, Err(StoreError::Mending)));
     mended(&mut events).await;
