@@ -778,6 +778,25 @@ async fn a_damaged_image_in_the_spool_holds_up_no_request_for_commitment() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn other_bytes_under_its_uid_do_not_make_a_damaged_image_safe() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let disk = Disk::real(directory.path());
+    // Something is safe under the UID, and not these bytes.
+    let (lines, index) =
+        (Arc::new(Scripted(|_, asked| Some(has_all(asked, Safety::Pending)))), Arc::<MemoryHome>::default());
+    let running = Running::start_among(&["paris"], lines, SiteId(9), index, &disk, "").await;
+    let (uid, dataset) = phantom(1).slice(0);
+    running.take(&uid, dataset).await.expect("taken");
+    running.is_through(1).await;
+    rot_manifest(running.gateway.store(), &directory, &uid).await;
+    let commitments = running.gateway.commitments();
+    let asked = request_commitment(commitments, 1, &uid).await;
+    sleep(Duration::from_secs(610)).await;
+    assert_eq!(settled(commitments, &asked), Some(vec![(0, reason::PROCESSING)]));
+    running.kill().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_request_for_commitment_is_answered_in_time_though_the_wall_clock_stands() {
     let directory = tempfile::tempdir().expect("a directory");
     let disk = Disk::real(directory.path());

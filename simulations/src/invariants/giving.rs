@@ -116,13 +116,22 @@ impl Before {
         (others, plan.copies(origin).min(could_have(plan, origin).count()).max(at_least))
     }
 
+    /// Zones that somebody has asked for, or else as usual: one alone may have been asked for.
+    fn zones_asked(&self) -> usize {
+        let contract = self.plan.contract(self.held.origin).map(|contract| contract.zones).filter(|zones| *zones > 0);
+        match contract.unwrap_or(self.plan.layout().zones) {
+            0 => ZONES,
+            asked => usize::from(asked),
+        }
+    }
+
     /// Zones of the others, and how many of them there have to be.
     fn zones(&self, others: &[SiteId], wanted: usize) -> (usize, usize) {
         let of = |site: &SiteId| self.plan.ground(*site).map(|ground| ground.zone.clone());
         let zones: BTreeSet<_> = others.iter().filter_map(of).collect();
         let could = could_have(&self.plan, self.held.origin);
         let possible: BTreeSet<_> = could.map(|ground| ground.zone.clone()).collect();
-        (zones.len(), ZONES.min(wanted).min(possible.len()))
+        (zones.len(), self.zones_asked().min(wanted).min(possible.len()))
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::TryStreamExt as _;
 use maillage_store::{Recovery, Store, StoreError};
+use tokio::time::Instant;
 
 use crate::cluster::Running;
 use crate::gateway::Gatehouse;
@@ -20,6 +21,10 @@ const OTHERS: usize = 20;
 
 /// How long what landed may take to be coded before it is not looked at.
 const CODED_WITHIN: Duration = Duration::from_secs(60);
+/// How long a damaged index may take to be made anew.
+const MENDED_WITHIN: Duration = Duration::from_secs(30);
+/// Between two looks for it.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// An instance that a sender was told is stored.
 #[derive(Debug, Clone)]
@@ -171,10 +176,12 @@ impl Instances {
                 self.world.sometimes("an image was not coded yet when it was looked for");
                 continue;
             }
-            let why = match read(store, &instance.sop_instance).await {
+            let why = match read_behind_mending(store, &instance.sop_instance).await {
                 Ok(Some(bytes)) if bytes == instance.data_set => continue,
                 Ok(Some(_)) => "has other bytes".to_owned(),
                 Ok(None) => "is not listed".to_owned(),
+                // The node ended before it was made anew.
+                Err(StoreError::Index(_)) if !lives => continue,
                 Err(error) => error.to_string(),
             };
             let detail = format!("{owner:?}: acknowledged instance {} {why}", instance.sop_instance);
@@ -189,6 +196,17 @@ fn offer(study: &str, sop_instance: &str, data_set: &[u8]) -> [u8; 32] {
         hasher.update(&(field.len() as u64).to_be_bytes()).update(field);
     }
     *hasher.finalize().as_bytes()
+}
+
+/// Reads an instance, once a damaged index that is in the way is made anew.
+async fn read_behind_mending(store: &Store, sop_instance: &str) -> Result<Option<Bytes>, StoreError> {
+    let deadline = Instant::now() + MENDED_WITHIN;
+    loop {
+        match read(store, sop_instance).await {
+            Err(StoreError::Index(_)) if Instant::now() < deadline => tokio::time::sleep(LOOK).await,
+            read => return read,
+        }
+    }
 }
 
 async fn read(store: &Store, sop_instance: &str) -> Result<Option<Bytes>, StoreError> {
