@@ -226,6 +226,14 @@ impl Disks {
             && matches!(parts, [_, body] if !body.is_empty() && body.iter().all(|byte| *byte == 0))
     }
 
+    /// Whether a disk keeps a pack that it is told to remove, as a gateway's does for a mutant.
+    fn keeps_removed(&self, owner: Owner, path: &str) -> bool {
+        self.mutant == Some(Mutant::SpoolForgotten)
+            && self.forgetful == Some(owner.slot)
+            && path.contains("packs/")
+            && !path.ends_with(".purge")
+    }
+
     /// Whether this disk lies about the durability of `path`, whose last write had `len` bytes.
     fn lies(&self, path: &str, len: usize) -> bool {
         /// Log writes of a vote, by their length: a mark (17 bytes), the vote (26), perhaps what is committed (33).
@@ -270,7 +278,9 @@ impl DiskBackend for SimDisk {
 
     fn remove(&self, path: &str) -> IoFuture<'_, ()> {
         let result = self.change(|volume| {
-            volume.remove(path);
+            if !self.disks.keeps_removed(self.owner, path) {
+                volume.remove(path);
+            }
             Ok(())
         });
         Box::pin(std::future::ready(result))
