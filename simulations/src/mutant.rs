@@ -166,7 +166,8 @@ impl Mutant {
             Self::GlassOverwrites => (&["I3", "outbox"], 5),
             Self::TransactionUnchecked => (&["steps", "I1"], 5),
             Self::PurgeForgotten => (&["I6"], 5),
-            Self::SpoolForgotten => (&["I6"], 5),
+            // A start finds damage in the pack that is still there, or the search its bytes.
+            Self::SpoolForgotten => (&["I6", "I3"], 5),
             Self::RetentionEarly => (&["I6"], 5),
             Self::RetentionNever => (&["I9"], 5),
             Self::PurgeIgnoresHold => (&["I6"], 5),
