@@ -36,6 +36,7 @@ pub(crate) mod door;
 mod inbox;
 mod keys;
 mod lines;
+mod marks;
 mod push;
 mod safety;
 mod schedule;
@@ -53,6 +54,7 @@ pub use serve::{Host, Node, mesh_lines};
 
 use centres::Known;
 use inbox::Seen;
+use marks::{Marks, Stamps};
 use schedule::Schedule;
 
 /// A centre that says nothing for so long about what it was asked is taken for gone, and another is asked.
@@ -63,6 +65,7 @@ struct Parts {
     config: Config,
     disk: Disk,
     clock: Clock,
+    stamps: Arc<Stamps>,
     store: Store,
     ingest: Ingest,
     metrics: Metrics,
@@ -70,6 +73,7 @@ struct Parts {
     lines: Arc<dyn Lines>,
     mesh: Mutex<MeshFile>,
     schedule: Mutex<Schedule>,
+    marks: Mutex<Marks>,
     /// Told when there may be something to send, or somebody to send it to.
     stir: Notify,
     centres: Mutex<BTreeMap<u64, Known>>,
@@ -108,6 +112,11 @@ impl Gateway {
         &self.0.clock
     }
 
+    /// The clock by which what is received is stamped.
+    fn stamps(&self) -> &Stamps {
+        &self.0.stamps
+    }
+
     fn store(&self) -> &Store {
         &self.0.store
     }
@@ -131,6 +140,11 @@ impl Gateway {
     /// What goes where. Never held over an await.
     fn schedule(&self) -> MutexGuard<'_, Schedule> {
         self.0.schedule.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Since when what is in the spool is there. Never held over an await.
+    fn marks(&self) -> MutexGuard<'_, Marks> {
+        self.0.marks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn stir(&self) {
@@ -166,7 +180,7 @@ impl Gateway {
     /// Since when the spool's oldest that is not safe waits.
     fn oldest(&self) -> Option<Duration> {
         let oldest = self.schedule().counts().oldest?;
-        Some(Duration::from_millis(self.clock().now().since(oldest)))
+        Some(Duration::from_millis(self.stamps().now().since(oldest)))
     }
 }
 

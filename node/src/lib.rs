@@ -9,6 +9,7 @@ use clap::Parser as _;
 
 mod arriving;
 mod audit;
+mod checked;
 mod claimed;
 mod cli;
 mod client;

@@ -1,8 +1,5 @@
 //! A transaction, and its file: what a sender asked, and what it was told.
 //!
-//! ```text
-//! magic "MSCT", version 1, BLAKE3 of the rest 32, transaction (postcard)
-//! ```
 //! A file is replaced whole at each change. Fields are only ever added with a new version.
 
 use std::time::Duration;
@@ -13,10 +10,11 @@ use maillage_dicom::{AeTitle, Uid};
 use maillage_host::UnixMillis;
 use serde::{Deserialize, Serialize};
 
+use crate::checked::{self, Unreadable};
+
 /// What a file begins with.
 const MAGIC: &[u8; 4] = b"MSCT";
 const VERSION: u8 = 1;
-const HASH_LEN: usize = 32;
 /// How long a result is kept for who asks again: a week, so that a modality that was switched off over
 /// a long weekend still finds it.
 const KEPT_MS: u64 = 7 * 24 * 3600 * 1000;
@@ -92,17 +90,6 @@ pub(crate) enum Report {
     GivenUp,
 }
 
-/// Why a file is no transaction.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum RecordError {
-    /// Not our bytes, or not all of them.
-    #[error("the file is damaged")]
-    Damaged,
-    /// Of another version.
-    #[error("the file is of version {0}")]
-    Version(u8),
-}
-
 impl Transaction {
     /// A transaction that was asked for at `now`.
     pub(crate) fn new(uid: Uid, by: Requester, references: Vec<Reference>, now: UnixMillis) -> Self {
@@ -146,27 +133,16 @@ impl Transaction {
     ///
     /// # Errors
     /// When it cannot be encoded.
-    pub(super) fn encode(&self) -> Result<Bytes, postcard::Error> {
-        let body = postcard::to_stdvec(self)?;
-        let hash = blake3::hash(&body);
-        Ok([&MAGIC[..], &[VERSION], hash.as_bytes(), &body].concat().into())
+    pub(super) fn encode(&self) -> postcard::Result<Bytes> {
+        checked::encode(MAGIC, VERSION, self)
     }
 
     /// Reads a file.
     ///
     /// # Errors
-    /// See [`RecordError`].
-    pub(super) fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
-        let rest = bytes.strip_prefix(MAGIC).ok_or(RecordError::Damaged)?;
-        let (version, rest) = rest.split_first().ok_or(RecordError::Damaged)?;
-        if *version != VERSION {
-            return Err(RecordError::Version(*version));
-        }
-        let (hash, body) = rest.split_at_checked(HASH_LEN).ok_or(RecordError::Damaged)?;
-        if blake3::hash(body).as_bytes() != hash {
-            return Err(RecordError::Damaged);
-        }
-        postcard::from_bytes(body).map_err(|_| RecordError::Damaged)
+    /// See [`Unreadable`].
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
+        checked::decode(MAGIC, VERSION, bytes)
     }
 }
 
@@ -193,7 +169,7 @@ mod tests {
     fn the_encoding_of_version_1_does_not_change() {
         let transaction = transaction();
         let bytes = transaction.encode().expect("encodes");
-        let body = &bytes[5 + HASH_LEN..];
+        let body = &bytes[5 + checked::HASH_LEN..];
         expect_test::expect!["03312e390103435431084d41494c4c414745050203312e3503312e3203312e3503312e3301070101920201"]
             .assert_eq(&data_encoding::HEXLOWER.encode(body));
         assert_eq!(Transaction::decode(&bytes), Ok(transaction));

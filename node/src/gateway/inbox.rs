@@ -24,6 +24,7 @@ use super::ask::{AskError, ask};
 use super::document::document;
 use super::wire::{Ask, Delivery, Page, Position, Reply};
 use super::{Complaints, Gateway, too_long};
+use crate::checked::{self, Unreadable};
 
 /// Where reports are left for the hospital.
 const INBOX: &str = "inbox";
@@ -34,7 +35,6 @@ const STATE: &str = "feed/state";
 /// What the state's file begins with.
 const MAGIC: &[u8; 4] = b"MGWF";
 const VERSION: u8 = 1;
-const HASH_LEN: usize = 32;
 /// The longest state: [`EXAMS_MAX`] exams of some 8 bytes, and a page of names.
 const STATE_LEN_MAX: usize = 4 << 20;
 /// Exams of which the last delivered report is remembered: some thirty years of one hospital. The oldest go.
@@ -89,23 +89,15 @@ pub(crate) enum StateError {
 
 impl State {
     fn encode(&self) -> io::Result<Bytes> {
-        let body = postcard::to_stdvec(self).map_err(io::Error::other)?;
-        let hash = blake3::hash(&body);
-        let bytes = [&MAGIC[..], &[VERSION], hash.as_bytes(), &body].concat();
-        if bytes.len() > STATE_LEN_MAX { Err(too_long(STATE)) } else { Ok(bytes.into()) }
+        let bytes = checked::encode(MAGIC, VERSION, self).map_err(io::Error::other)?;
+        if bytes.len() > STATE_LEN_MAX { Err(too_long(STATE)) } else { Ok(bytes) }
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, StateError> {
-        let rest = bytes.strip_prefix(MAGIC).ok_or(StateError::Damaged)?;
-        let (version, rest) = rest.split_first().ok_or(StateError::Damaged)?;
-        if *version != VERSION {
-            return Err(StateError::Version(*version));
-        }
-        let (hash, body) = rest.split_at_checked(HASH_LEN).ok_or(StateError::Damaged)?;
-        if blake3::hash(body).as_bytes() != hash {
-            return Err(StateError::Damaged);
-        }
-        postcard::from_bytes(body).map_err(|_| StateError::Damaged)
+        checked::decode(MAGIC, VERSION, bytes).map_err(|error| match error {
+            Unreadable::Damaged => StateError::Damaged,
+            Unreadable::Version(version) => StateError::Version(version),
+        })
     }
 
     /// Whether a report is one that the hospital does not have.
@@ -410,7 +402,8 @@ mod tests {
         state.staged.push("exam-5-report-2.json".to_owned());
         let bytes = state.encode().expect("encodes");
         assert_eq!(State::decode(&bytes).expect("decodes"), state);
-        expect_test::expect!["0100ac02020114"].assert_eq(&data_encoding::HEXLOWER.encode(&bytes[5 + HASH_LEN..][..7]));
+        expect_test::expect!["0100ac02020114"]
+            .assert_eq(&data_encoding::HEXLOWER.encode(&bytes[5 + checked::HASH_LEN..][..7]));
         for at in 0..bytes.len() {
             let mut flipped = bytes.to_vec();
             flipped[at] ^= 0x10;

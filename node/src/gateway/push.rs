@@ -189,7 +189,7 @@ async fn push(gateway: &Gateway, key: &Key, spooled: &Spooled, centre: u64) -> S
         dataset: key.dataset.0,
         bytes: manifest.total_len,
         source: Name::fitted(&spooled.source),
-        received_at: spooled.received_at.0,
+        here_by: gateway.marks().here_by(spooled.received_at),
         foreign_preamble: manifest.flags.foreign_preamble,
     });
     let mut line = match open(gateway.lines(), centre, &offer).await {

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::ask::{AskError, ask};
+use super::marks::Marks;
 use super::schedule::{Key, State};
 use super::wire::{Ask, Held, ITEMS_MAX, Item, Referenced, Reply, Safety};
 use super::{Complaints, Gateway};
@@ -23,6 +24,8 @@ use crate::commitment::{Reference, Settled, Transaction, reason};
 const ROUND: Duration = Duration::from_millis(500);
 /// The store's size is looked at in every so many of them.
 const LOOK_EVERY: u32 = 4;
+/// As often it is asked since when the mesh's time what has come is here.
+const MARK_EVERY: u32 = 2;
 /// Questions asked in one round, each of many instances.
 const BATCHES: usize = 32;
 /// Instances dropped in one round: the spool's own work goes on beside it.
@@ -65,14 +68,19 @@ enum SafetyError {
 /// Asks, drops and settles until `shutdown`.
 pub(super) async fn run(gateway: Gateway, shutdown: CancellationToken) {
     let (mut asking, mut asking_again) = (Complaints::default(), Complaints::default());
-    let (mut dropping, mut settling) = (Complaints::default(), Complaints::default());
+    let (mut dropping, mut settling, mut marking) =
+        (Complaints::default(), Complaints::default(), Complaints::default());
     let (mut round, mut pending) = (0_u32, Pending::new());
     while shutdown.run_until_cancelled(sleep(ROUND)).await.is_some() {
         if round.is_multiple_of(LOOK_EVERY) {
             gateway.look_at_stats().await;
         }
+        let is_marked = round.is_multiple_of(MARK_EVERY);
         round = round.wrapping_add(1);
         let work = async {
+            if is_marked {
+                marking.hear("ask what the mesh's clock reads", gateway.mark().await);
+            }
             asking.hear("ask what is safe", gateway.ask_what_is_safe().await);
             asking_again.hear("ask what has been purged", gateway.ask_what_has_been_purged().await);
             settling.hear("settle storage commitments", gateway.settle(&mut pending).await);
@@ -85,6 +93,38 @@ pub(super) async fn run(gateway: Gateway, shutdown: CancellationToken) {
 }
 
 impl Gateway {
+    /// Asks what the mesh's clock reads, if something has come since that was asked, and keeps it.
+    async fn mark(&self) -> Result<(), SafetyError> {
+        let Some(latest) = self.schedule().latest() else { return Ok(()) };
+        if self.marks().cover(latest) {
+            return Ok(());
+        }
+        // Before the question: what comes meanwhile may be behind the answer.
+        let stamp = self.stamps().now();
+        let at = self.mesh_time().await?;
+        let file = {
+            let (schedule, mut marks) = (self.schedule(), self.marks());
+            marks.add(stamp, at, schedule.received());
+            marks.file()?
+        };
+        // One that is not kept stands until a restart, and what it covers is taken for new after that.
+        Ok(Marks::save(self.disk(), file).await?)
+    }
+
+    /// What the mesh's clock reads, by the first centre that can tell.
+    async fn mesh_time(&self) -> Result<u64, SafetyError> {
+        let mut said = Err(SafetyError::Nobody);
+        let answering = self.schedule().answering();
+        for centre in answering {
+            said = match ask(self.lines(), centre, &Ask::Time).await {
+                Ok(Reply::Time { at }) => return Ok(at),
+                Ok(_) => Err(AskError::Unexpected.into()),
+                Err(error) => Err(error.into()),
+            };
+        }
+        said
+    }
+
     /// Asks of what was sent, or left by the last process, whether it is safe.
     async fn ask_what_is_safe(&self) -> Result<(), SafetyError> {
         for _ in 0..BATCHES {
@@ -139,7 +179,7 @@ impl Gateway {
                 study: UidText::fitted(&spooled.study),
                 sop_instance: UidText::fitted(&key.sop_instance),
                 dataset: key.dataset.0,
-                received_at: spooled.received_at.0,
+                here_by: self.marks().here_by(spooled.received_at),
             });
             known.push(key.clone());
         }

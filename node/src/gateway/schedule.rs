@@ -161,6 +161,8 @@ pub(crate) struct Schedule {
     in_flight: usize,
     in_flight_bytes: u64,
     bytes: u64,
+    /// When the latest came of all that has been here.
+    latest: Option<UnixMillis>,
     /// When a centre last said what is safe.
     judged_at: Option<Instant>,
 }
@@ -184,6 +186,7 @@ impl Schedule {
         let order = self.next_order;
         self.next_order += 1;
         self.bytes += spooled.bytes;
+        self.latest = self.latest.max(Some(spooled.received_at));
         self.queue.insert((now, order, key.clone()));
         let entry = Entry {
             spooled,
@@ -391,6 +394,16 @@ impl Schedule {
             }
         }
         counts
+    }
+
+    /// When the latest came of all that has been here.
+    pub(crate) fn latest(&self) -> Option<UnixMillis> {
+        self.latest
+    }
+
+    /// When each came that is here.
+    pub(crate) fn received(&self) -> impl Iterator<Item = UnixMillis> {
+        self.entries.values().map(|entry| entry.spooled.received_at)
     }
 
     /// Up to `limit` rejected instances, and why.

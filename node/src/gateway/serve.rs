@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::inbox::Inbox;
 use super::lines::{Lines, MeshLines};
+use super::marks::{Marks, Stamps};
 use super::schedule::Schedule;
 use super::{Gateway, Parts, centres, inbox, keys, push, safety, spool};
 use crate::commitment::{self, Commitments, Teller};
@@ -223,8 +224,11 @@ impl Opened {
         let (gather, arrivals) = mpsc::unbounded_channel();
         // The mesh's patient is the centres' to compare. What is coded is decoded again before it is sent.
         let (mesh_patient, may_code) = (Box::new(|_: &str| None), Box::new(|| true));
-        let ingest =
-            Ingest::new(store.clone(), clock.clone(), metrics.clone(), senders, gather, mesh_patient, may_code);
+        let (stamps, marks) = (Arc::new(Stamps::new(clock.clone())), Marks::open(&disk).await);
+        marks.last().into_iter().for_each(|last| stamps.reach(last));
+        let stamping = Arc::clone(&stamps);
+        let stamping = Clock::from_fn(move || stamping.now());
+        let ingest = Ingest::new(store.clone(), stamping, metrics.clone(), senders, gather, mesh_patient, may_code);
         let known = centres::remembered(&mesh.members);
         // What the last process dropped may have left keys.
         let dropped = Mutex::new(store.keys().pending_studies());
@@ -232,6 +236,7 @@ impl Opened {
             config,
             disk,
             clock,
+            stamps,
             store,
             ingest: ingest.clone(),
             metrics,
@@ -239,6 +244,7 @@ impl Opened {
             lines,
             mesh: Mutex::new(mesh),
             schedule: Mutex::new(Schedule::default()),
+            marks: Mutex::new(marks),
             stir: Notify::new(),
             centres: Mutex::new(known),
             introduced: Notify::new(),
@@ -248,7 +254,11 @@ impl Opened {
         });
         gateway.look_at_stats().await;
         gateway.take_up().await.context("read the spool")?;
-        let owed = gateway.schedule().counts();
+        let (owed, latest) = {
+            let schedule = gateway.schedule();
+            (schedule.counts(), schedule.latest())
+        };
+        latest.into_iter().for_each(|latest| gateway.stamps().reach(latest));
         if owed.waiting > 0 {
             tracing::info!(instances = owed.waiting, bytes = owed.bytes, "the spool holds what is offered again");
         }

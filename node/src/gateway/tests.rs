@@ -21,7 +21,7 @@ use maillage_consensus::{Outcome, Queue};
 use maillage_dicom::Uid;
 use maillage_dicom::phantom::CtPhantom;
 use maillage_host::engine::{MemoryHome, Reader};
-use maillage_host::{Batch, Clock, Disk, Engine, EngineHome};
+use maillage_host::{Batch, Clock, Disk, Engine, EngineHome, UnixMillis};
 use maillage_store::{Hash, Store, StoreConfig, StoreError};
 use maillage_transport::{Endpoint, EndpointConfig, Identity, Membership, PeerId, Socket, frame};
 use serde_json::{Value, json};
@@ -29,6 +29,10 @@ use tokio::io::{AsyncWriteExt as _, DuplexStream};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
+
+mod commitment;
+mod door;
+mod purges;
 
 use super::ask::AskError;
 use super::door::Door;
@@ -60,7 +64,10 @@ fn settings(text: &str) -> Settings {
 
 async fn centre() -> Centre {
     let directory = tempfile::tempdir().expect("a directory");
-    let clock = Clock::system();
+    // It goes with the time that passes here.
+    let (started, began) = (Clock::system().now().0, Instant::now());
+    let clock =
+        Clock::from_fn(move || UnixMillis(started + u64::try_from(began.elapsed().as_millis()).unwrap_or_default()));
     let (identity, membership) = (Identity::generate(), Membership::new(clock.clone()));
     let any = Socket::Udp(SocketAddr::from(([127, 0, 0, 1], 0)));
     let endpoint = EndpointConfig::new(identity.clone(), membership.clone(), any, clock.clone());
@@ -178,6 +185,7 @@ fn has_all(asked: &Ask, safety: Safety) -> Reply {
             Reply::Page(Page { reports: Vec::new(), next: Position::Event { index: 1, place: 0 }, more: false })
         }
         Ask::SenderDone { .. } | Ask::Acknowledge { .. } => Reply::Done,
+        Ask::Time => Reply::Time { at: 1 },
     }
 }
 
@@ -246,6 +254,12 @@ impl Engine for FlakyEngine {
     }
 }
 
+/// Its machine. An index of its own each time: after a kill it may be behind, and is made anew from the packs.
+fn host(disk: &Disk, lines: Arc<dyn Lines>) -> Host {
+    let spool = StoreConfig { reserve_bytes: 1 << 19, ..StoreConfig::default() };
+    Host { disk: disk.clone(), index: Arc::<MemoryHome>::default(), clock: Clock::system(), spool, lines }
+}
+
 /// A gateway's process, as far as it is one.
 struct Running {
     gateway: Gateway,
@@ -259,23 +273,15 @@ impl Running {
     }
 
     async fn start_with(disk: &Disk, cable: &Arc<Cable>, line: &str) -> Self {
-        // An index of its own each time: after a kill it may be behind, and is made anew from the packs.
-        Self::start_on(Arc::<MemoryHome>::default(), disk, cable, line).await
+        Self::start_on(host(disk, Arc::<Cable>::clone(cable)), cable, line).await
     }
 
-    async fn start_on(index: Arc<dyn EngineHome>, disk: &Disk, cable: &Arc<Cable>, line: &str) -> Self {
-        Self::start_among(&["paris"], Arc::<Cable>::clone(cable), cable.gateway, index, disk, line).await
+    async fn start_on(host: Host, cable: &Arc<Cable>, line: &str) -> Self {
+        Self::start_among(&["paris"], cable.gateway, host, line).await
     }
 
     /// Among centres of these names, which are sites from 1 on.
-    async fn start_among(
-        centres: &[&str],
-        lines: Arc<dyn Lines>,
-        gateway: SiteId,
-        index: Arc<dyn EngineHome>,
-        disk: &Disk,
-        line: &str,
-    ) -> Self {
+    async fn start_among(centres: &[&str], gateway: SiteId, host: Host, line: &str) -> Self {
         let text = format!(
             "[node]\nname = \"chu\"\nzone = \"chu\"\ndata_dir = \"/nowhere\"\nrole = \"gateway\"\n\
              [gateway]\n{line}"
@@ -297,8 +303,6 @@ impl Running {
             role: Role::Gateway,
             members: (1..).zip(centres).map(member).collect(),
         };
-        let spool = StoreConfig { reserve_bytes: 1 << 19, ..StoreConfig::default() };
-        let host = Host { disk: disk.clone(), index, clock: Clock::system(), spool, lines };
         let opened = Opened::open(settings(&text).into_config(), mesh, host).await.expect("it opens");
         let (gateway, shutdown) = (opened.gateway.clone(), CancellationToken::new());
         let tasks = opened.start(&shutdown);
@@ -432,7 +436,12 @@ async fn what_cannot_be_read_just_now_is_sent_once_it_can_be() {
     let (centre, directory) = (centre().await, tempfile::tempdir().expect("a directory"));
     let (cable, disk) = (Cable::to(&centre), Disk::real(directory.path()));
     let index = Arc::<FlakyHome>::default();
-    let running = Running::start_on(Arc::<FlakyHome>::clone(&index), &disk, &cable, "").await;
+    let running = Running::start_on(
+        Host { index: Arc::<FlakyHome>::clone(&index), ..host(&disk, Arc::<Cable>::clone(&cable)) },
+        &cable,
+        "",
+    )
+    .await;
     cable.up.store(false, Ordering::SeqCst);
     let (uid, dataset) = phantom(1).slice(0);
     running.take(&uid, dataset).await.expect("taken");
@@ -456,7 +465,12 @@ async fn what_could_not_be_looked_at_when_it_arrived_is_sent_all_the_same() {
     let (centre, directory) = (centre().await, tempfile::tempdir().expect("a directory"));
     let (cable, disk) = (Cable::to(&centre), Disk::real(directory.path()));
     let index = Arc::<FlakyHome>::default();
-    let running = Running::start_on(Arc::<FlakyHome>::clone(&index), &disk, &cable, "").await;
+    let running = Running::start_on(
+        Host { index: Arc::<FlakyHome>::clone(&index), ..host(&disk, Arc::<Cable>::clone(&cable)) },
+        &cable,
+        "",
+    )
+    .await;
     let (uid, dataset) = phantom(1).slice(0);
     running.take(&uid, dataset).await.expect("taken");
     index.set_fails(true);
@@ -477,8 +491,8 @@ async fn a_centre_that_cannot_say_what_is_safe_holds_up_nothing_while_another_ca
         Ask::Safe { .. } if centre == 1 => Some(Reply::NotNow { why: Line::fitted("its disk fails") }),
         _ => Some(has_all(asked, Safety::Safe)),
     };
-    let (lines, index) = (Arc::new(Scripted(says)), Arc::<MemoryHome>::default());
-    let running = Running::start_among(&["paris", "lyon"], lines, SiteId(9), index, &disk, "").await;
+    let host = host(&disk, Arc::new(Scripted(says)));
+    let running = Running::start_among(&["paris", "lyon"], SiteId(9), host, "").await;
     for n in 0..3 {
         let (uid, dataset) = phantom(3).slice(n);
         running.take(&uid, dataset).await.expect("taken");
@@ -533,406 +547,5 @@ async fn a_full_spool_refuses_with_room_to_come_and_takes_again_when_there_is() 
     let (uid, dataset) = phantom.slice(9);
     running.take(&uid, dataset).await.expect("there is room again");
     running.kill().await;
-    centre.end().await;
-}
-
-/// Other bytes that say the same of themselves.
-fn changed(dataset: &Bytes) -> Bytes {
-    let mut changed = dataset.to_vec();
-    *changed.last_mut().expect("a byte") ^= 1;
-    changed.into()
-}
-
-fn key(uid: &Uid, dataset: &Bytes) -> Key {
-    Key { sop_instance: uid.to_string(), dataset: Hash::of(dataset) }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_purge_reaches_what_is_safe_and_what_no_centre_takes_and_their_keys() {
-    let (centre, directory) = (centre().await, tempfile::tempdir().expect("a directory"));
-    let (cable, disk) = (Cable::to(&centre), Disk::real(directory.path()));
-    let running = Running::start(&disk, &cable, 1 << 30).await;
-    let (phantom, study) = (phantom(2), phantom(2).study_uid().to_string());
-    for n in 0..2 {
-        let (uid, dataset) = phantom.slice(n);
-        running.take(&uid, dataset).await.expect("taken");
-    }
-    running.is_through(2).await;
-    let known = || centre.site.node().read(|view| view.study(&study)).expect("read");
-    let published = async {
-        loop {
-            match known() {
-                Some(study) => return study.parts[0].exam,
-                None => sleep(Duration::from_secs(1)).await,
-            }
-        }
-    };
-    let exam = timeout(Duration::from_secs(600), published).await.expect("published");
-    // Of the first image other bytes come, which no centre takes. It is safe, as far as this gateway was told.
-    let (uid, first) = phantom.slice(0);
-    running.take(&uid, changed(&first)).await.expect("kept apart");
-    let rejected = async {
-        while running.gateway.schedule().counts().rejected == 0 {
-            sleep(Duration::from_secs(1)).await;
-        }
-    };
-    timeout(Duration::from_secs(600), rejected).await.expect("no centre takes it");
-    running.gateway.schedule().safe(&key(&uid, &first), Instant::now());
-    let counts = running.gateway.schedule().counts();
-    assert_eq!((counts.safe, counts.rejected), (1, 1), "{counts:?}");
-
-    let purge = Command::Purge { exam, reason: Line::fitted("withdrawn"), withdrawn: true };
-    let purged = centre.site.node().command(CommandId::random(), Name::fitted("dpo"), purge).await;
-    assert_eq!(purged.expect("an outcome"), Outcome::Done);
-    sleep(Duration::from_secs(3600 + 180)).await;
-    assert!(known().is_none());
-    assert_eq!(running.gateway.schedule().counts(), Counts::default());
-    let store = running.gateway.store();
-    assert_eq!(store.studies(None, 9).await.expect("a list"), []);
-    assert_eq!(store.conflicts(None, 9).await.expect("a list"), []);
-    assert_eq!(disk.read("pending-keys").await.expect("the keys").len(), 8, "no key is left in the file");
-    running.kill().await;
-    centre.end().await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_is_purged_takes_nothing_along_that_nobody_else_has() {
-    let (centre, directory) = (centre().await, tempfile::tempdir().expect("a directory"));
-    let (cable, disk) = (Cable::to(&centre), Disk::real(directory.path()));
-    cable.up.store(false, Ordering::SeqCst);
-    let running = Running::start(&disk, &cable, 1 << 30).await;
-    let (gateway, store) = (&running.gateway, running.gateway.store());
-    let (uid, first) = phantom(1).slice(0);
-    let second = changed(&first);
-    let (one, other) = (key(&uid, &first), key(&uid, &second));
-    let take_both = async || {
-        running.take(&uid, first.clone()).await.expect("taken");
-        running.take(&uid, second.clone()).await.expect("kept apart");
-        // What is kept apart is looked for now and then.
-        sleep(Duration::from_secs(20)).await;
-        assert!(gateway.schedule().get(&one).is_some() && gateway.schedule().get(&other).is_some());
-    };
-    let here = async || {
-        let first = store.instance(uid.as_str()).await.expect("a look");
-        (first.is_some(), store.seconds(uid.as_str()).await.expect("a look").len())
-    };
-    take_both().await;
-    gateway.drop_instances(std::slice::from_ref(&one), true).await.expect("no error");
-    assert_eq!(here().await, (true, 1), "it waits for the other, which is neither purged nor safe");
-    gateway.drop_instances(std::slice::from_ref(&other), true).await.expect("dropped");
-    assert_eq!(here().await, (true, 0), "which goes alone");
-    assert!(gateway.schedule().get(&one).is_some() && gateway.schedule().get(&other).is_none());
-
-    take_both().await;
-    // Another image is coming in under the UID: it would be gone with them.
-    let claimed = store.landing().claim("1.2", uid.as_str()).expect("nothing is");
-    gateway.drop_instances(&[other.clone(), one.clone()], true).await.expect("no error");
-    assert_eq!(here().await, (true, 1));
-    drop(claimed);
-    gateway.drop_instances(&[other.clone(), one.clone()], true).await.expect("dropped");
-    assert_eq!(here().await, (false, 0), "both go where both are purged");
-    assert_eq!(gateway.schedule().counts(), Counts::default());
-    running.kill().await;
-    centre.end().await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_is_contested_is_not_dropped_for_being_safe_nor_offered_again() {
-    let (centre, directory) = (centre().await, tempfile::tempdir().expect("a directory"));
-    let (cable, disk) = (Cable::to(&centre), Disk::real(directory.path()));
-    let running = Running::start(&disk, &cable, 1 << 30).await;
-    let gateway = &running.gateway;
-    let slices = [0, 1].map(|n| phantom(2).slice(n));
-    for (uid, dataset) in &slices {
-        running.take(uid, dataset.clone()).await.expect("taken");
-    }
-    running.is_through(2).await;
-    let keys = [0, 1].map(|n: usize| key(&slices[n].0, &slices[n].1));
-    keys.iter().for_each(|key| gateway.schedule().safe(key, Instant::now()));
-    let to_drop = || gateway.schedule().to_drop(Instant::now(), Duration::ZERO, 0, 1);
-    // Which of them was safe first is the gateway's to say.
-    let first = usize::from(to_drop() == [keys[1].clone()]);
-    running.take(&slices[first].0, changed(&slices[first].1)).await.expect("kept apart");
-    assert_eq!(to_drop(), [keys[first].clone()]);
-    gateway.drop_instances(&to_drop(), false).await.expect("no error");
-    assert!(gateway.store().instance(slices[first].0.as_str()).await.expect("a look").is_some());
-    assert_eq!(to_drop(), [keys[1 - first].clone()], "the next round goes past it");
-    running.kill().await;
-    centre.end().await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_key_is_forgotten_once_nothing_is_sealed_under_it_nor_will_be() {
-    let (centre, directory) = (centre().await, tempfile::tempdir().expect("a directory"));
-    let (cable, disk) = (Cable::to(&centre), Disk::real(directory.path()));
-    cable.up.store(false, Ordering::SeqCst);
-    let running = Running::start(&disk, &cable, 1 << 30).await;
-    let (gateway, store) = (&running.gateway, running.gateway.store());
-    let (phantom, study) = (phantom(2), phantom(2).study_uid().to_string());
-    let slices = [0, 1].map(|n| phantom.slice(n));
-    let take = async |n: usize| {
-        let (uid, dataset) = &slices[n];
-        running.take(uid, dataset.clone()).await.expect("taken");
-        sleep(Duration::from_secs(1)).await;
-        key(uid, dataset)
-    };
-    let purge = async |key: &Key| gateway.drop_instances(std::slice::from_ref(key), true).await.expect("dropped");
-    let forget = async || {
-        gateway.forget_keys().await.expect("no error");
-        store.keys().pending(&study)
-    };
-    let (one, other) = (take(0).await, take(1).await);
-    let of_both = store.keys().pending(&study);
-    assert_eq!(of_both.len(), 1);
-    purge(&one).await;
-    assert_eq!(forget().await, of_both, "the other is sealed under it");
-
-    let one = take(0).await;
-    assert_eq!(store.keys().pending(&study).len(), 2, "what comes later is sealed under another");
-    purge(&one).await;
-    assert_eq!(forget().await, of_both);
-    let spooled = gateway.schedule().get(&other).map(|(spooled, _)| spooled.clone()).expect("spooled");
-    let manifest = store.instance_manifest(spooled.manifest).await.expect("read").expect("stored");
-    assert!(store.attributes(&manifest).is_ok(), "it can be opened");
-
-    // Something is being sealed under a new one.
-    let sealing = store.keys().sealing(&study).await.expect("a key");
-    gateway.dropped().insert(study.clone());
-    assert_eq!(forget().await.len(), 2);
-    drop(sealing);
-    assert_eq!(forget().await, of_both, "nothing came of it");
-
-    // Something may be about to take the key of what is listed under its UID.
-    let claimed = store.landing().claim(&study, "1.2.3").expect("nothing is");
-    purge(&other).await;
-    assert_eq!(forget().await, of_both);
-    drop(claimed);
-    assert!(forget().await.is_empty());
-    running.kill().await;
-    centre.end().await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn keys_that_a_process_left_behind_are_forgotten_by_the_next() {
-    let (centre, directory) = (centre().await, tempfile::tempdir().expect("a directory"));
-    let (cable, disk) = (Cable::to(&centre), Disk::real(directory.path()));
-    cable.up.store(false, Ordering::SeqCst);
-    let mut running = Running::start(&disk, &cable, 1 << 30).await;
-    let other = CtPhantom { accession_number: "A2".to_owned(), ..phantom(1) };
-    let slices = [phantom(1), other.clone()].map(|phantom| phantom.slice(0));
-    for (uid, dataset) in &slices {
-        running.take(uid, dataset.clone()).await.expect("taken");
-    }
-    sleep(Duration::from_secs(1)).await;
-    running.gateway.drop_instances(&[key(&slices[0].0, &slices[0].1)], true).await.expect("dropped");
-    running.kill().await;
-    running = Running::start(&disk, &cable, 1 << 30).await;
-    sleep(Duration::from_secs(10)).await;
-    let left = running.gateway.store().keys().pending_studies();
-    assert_eq!(left.into_iter().collect::<Vec<_>>(), [other.study_uid().to_string()]);
-    running.kill().await;
-    centre.end().await;
-}
-
-async fn rot_manifest(store: &Store, directory: &tempfile::TempDir, uid: &Uid) {
-    let listed = store.instance(uid.as_str()).await.expect("index").expect("listed");
-    let manifest = store.get_manifest(listed.entry.manifest).await.expect("read").expect("stored");
-    rot(&Disk::real(directory.path()), &manifest).await;
-}
-
-/// A sender's request, by the last number of its UID.
-async fn request_commitment(commitments: &Commitments, number: u32, sop_instance: &Uid) -> Uid {
-    let uid = Uid::parse(&format!("1.9.{number}")).expect("a UID");
-    let reference = Reference { sop_class: CtPhantom::SOP_CLASS, sop_instance: sop_instance.clone() };
-    commitments.request(uid.clone(), Requester::Web, vec![reference]).await.expect("taken");
-    uid
-}
-
-fn settled(commitments: &Commitments, uid: &Uid) -> Option<Vec<(u32, u16)>> {
-    let Settled { failed, .. } = commitments.get(uid).expect("known").settled?;
-    Some(failed)
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_damaged_image_in_the_spool_holds_up_no_request_for_commitment() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let disk = Disk::real(directory.path());
-    let (lines, index) =
-        (Arc::new(Scripted(|_, asked| Some(has_all(asked, Safety::Safe)))), Arc::<MemoryHome>::default());
-    let running = Running::start_among(&["paris"], lines, SiteId(9), index, &disk, "").await;
-    let slices = [0, 1].map(|n| phantom(2).slice(n));
-    for (uid, dataset) in &slices {
-        running.take(uid, dataset.clone()).await.expect("taken");
-    }
-    running.is_through(2).await;
-    sleep(Duration::from_secs(10)).await;
-    assert_eq!(running.gateway.schedule().counts().safe, 2);
-    rot_manifest(running.gateway.store(), &directory, &slices[0].0).await;
-    let commitments = running.gateway.commitments();
-    let damaged = request_commitment(commitments, 1, &slices[0].0).await;
-    let sound = request_commitment(commitments, 2, &slices[1].0).await;
-    sleep(Duration::from_secs(30)).await;
-    assert_eq!(settled(commitments, &sound), Some(Vec::new()));
-    assert_eq!(settled(commitments, &damaged), Some(Vec::new()), "the mesh has it");
-    running.kill().await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn other_bytes_under_its_uid_do_not_make_a_damaged_image_safe() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let disk = Disk::real(directory.path());
-    // Something is safe under the UID, and not these bytes.
-    let (lines, index) =
-        (Arc::new(Scripted(|_, asked| Some(has_all(asked, Safety::Pending)))), Arc::<MemoryHome>::default());
-    let running = Running::start_among(&["paris"], lines, SiteId(9), index, &disk, "").await;
-    let (uid, dataset) = phantom(1).slice(0);
-    running.take(&uid, dataset).await.expect("taken");
-    running.is_through(1).await;
-    rot_manifest(running.gateway.store(), &directory, &uid).await;
-    let commitments = running.gateway.commitments();
-    let asked = request_commitment(commitments, 1, &uid).await;
-    sleep(Duration::from_secs(610)).await;
-    assert_eq!(settled(commitments, &asked), Some(vec![(0, reason::PROCESSING)]));
-    running.kill().await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_request_for_commitment_is_answered_in_time_though_the_wall_clock_stands() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let disk = Disk::real(directory.path());
-    let (lines, index) =
-        (Arc::new(Scripted(|_, asked| Some(has_all(asked, Safety::Pending)))), Arc::<MemoryHome>::default());
-    let running = Running::start_among(&["paris"], lines, SiteId(9), index, &disk, "").await;
-    let (uid, dataset) = phantom(1).slice(0);
-    running.take(&uid, dataset).await.expect("taken");
-    running.is_through(1).await;
-    let commitments = running.gateway.commitments();
-    // The machine's own clock knows nothing of the time that passes here.
-    let asked = request_commitment(commitments, 1, &uid).await;
-    sleep(Duration::from_secs(590)).await;
-    assert_eq!(settled(commitments, &asked), None);
-    sleep(Duration::from_secs(20)).await;
-    assert_eq!(settled(commitments, &asked), Some(vec![(0, reason::PROCESSING)]));
-    running.kill().await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_damaged_image_at_a_centre_holds_up_no_other_request_for_commitment() {
-    let centre = centre().await;
-    let (cable, phantom) = (Cable::to(&centre), phantom(1));
-    let (first, data_set) = offer_of(&phantom, 0);
-    assert_eq!(offer(&cable, first, &data_set).await, Reply::Stored(Kept::New));
-    let uid = phantom.slice(0).0;
-    rot_manifest(centre.site.store(), &centre.directory, &uid).await;
-    let commitments = centre.site.node().commitments();
-    let damaged = request_commitment(commitments, 1, &uid).await;
-    let unknown = request_commitment(commitments, 2, &Uid::parse("1.2.3").expect("a UID")).await;
-    sleep(Duration::from_secs(60)).await;
-    for uid in [unknown, damaged] {
-        assert_eq!(settled(commitments, &uid), Some(vec![(0, reason::NO_SUCH_INSTANCE)]), "{uid}");
-    }
-    centre.end().await;
-}
-
-/// One offer on a stream of its own, with whatever is sent behind it.
-async fn offer(cable: &Cable, offer: Offer, data_set: &[u8]) -> Reply {
-    let mut line = ask::open(cable, 1, &Ask::Offer(offer)).await.expect("a stream");
-    match ask::answer(&mut line.reader).await.expect("an answer") {
-        Reply::Send => {}
-        reply => return reply,
-    }
-    // A door that has seen enough may have closed.
-    let _ = line.writer.write_all(data_set).await;
-    let _ = line.writer.shutdown().await;
-    ask::answer(&mut line.reader).await.expect("an answer")
-}
-
-fn offer_of(phantom: &CtPhantom, n: u32) -> (Offer, Bytes) {
-    let (uid, data_set) = phantom.slice(n);
-    let text = |uid: &str| maillage_consensus::ids::UidText::fitted(uid);
-    let offer = Offer {
-        study: text(phantom.study_uid().as_str()),
-        sop_instance: text(uid.as_str()),
-        sop_class: text(CtPhantom::SOP_CLASS.as_str()),
-        transfer_syntax: text(CtPhantom::TRANSFER_SYNTAX.as_str()),
-        dataset: *blake3::hash(&data_set).as_bytes(),
-        bytes: data_set.len() as u64,
-        source: Name::fitted("CT1"),
-        received_at: 5,
-        foreign_preamble: false,
-    };
-    (offer, data_set)
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_door_takes_what_is_right_once_and_says_what_is_wrong_with_the_rest() {
-    let centre = centre().await;
-    let cable = Cable::to(&centre);
-    let phantom = phantom(3);
-    let (first, data_set) = offer_of(&phantom, 0);
-    assert_eq!(offer(&cable, first.clone(), &data_set).await, Reply::Stored(Kept::New));
-    assert_eq!(offer(&cable, first.clone(), &data_set).await, Reply::Have, "and is not sent twice");
-    // Other bytes than were offered: nothing is kept of them.
-    let (second, data_set) = offer_of(&phantom, 1);
-    let mut wrong = data_set.to_vec();
-    *wrong.last_mut().expect("a byte") ^= 1;
-    assert!(matches!(offer(&cable, second.clone(), &wrong).await, Reply::NotNow { .. }));
-    assert_eq!(centre.instances(phantom.study_uid().as_str()).await.len(), 1);
-    assert_eq!(offer(&cable, second, &data_set).await, Reply::Stored(Kept::New));
-    // Another patient under the study's UID is set apart for a person, for good.
-    let (mut third, data_set) = offer_of(&phantom, 2);
-    let mut data_set = data_set.to_vec();
-    let id = phantom.patient_id.as_bytes();
-    let at = data_set.windows(id.len()).position(|window| window == id).expect("the patient's id");
-    data_set[at] ^= 1;
-    third.dataset = *blake3::hash(&data_set).as_bytes();
-    assert_eq!(offer(&cable, third, &data_set).await, Reply::Rejected { reason: Name::fitted("other-patient") });
-    let huge = Offer { bytes: u64::MAX, ..first.clone() };
-    assert_eq!(offer(&cable, huge, b"").await, Reply::Rejected { reason: Name::fitted("too-large") });
-    // One that stops half-way is given up, and another is served meanwhile.
-    let (half, _) = offer_of(&phantom, 2);
-    let mut line = ask::open(&*cable, 1, &Ask::Offer(half)).await.expect("a stream");
-    assert_eq!(ask::answer(&mut line.reader).await.expect("an answer"), Reply::Send);
-    line.writer.write_all(&data_set[..100]).await.expect("sent");
-    assert_eq!(offer(&cable, first.clone(), b"").await, Reply::Have);
-    assert!(ask::answer(&mut line.reader).await.is_err(), "it is closed without an answer");
-
-    // One zone has it, which is not safe; and garbage closes a stream, not the door.
-    let item = Item {
-        study: first.study.clone(),
-        sop_instance: first.sop_instance.clone(),
-        dataset: first.dataset,
-        received_at: 5,
-    };
-    let says = ask::ask(&*cable, 1, &Ask::Safe { items: vec![item] }).await.expect("an answer");
-    assert_eq!(says, Reply::Safety(vec![Safety::Pending]));
-    let mut line = cable.open(1).await.expect("a stream");
-    let garbage = wire::encode(&Reply::Done).expect("encodes");
-    frame::write(&mut line.writer, &[9, 9], 100).await.expect("written");
-    frame::write(&mut line.writer, &garbage, 100).await.expect("written");
-    assert!(ask::answer(&mut line.reader).await.is_err());
-    assert_eq!(offer(&cable, first, b"").await, Reply::Have);
-    centre.end().await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_centre_whose_store_has_stopped_writing_takes_nothing_and_claims_to_have_nothing() {
-    let centre = centre().await;
-    let (cable, phantom) = (Cable::to(&centre), phantom(2));
-    let (first, data_set) = offer_of(&phantom, 0);
-    assert_eq!(offer(&cable, first.clone(), &data_set).await, Reply::Stored(Kept::New));
-    assert_eq!(offer(&cable, first.clone(), b"").await, Reply::Have);
-    // What is written to a file that has no name any more is not durable. What is there can be read on.
-    let disk = Disk::real(centre.directory.path());
-    for name in disk.list("packs").await.expect("a list") {
-        // Directories stay.
-        let _ = disk.remove(&format!("packs/{name}")).await;
-    }
-    let (second, data_set) = offer_of(&phantom, 1);
-    assert!(matches!(offer(&cable, second.clone(), &data_set).await, Reply::NotNow { .. }));
-    assert!(centre.site.store().has_stopped_writing());
-    for offered in [first, second] {
-        assert!(matches!(offer(&cable, offered, b"").await, Reply::NotNow { .. }));
-    }
     centre.end().await;
 }

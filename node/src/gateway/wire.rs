@@ -66,6 +66,8 @@ pub(crate) enum Ask {
         /// At most [`ITEMS_MAX`].
         references: Vec<Referenced>,
     },
+    /// What does the mesh's clock read?
+    Time,
 }
 
 /// How a gateway does, for people who look at a centre.
@@ -100,8 +102,8 @@ pub(crate) struct Offer {
     pub(crate) bytes: u64,
     /// Who sent it to the gateway: an AE title, or what stands for one.
     pub(crate) source: Name,
-    /// When, by the gateway's clock, in milliseconds since 1970.
-    pub(crate) received_at: u64,
+    /// When it was here at the latest, by the mesh's clock, in milliseconds since 1970; `u64::MAX` while that is not known.
+    pub(crate) here_by: u64,
     /// Whether its file began with something foreign.
     pub(crate) foreign_preamble: bool,
 }
@@ -115,8 +117,8 @@ pub(crate) struct Item {
     pub(crate) sop_instance: UidText,
     /// BLAKE3 of the data set.
     pub(crate) dataset: [u8; 32],
-    /// When the gateway received it.
-    pub(crate) received_at: u64,
+    /// As in an [`Offer`].
+    pub(crate) here_by: u64,
 }
 
 /// An instance as a sender names it that asks for storage commitment.
@@ -197,6 +199,11 @@ pub(crate) enum Reply {
     Done,
     /// In the order of the references.
     Held(Vec<Held>),
+    /// What the mesh's clock reads, as confirmed by a quorum: nothing is stamped sooner that is decided from now on.
+    Time {
+        /// In milliseconds since 1970.
+        at: u64,
+    },
 }
 
 /// What an instance was to the centre that stored it.
@@ -328,7 +335,7 @@ pub(super) mod tests {
     }
 
     fn asks() -> Vec<Ask> {
-        let item = Item { study: uid("1.2"), sop_instance: uid("1.3"), dataset: [3; 32], received_at: 4 };
+        let item = Item { study: uid("1.2"), sop_instance: uid("1.3"), dataset: [3; 32], here_by: 4 };
         vec![
             Ask::Hello(Hello { version: Name::fitted("1"), waiting: 2, bytes: 3, rejected: 4, free_bytes: 5 }),
             Ask::Offer(Offer {
@@ -339,7 +346,7 @@ pub(super) mod tests {
                 dataset: [6; 32],
                 bytes: 7,
                 source: Name::fitted("CT1"),
-                received_at: 8,
+                here_by: 8,
                 foreign_preamble: true,
             }),
             Ask::SenderDone { study: uid("1.2") },
@@ -349,6 +356,7 @@ pub(super) mod tests {
             Ask::Feed { from: Some(Position::Exam { exam: 3, report: 2, index: 9, place: 1 }) },
             Ask::Acknowledge { exam: 5, report: 2 },
             Ask::Held { references: vec![Referenced { sop_class: uid("1.4"), sop_instance: uid("1.3") }] },
+            Ask::Time,
         ]
     }
 
@@ -400,6 +408,7 @@ pub(super) mod tests {
             }),
             Reply::Done,
             Reply::Held(vec![Held::No, Held::Pending, Held::Safe, Held::OtherClass, Held::Contested]),
+            Reply::Time { at: 1_700_000_000_000 },
         ]
     }
 
@@ -434,7 +443,7 @@ pub(super) mod tests {
     #[test]
     fn the_longest_question_and_page_fit_their_bounds() {
         let long = "1".repeat(64);
-        let item = Item { study: uid(&long), sop_instance: uid(&long), dataset: [255; 32], received_at: u64::MAX };
+        let item = Item { study: uid(&long), sop_instance: uid(&long), dataset: [255; 32], here_by: u64::MAX };
         assert!(encode(&Ask::Safe { items: vec![item; ITEMS_MAX] }).expect("encodes").len() <= ASK_MAX);
         let named = Referenced { sop_class: uid(&long), sop_instance: uid(&long) };
         assert!(encode(&Ask::Held { references: vec![named; ITEMS_MAX] }).expect("encodes").len() <= ASK_MAX);

@@ -3,11 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use maillage_consensus::command::UnixMillisField;
 use maillage_dicom::Uid;
 use maillage_store::Hash;
 
-use super::not_now;
+use super::{is_left_over, not_now, purged_at};
 use crate::commitment::{Coverage, Reference, Verdict, reason, verdicts};
 use crate::gateway::wire::{Held, ITEMS_MAX, Item, Referenced, Reply, Safety};
 use crate::node::Node;
@@ -41,6 +40,15 @@ pub(super) async fn held(node: &Node, references: &[Referenced]) -> Reply {
     }
 }
 
+/// What the mesh's clock reads. Of a state that no quorum has confirmed it may be far behind, and what came after a purge
+/// would be taken for left over.
+pub(super) async fn time(node: &Node) -> Reply {
+    if let Err(error) = node.linearize().await {
+        return not_now(&error);
+    }
+    node.read(|view| view.clock()).map_or_else(|error| not_now(&error), |at| Reply::Time { at: at.0 })
+}
+
 impl From<Verdict> for Held {
     fn from(verdict: Verdict) -> Self {
         match verdict {
@@ -66,7 +74,7 @@ async fn safety(node: &Node, items: &[Item]) -> anyhow::Result<Vec<Safety>> {
     let studies: BTreeMap<&str, _> = node.read(|view| {
         let mut studies = BTreeMap::new();
         for uid in &uids {
-            studies.insert(*uid, (view.study(uid)?, view.purged_at(uid)?));
+            studies.insert(*uid, (view.study(uid)?, purged_at(view, uid)?));
         }
         Ok(studies)
     })?;
@@ -79,10 +87,10 @@ async fn safety(node: &Node, items: &[Item]) -> anyhow::Result<Vec<Safety>> {
     Ok(items
         .iter()
         .map(|item| {
-            let (study, purged_at) = studies.get(item.study.as_str()).map_or((None, None), |(s, p)| (s.as_ref(), *p));
+            let purged_at = studies.get(item.study.as_str()).and_then(|(_, purged_at)| *purged_at);
             if coverage.is_safe(item.sop_instance.as_str(), Hash(item.dataset)) {
                 Safety::Safe
-            } else if study.is_none() && purged_at.is_some_and(|UnixMillisField(at)| item.received_at <= at) {
+            } else if is_left_over(purged_at, item.here_by) {
                 Safety::Purged
             } else {
                 Safety::Pending

@@ -3,14 +3,13 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use maillage_consensus::command::UnixMillisField;
 use maillage_consensus::ids::{Name, SiteId};
 use maillage_dicom::Uid;
 use maillage_store::{Hash, StoreError};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::time::timeout;
 
-use super::{Door, DoorError, RECEIVED_UNIT, RECEIVED_UNITS, not_now, say, telling};
+use super::{Door, DoorError, RECEIVED_UNIT, RECEIVED_UNITS, is_left_over, not_now, purged_at, say, telling};
 use crate::gateway::wire::{Kept, Offer, Reply};
 use crate::ingest::{Announced, IngestError, ReceivedAs, Source};
 use crate::node::Node;
@@ -76,28 +75,23 @@ pub(super) async fn take(
 /// The answer to an offer of what is here already, or was purged, or cannot be taken whatever it is.
 async fn known(node: &Node, offer: &Offer) -> Option<Reply> {
     let study = offer.study.as_str();
-    match purged_since(node, study, offer.received_at) {
-        Ok(true) => return Some(Reply::Purged),
-        Ok(false) => {}
-        Err(reply) => return Some(reply),
+    match node.read(|view| purged_at(view, study)) {
+        Ok(purged_at) if is_left_over(purged_at, offer.here_by) => return Some(Reply::Purged),
+        Ok(_) => {}
+        Err(error) => return Some(not_now(&error)),
     }
-    if node.store().has_stopped_writing() || node.store().is_mending() {
-        // Nothing is taken, and what is here already is not published: another centre may do both.
+    // Nothing is taken, and what is here already is not published: another centre may do both.
+    if node.store().has_stopped_writing() {
         return Some(not_now(&"the store has stopped writing"));
+    }
+    if node.store().is_mending() {
+        return Some(not_now(&"the index of the store is being made anew"));
     }
     match is_here(node, offer).await {
         Ok(true) => Some(Reply::Have),
         Ok(false) => None,
         Err(error) => Some(not_now(&error)),
     }
-}
-
-/// Whether something of a study was purged after a gateway received what it has of it, and nothing of the study
-/// is left: it is a remainder then, and must not come back.
-fn purged_since(node: &Node, study: &str, received_at: u64) -> Result<bool, Reply> {
-    let read = node.read(|view| Ok((view.purged_at(study)?, view.study(study)?.is_some())));
-    let (purged_at, is_known) = read.map_err(|error| not_now(&error))?;
-    Ok(!is_known && purged_at.is_some_and(|UnixMillisField(at)| received_at <= at))
 }
 
 /// Whether these very bytes are durable here, and readable as far as is known.

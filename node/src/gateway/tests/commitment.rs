@@ -1,0 +1,103 @@
+//! Storage commitment, and what holds up none.
+
+use super::door::{offer, offer_of};
+use super::*;
+
+/// A gateway, and a centre that says so.
+async fn beside_a_centre(disk: &Disk, says: fn(u64, &Ask) -> Option<Reply>) -> Running {
+    Running::start_among(&["paris"], SiteId(9), host(disk, Arc::new(Scripted(says))), "").await
+}
+
+async fn rot_manifest(store: &Store, directory: &tempfile::TempDir, uid: &Uid) {
+    let listed = store.instance(uid.as_str()).await.expect("index").expect("listed");
+    let manifest = store.get_manifest(listed.entry.manifest).await.expect("read").expect("stored");
+    rot(&Disk::real(directory.path()), &manifest).await;
+}
+
+/// A sender's request, by the last number of its UID.
+async fn request_commitment(commitments: &Commitments, number: u32, sop_instance: &Uid) -> Uid {
+    let uid = Uid::parse(&format!("1.9.{number}")).expect("a UID");
+    let reference = Reference { sop_class: CtPhantom::SOP_CLASS, sop_instance: sop_instance.clone() };
+    commitments.request(uid.clone(), Requester::Web, vec![reference]).await.expect("taken");
+    uid
+}
+
+fn settled(commitments: &Commitments, uid: &Uid) -> Option<Vec<(u32, u16)>> {
+    let Settled { failed, .. } = commitments.get(uid).expect("known").settled?;
+    Some(failed)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_image_in_the_spool_holds_up_no_request_for_commitment() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let disk = Disk::real(directory.path());
+    let running = beside_a_centre(&disk, |_, asked| Some(has_all(asked, Safety::Safe))).await;
+    let slices = [0, 1].map(|n| phantom(2).slice(n));
+    for (uid, dataset) in &slices {
+        running.take(uid, dataset.clone()).await.expect("taken");
+    }
+    running.is_through(2).await;
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(running.gateway.schedule().counts().safe, 2);
+    rot_manifest(running.gateway.store(), &directory, &slices[0].0).await;
+    let commitments = running.gateway.commitments();
+    let damaged = request_commitment(commitments, 1, &slices[0].0).await;
+    let sound = request_commitment(commitments, 2, &slices[1].0).await;
+    sleep(Duration::from_secs(30)).await;
+    assert_eq!(settled(commitments, &sound), Some(Vec::new()));
+    assert_eq!(settled(commitments, &damaged), Some(Vec::new()), "the mesh has it");
+    running.kill().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn other_bytes_under_its_uid_do_not_make_a_damaged_image_safe() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let disk = Disk::real(directory.path());
+    // Something is safe under the UID, and not these bytes.
+    let running = beside_a_centre(&disk, |_, asked| Some(has_all(asked, Safety::Pending))).await;
+    let (uid, dataset) = phantom(1).slice(0);
+    running.take(&uid, dataset).await.expect("taken");
+    running.is_through(1).await;
+    rot_manifest(running.gateway.store(), &directory, &uid).await;
+    let commitments = running.gateway.commitments();
+    let asked = request_commitment(commitments, 1, &uid).await;
+    sleep(Duration::from_secs(610)).await;
+    assert_eq!(settled(commitments, &asked), Some(vec![(0, reason::PROCESSING)]));
+    running.kill().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_for_commitment_is_answered_in_time_though_the_wall_clock_stands() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let disk = Disk::real(directory.path());
+    let running = beside_a_centre(&disk, |_, asked| Some(has_all(asked, Safety::Pending))).await;
+    let (uid, dataset) = phantom(1).slice(0);
+    running.take(&uid, dataset).await.expect("taken");
+    running.is_through(1).await;
+    let commitments = running.gateway.commitments();
+    // The machine's own clock knows nothing of the time that passes here.
+    let asked = request_commitment(commitments, 1, &uid).await;
+    sleep(Duration::from_secs(590)).await;
+    assert_eq!(settled(commitments, &asked), None);
+    sleep(Duration::from_secs(20)).await;
+    assert_eq!(settled(commitments, &asked), Some(vec![(0, reason::PROCESSING)]));
+    running.kill().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_image_at_a_centre_holds_up_no_other_request_for_commitment() {
+    let centre = centre().await;
+    let (cable, phantom) = (Cable::to(&centre), phantom(1));
+    let (first, data_set) = offer_of(&phantom, 0);
+    assert_eq!(offer(&cable, first, &data_set).await, Reply::Stored(Kept::New));
+    let uid = phantom.slice(0).0;
+    rot_manifest(centre.site.store(), &centre.directory, &uid).await;
+    let commitments = centre.site.node().commitments();
+    let damaged = request_commitment(commitments, 1, &uid).await;
+    let unknown = request_commitment(commitments, 2, &Uid::parse("1.2.3").expect("a UID")).await;
+    sleep(Duration::from_secs(60)).await;
+    for uid in [unknown, damaged] {
+        assert_eq!(settled(commitments, &uid), Some(vec![(0, reason::NO_SUCH_INSTANCE)]), "{uid}");
+    }
+    centre.end().await;
+}
