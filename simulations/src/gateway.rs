@@ -69,7 +69,8 @@ async fn start(cluster: &Arc<Cluster>, owner: Owner) -> Result<Gatehouse, Failed
         }
     };
     let lines: Arc<dyn Lines> = match cluster.plan.mutant {
-        Some(Mutant::SafetyInvented) => Arc::new(Inventing(lines)),
+        Some(Mutant::SafetyInvented) => Arc::new(Inventing { lines, invents: all_is_safe }),
+        Some(Mutant::MeshTimePast) => Arc::new(Inventing { lines, invents: it_is_early }),
         _ => lines,
     };
     let Engines { index, .. } = cluster.disks.engines(owner.slot);
@@ -135,13 +136,18 @@ impl Lines for SimLines {
     fn know(&self, _: Reached) {}
 }
 
-/// Lines on which every centre says that all is safe, as a mutant has them.
-struct Inventing(Arc<dyn Lines>);
+/// Lines on which centres' answers are changed, as a mutant has them.
+struct Inventing {
+    lines: Arc<dyn Lines>,
+    invents: fn(Vec<u8>) -> Vec<u8>,
+}
 
 /// Of `mesh-gate/1`: its version, what comes before what is safe, and what it says of an instance.
 const SAFETY: [u8; 2] = [1, 8];
 const PENDING: u8 = 1;
 const SAFE: u8 = 0;
+/// … what comes before what the mesh's clock reads …
+const TIME: [u8; 2] = [1, 12];
 /// … a question for the reports behind an event, up to the event's place in the log and among those of its command …
 const FEED: [u8; 4] = [1, 4, 1, 0];
 /// … and what its answer begins with: a page of them, that there is none now, and that it is being worked at.
@@ -154,16 +160,12 @@ const FRAME_MAX: usize = 64 << 20;
 impl Lines for Inventing {
     fn open(&self, centre: u64) -> BoxFuture<'_, io::Result<Duplex>> {
         Box::pin(async move {
-            let Duplex { mut reader, writer } = self.0.open(centre).await?;
+            let Duplex { mut reader, writer } = self.lines.open(centre).await?;
+            let invents = self.invents;
             let (mut near, far) = tokio::io::duplex(64 << 10);
             maillage_host::spawn(async move {
                 while let Ok(Some(answer)) = frame::read(&mut reader, FRAME_MAX).await {
-                    let mut answer = answer.to_vec();
-                    if answer.starts_with(&SAFETY) {
-                        // The count has one byte here: few are asked of at once.
-                        let says = answer.iter_mut().skip(SAFETY.len() + 1);
-                        says.filter(|says| **says == PENDING).for_each(|says| *says = SAFE);
-                    }
+                    let answer = invents(answer.to_vec());
                     let written = frame::write(&mut near, &answer, FRAME_MAX + HEADER_LEN).await;
                     if written.is_err() || near.flush().await.is_err() {
                         return;
@@ -175,8 +177,21 @@ impl Lines for Inventing {
     }
 
     fn know(&self, reached: Reached) {
-        self.0.know(reached);
+        self.lines.know(reached);
     }
+}
+
+fn all_is_safe(mut answer: Vec<u8>) -> Vec<u8> {
+    if answer.starts_with(&SAFETY) {
+        // The count has one byte here: few are asked of at once.
+        let says = answer.iter_mut().skip(SAFETY.len() + 1);
+        says.filter(|says| **says == PENDING).for_each(|says| *says = SAFE);
+    }
+    answer
+}
+
+fn it_is_early(answer: Vec<u8>) -> Vec<u8> {
+    if answer.starts_with(&TIME) { [&TIME[..], &[1]].concat() } else { answer }
 }
 
 /// The question for the reports behind all events of the log's entry `after`.
@@ -274,7 +289,7 @@ mod tests {
         let mut question = feed_behind(9);
         assert_eq!(question.pop(), Some(0), "the first of its command's");
         assert!(golden.lines().any(|line| line == format!("{}01", hex(&question))), "of event 9.1");
-        for begins in [SAFETY, PAGE, NOT_NOW, WORKING] {
+        for begins in [SAFETY, TIME, PAGE, NOT_NOW, WORKING] {
             assert!(golden.lines().any(|line| line.starts_with(&hex(&begins))), "{begins:?}");
         }
         assert_eq!(feed_behind(300), [1, 4, 1, 0, 0xac, 0x02, 0], "as postcard has numbers");

@@ -114,6 +114,8 @@ pub enum Mutant {
     PrefetchUnbounded,
     /// Centres tell a gateway that all is safe which they have.
     SafetyInvented,
+    /// Centres tell a gateway a time long past for the mesh's: all that it has counts as left over from any purge.
+    MeshTimePast,
     /// A gateway calls reports delivered before they are durable.
     InboxFsyncLies,
     /// Whoever reaches a node's port is served as its machine's administrator is, whatever name and page it comes from.
@@ -178,6 +180,7 @@ impl Mutant {
             Self::ContractIgnored => (&["I5"], 10),
             Self::PrefetchUnbounded => (&["prefetch"], 10),
             Self::SafetyInvented => (&["I5"], 5),
+            Self::MeshTimePast => (&["I5", "I3"], 5),
             Self::InboxFsyncLies => (&["I3", "startup"], 5),
             Self::GuardOpen => (&["I10"], 2),
             Self::GatewayOverreaches => (&["I10", "I8"], 5),
@@ -195,9 +198,11 @@ impl Mutant {
             Self::OutboxForgotten | Self::OutboxSendsTwice | Self::GlassOverwrites => {
                 Faults::These(vec![Fault::CutOff, Fault::Kill, Fault::IsolateLeader])
             }
-            Self::SafetyInvented | Self::InboxFsyncLies | Self::GatewayOverreaches | Self::SpoolForgotten => {
-                Faults::These(vec![Fault::Gateway, Fault::Kill, Fault::CutOff])
-            }
+            Self::SafetyInvented
+            | Self::MeshTimePast
+            | Self::InboxFsyncLies
+            | Self::GatewayOverreaches
+            | Self::SpoolForgotten => Faults::These(vec![Fault::Gateway, Fault::Kill, Fault::CutOff]),
             Self::LandingFsyncLies => Faults::These(vec![Fault::Crash, Fault::CrashMany, Fault::CrashWriting]),
             Self::FormatOverstated => Faults::These(vec![Fault::Upgrade, Fault::Kill]),
             Self::GivesUpEarly | Self::GivesUpUnasked | Self::ContractIgnored => {

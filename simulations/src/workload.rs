@@ -64,7 +64,7 @@ pub(crate) fn start(cluster: &Arc<Cluster>) -> Clients {
         clients.readers.push(maillage_host::spawn(desk::run(Arc::clone(cluster), slot, rng("desk"))));
         clients.apart.push(maillage_host::spawn(glass::run(Arc::clone(cluster), slot, rng("glass"))));
         clients.apart.push(maillage_host::spawn(steps::run(Arc::clone(cluster), slot, rng("steps"))));
-        clients.apart.push(maillage_host::spawn(purging::run(Arc::clone(cluster), slot, rng("archive"))));
+        clients.apart.push(maillage_host::spawn(purging::run(Arc::clone(cluster), slot, slot, rng("archive"))));
         let retention = purging::keep_until_over(Arc::clone(cluster), slot, rng("retention"));
         clients.apart.push(maillage_host::spawn(retention));
         let committing = committing::run(Arc::clone(cluster), slot, rng("commitments"));
@@ -88,6 +88,8 @@ pub(crate) fn start(cluster: &Arc<Cluster>) -> Clients {
         clients.senders.push((slot, maillage_host::spawn(hospital)));
         let scanner = images::run(Arc::clone(cluster), gateway, rng("images"));
         clients.senders.push((gateway, maillage_host::spawn(scanner)));
+        let archive = purging::run(Arc::clone(cluster), slot, gateway, rng("archive"));
+        clients.apart.push(maillage_host::spawn(archive));
         let committing = committing::run(Arc::clone(cluster), gateway, rng("commitments"));
         clients.committing.push((gateway, maillage_host::spawn(committing)));
     }

@@ -179,6 +179,12 @@ impl Node {
         self.gateway.store()
     }
 
+    /// Whether a purge that is decided from now on reaches an instance, if it is in the spool.
+    pub fn is_within_reach(&self, sop_instance: &str) -> bool {
+        let stamp = self.gateway.schedule().named(sop_instance).map(|(_, spooled, _)| spooled.received_at);
+        stamp.is_none_or(|stamp| self.gateway.marks().cover(stamp))
+    }
+
     /// Instances in the spool that are not known to be safe; those that no centre takes are left out.
     pub fn unsafe_instances(&self) -> u64 {
         let counts = self.gateway.schedule().counts();

@@ -37,6 +37,8 @@ const DELIVERED: Duration = Duration::from_secs(60);
 const WIPED: Duration = Duration::from_secs(60);
 /// Bytes at the end of what is stored of an instance by which the disk is searched for it: of its pixels, which no other has.
 const MARK_BYTES: usize = 192;
+/// What stands for what cannot be read yet.
+const UNREADABLE: &str = "what cannot be read yet";
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(1);
 /// Where a gateway puts reports.
@@ -222,7 +224,7 @@ pub(crate) async fn owes_nothing(cluster: &Cluster) {
 /// takes more.
 pub(crate) async fn is_wiped(cluster: &Cluster) {
     let Some(slot) = cluster.gateway_slot() else { return };
-    let (mut until, mut is_started_again) = (cluster.world.now() + WIPED, false);
+    let mut wait = Wait::new(cluster, slot, "what left its spool");
     loop {
         let searched = match cluster.gatehouse() {
             Some(gatehouse) => cluster.watch.gateway.of_what_left(&gatehouse).await,
@@ -230,7 +232,7 @@ pub(crate) async fn is_wiped(cluster: &Cluster) {
         };
         let left = match &searched {
             Some(marks) => cluster.disks.find(slot, marks),
-            None => Some("what cannot be read yet".to_owned()),
+            None => Some(UNREADABLE.to_owned()),
         };
         let Some(path) = left else {
             if searched.is_some_and(|marks| !marks.is_empty()) {
@@ -238,16 +240,69 @@ pub(crate) async fn is_wiped(cluster: &Cluster) {
             }
             return;
         };
-        if cluster.world.now() > until && is_started_again {
-            let detail = format!("{WIPED:?} after its start, the gateway has in {path} what left its spool");
-            return cluster.world.violation("I6", detail);
+        if !wait.goes_on(&path).await {
+            return;
         }
-        if cluster.world.now() > until {
-            cluster.world.sometimes("a gateway was started again to be rid of what left its spool");
-            cluster.stop(slot, Ending::Killed, "to be started again");
-            (until, is_started_again) = (cluster.world.now() + WIPED, true);
+    }
+}
+
+/// Waits until the gateway has none of these instances, which were purged. Of what is safe it asks every hour whether it was,
+/// and at its start.
+pub(crate) async fn has_none_of(cluster: &Cluster, purged: &BTreeSet<String>) {
+    let Some(slot) = cluster.gateway_slot().filter(|_| !purged.is_empty()) else { return };
+    let mut wait = Wait::new(cluster, slot, "what was purged");
+    loop {
+        let left = match cluster.gatehouse() {
+            Some(gatehouse) => first_of(&gatehouse, purged).await,
+            None => Some(UNREADABLE),
+        };
+        let Some(left) = left else { return cluster.world.sometimes("a gateway dropped what was purged") };
+        if !wait.goes_on(left).await {
+            return;
+        }
+    }
+}
+
+/// The first of some instances that is in the spool.
+async fn first_of<'a>(gatehouse: &Gatehouse, instances: &'a BTreeSet<String>) -> Option<&'a str> {
+    for sop_instance in instances {
+        match gatehouse.store.instance(sop_instance).await {
+            Ok(None) => {}
+            Ok(Some(_)) => return Some(sop_instance),
+            Err(_) => return Some(UNREADABLE),
+        }
+    }
+    None
+}
+
+/// A wait for the gateway to be rid of something, which may take a start.
+struct Wait<'a> {
+    cluster: &'a Cluster,
+    slot: u32,
+    what: &'static str,
+    until: Duration,
+    is_started_again: bool,
+}
+
+impl<'a> Wait<'a> {
+    fn new(cluster: &'a Cluster, slot: u32, what: &'static str) -> Self {
+        Self { cluster, slot, what, until: cluster.world.now() + WIPED, is_started_again: false }
+    }
+
+    /// Waits a while longer for what is `left`; `false` when that is too long, which is a violation.
+    async fn goes_on(&mut self, left: &str) -> bool {
+        let world = &self.cluster.world;
+        if world.now() > self.until && self.is_started_again {
+            world.violation("I6", format!("{WIPED:?} after its start, the gateway has {}: {left}", self.what));
+            return false;
+        }
+        if world.now() > self.until {
+            world.sometimes("a gateway was started again to be rid of something");
+            self.cluster.stop(self.slot, Ending::Killed, "to be started again");
+            (self.until, self.is_started_again) = (world.now() + WIPED, true);
         }
         tokio::time::sleep(LOOK).await;
+        true
     }
 }
 

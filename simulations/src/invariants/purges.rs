@@ -19,6 +19,7 @@ use maillage_consensus::{Outcome, View};
 use maillage_store::Hash;
 
 use crate::cluster::{Cluster, Running};
+use crate::invariants::gateway;
 use crate::invariants::giving::Overlay;
 use crate::workload::dicom::parts;
 use crate::workload::{http, purging};
@@ -41,7 +42,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Kept {
     pub(crate) study: String,
     /// SOP Instance UIDs.
-    pub(crate) instances: Vec<String>,
+    pub(crate) instances: BTreeSet<String>,
+    /// Whether they came through a hospital's gateway, which knew the mesh's time since.
+    pub(crate) is_from_a_gateway: bool,
     /// Chunks and manifests.
     pub(crate) objects: Vec<Hash>,
     /// Bytes that are stored of them and nowhere else, as they are in packs and as they came.
@@ -238,6 +241,7 @@ pub(crate) async fn all_are_gone(cluster: &Cluster) {
         }
         tokio::time::sleep(LOOK).await;
     }
+    gateway::has_none_of(cluster, &gone_from_a_gateway(cluster)).await;
     for running in cluster.all_running() {
         let gone = cluster.watch.purges.gone(&running);
         if gone.is_empty() {
@@ -254,6 +258,13 @@ pub(crate) async fn all_are_gone(cluster: &Cluster) {
         }
         cluster.world.sometimes("a disk was searched for purged images");
     }
+}
+
+/// What must be gone that came through a gateway, as any node knows it.
+fn gone_from_a_gateway(cluster: &Cluster) -> BTreeSet<String> {
+    let nodes = cluster.all_running();
+    let gone = nodes.iter().flat_map(|running| cluster.watch.purges.gone(running));
+    gone.filter(|kept| kept.is_from_a_gateway).flat_map(|kept| kept.instances).collect()
 }
 
 /// What a site has still to confirm; a machine that is lost with its disk confirms nothing.

@@ -4,8 +4,11 @@
 //! It has a hospital, too, whose images are kept for a short time: their exams are read, or cancelled, some on legal hold,
 //! and it asks for no purge of them.
 //!
-//! Nobody else counts on these images: they are in no list of what was acknowledged.
+//! Another archive does the same behind a hospital's gateway, and sends what comes afterwards through it.
+//!
+//! Nobody else counts on these images, but for those: they are in no list of what was acknowledged.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +22,8 @@ use maillage_store::Hash;
 
 use super::dicom::{Of, Sample};
 use super::{Answer, Sender, images};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Running};
+use crate::gateway::Gatehouse;
 use crate::invariants::purges::{self, Kept};
 use crate::rng::Rng;
 
@@ -64,9 +68,11 @@ pub(crate) fn kept_ms(hospital: &Line) -> Option<u64> {
 }
 
 /// Until the work ends; a purge that is asked for then is still carried through.
-pub(super) async fn run(cluster: Arc<Cluster>, slot: u32, rng: Rng) {
+///
+/// Its images go to what takes them at `images_to`.
+pub(super) async fn run(cluster: Arc<Cluster>, slot: u32, images_to: u32, rng: Rng) {
     let name = Name::fitted(&format!("archive-{slot}"));
-    let mut archive = Archive { sender: Sender::new(Arc::clone(&cluster), slot, name, rng) };
+    let mut archive = Archive { sender: Sender::new(Arc::clone(&cluster), slot, name, rng), images_to };
     for number in 0..cluster.plan.at_most(STUDIES_MAX) {
         let pause = archive.sender.rng.around(PAUSE);
         tokio::time::sleep(pause).await;
@@ -80,7 +86,7 @@ pub(super) async fn run(cluster: Arc<Cluster>, slot: u32, rng: Rng) {
 /// Until the work ends. What is kept then goes by itself, too.
 pub(super) async fn keep_until_over(cluster: Arc<Cluster>, slot: u32, rng: Rng) {
     let name = Name::fitted(&format!("archive-{slot}"));
-    let mut archive = Archive { sender: Sender::new(Arc::clone(&cluster), slot, name, rng) };
+    let mut archive = Archive { sender: Sender::new(Arc::clone(&cluster), slot, name, rng), images_to: slot };
     let hospital = format!("{HOSPITAL}{slot}");
     if !archive.say_for_how_long(&hospital).await {
         return;
@@ -97,13 +103,13 @@ pub(super) async fn keep_until_over(cluster: Arc<Cluster>, slot: u32, rng: Rng) 
 
 struct Archive {
     sender: Sender,
+    images_to: u32,
 }
 
 impl Archive {
     async fn keep_and_purge(&mut self, number: u64) {
         let cluster = Arc::clone(&self.sender.cluster);
-        let (study, patient) =
-            (format!("2.25.90{}.{number}", self.sender.slot), format!("K{}-{number}", self.sender.slot));
+        let (study, patient) = (format!("2.25.90{}.{number}", self.images_to), format!("K{}-{number}", self.images_to));
         let of = Of { study: &study, accession: "", patient: &patient, issuer: "", institution: "", modality: "CT" };
         let Some(exam) = self.keep(&of).await else { return };
         let later = self.sender.rng.millis(LATER_MS.0, LATER_MS.1);
@@ -113,8 +119,11 @@ impl Archive {
         }
         if self.purge(exam).await && self.sender.rng.chance(COMES_AFTER) && !cluster.is_ending() {
             let late = Sample::new(&of, INSTANCES, self.sender.rng.next(), 200);
-            if images::store(&cluster, self.sender.slot, &late, &mut self.sender.rng).await {
-                cluster.world.sometimes("an image came after its study was purged");
+            if images::store(&cluster, self.images_to, &late, &mut self.sender.rng).await {
+                cluster.world.sometimes(match self.is_behind_a_gateway() {
+                    true => "an image came to a gateway after its study was purged",
+                    false => "an image came after its study was purged",
+                });
             }
         }
     }
@@ -170,6 +179,10 @@ impl Archive {
             sent.push(sample.data_set.slice(sample.data_set.len().saturating_sub(SENT_MARK_BYTES)..));
         }
         let (exam, mut kept) = self.published(of.study).await?;
+        if self.is_behind_a_gateway() {
+            self.is_within_reach(&kept).await?;
+            kept.is_from_a_gateway = true;
+        }
         kept.marks.append(&mut sent);
         self.sender.cluster.watch.purges.keeps(exam, kept);
         Some(exam)
@@ -179,7 +192,7 @@ impl Archive {
     async fn store(&mut self, sample: &Sample) -> bool {
         let cluster = Arc::clone(&self.sender.cluster);
         for _ in 0..5 {
-            if let Some(receiver) = cluster.receiver(self.sender.slot)
+            if let Some(receiver) = cluster.receiver(self.images_to)
                 && images::by_c_store(&cluster, receiver, sample).await.is_some_and(|(stored, _)| stored)
             {
                 return true;
@@ -190,34 +203,68 @@ impl Archive {
         false
     }
 
+    fn is_behind_a_gateway(&self) -> bool {
+        self.sender.cluster.gateway_slot() == Some(self.images_to)
+    }
+
+    /// The nodes that may have received its images.
+    fn receiving(&self) -> Vec<Running> {
+        match self.is_behind_a_gateway() {
+            true => self.sender.cluster.all_running(),
+            false => self.sender.cluster.running(self.images_to).into_iter().collect(),
+        }
+    }
+
     /// Waits until the mesh knows the study; its exam, and what is stored of it.
     async fn published(&mut self, study: &str) -> Option<(ExamId, Kept)> {
-        let cluster = Arc::clone(&self.sender.cluster);
         let until = tokio::time::Instant::now() + WAITS;
         while tokio::time::Instant::now() < until {
             tokio::time::sleep(LOOK).await;
-            let Some(running) = cluster.running(self.sender.slot) else { continue };
-            let part = {
-                let engine = running.group.reader();
-                let known = View::new(&*engine).study(study).ok().flatten();
-                known.and_then(|known| known.parts.into_iter().find(|held| held.origin == SiteId(running.site)))
-            };
-            // What is stored and not published yet is none of its exam's, and stays when that is purged.
-            let Some(held) = part.filter(|held| u64::from(held.part.instances) >= INSTANCES) else { continue };
-            let mut kept = Kept { study: study.to_owned(), ..Kept::default() };
-            kept.objects.push(Hash(held.part.manifest));
-            for instance in running.store.instances(study).await.ok()? {
-                kept.instances.push(instance.entry.sop_instance.clone());
-                kept.objects.push(instance.entry.manifest);
-                let manifest = running.store.instance_manifest(instance.entry.manifest).await.ok()??;
-                kept.keys.extend(manifest.key.map(|key| KeyId(key.0)));
-                for chunk in &manifest.chunks {
-                    kept.objects.push(chunk.hash);
-                    let stored = running.store.get(chunk.hash).await.ok()??;
-                    kept.marks.push(stored.slice(stored.len().saturating_sub(MARK_BYTES)..));
+            let (mut exams, mut kept) = (BTreeSet::new(), Kept { study: study.to_owned(), ..Kept::default() });
+            for running in self.receiving() {
+                let part = {
+                    let engine = running.group.reader();
+                    let known = View::new(&*engine).study(study).ok().flatten();
+                    known.and_then(|known| known.parts.into_iter().find(|held| held.origin == SiteId(running.site)))
+                };
+                let Some(held) = part else { continue };
+                let stored = running.store.instances(study).await.ok()?;
+                // What is stored and not published yet is none of its exam's, and stays when that is purged.
+                if usize::try_from(held.part.instances).is_ok_and(|published| published < stored.len()) {
+                    kept.instances.clear();
+                    break;
+                }
+                exams.insert(held.exam);
+                kept.objects.push(Hash(held.part.manifest));
+                for instance in stored {
+                    kept.instances.insert(instance.entry.sop_instance.clone());
+                    kept.objects.push(instance.entry.manifest);
+                    let manifest = running.store.instance_manifest(instance.entry.manifest).await.ok()??;
+                    kept.keys.extend(manifest.key.map(|key| KeyId(key.0)));
+                    for chunk in &manifest.chunks {
+                        kept.objects.push(chunk.hash);
+                        let stored = running.store.get(chunk.hash).await.ok()??;
+                        kept.marks.push(stored.slice(stored.len().saturating_sub(MARK_BYTES)..));
+                    }
                 }
             }
-            return Some((held.exam, kept));
+            if let (Some(exam), 1, INSTANCES) = (exams.first(), exams.len(), kept.instances.len() as u64) {
+                return Some((*exam, kept));
+            }
+        }
+        None
+    }
+
+    /// Waits until a purge reaches what the gateway has.
+    async fn is_within_reach(&self, kept: &Kept) -> Option<()> {
+        let until = tokio::time::Instant::now() + WAITS;
+        while tokio::time::Instant::now() < until {
+            let gatehouse = self.sender.cluster.gatehouse();
+            let reached = |gatehouse: Gatehouse| kept.instances.iter().all(|sop| gatehouse.node.is_within_reach(sop));
+            if gatehouse.is_some_and(reached) {
+                return Some(());
+            }
+            tokio::time::sleep(LOOK).await;
         }
         None
     }

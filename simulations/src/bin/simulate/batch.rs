@@ -159,6 +159,7 @@ const RARE_FROM: u64 = 300;
 const RARE: &[&str] = &[
     "a copy was given up",
     "a disk stalled",
+    "a gateway dropped what was purged",
     "a gateway had a report delivered",
     "a gateway told nothing of what centres have",
     "a gateway was given its own hospital's reports alone",
@@ -181,6 +182,7 @@ const RARE: &[&str] = &[
     "a write met a full disk",
     "all nodes lost power at once",
     "an fsync failed",
+    "an image came to a gateway after its study was purged",
     "an index was made anew from the packs",
     "an unsynced write was torn",
     "images came under a contract",
