@@ -220,4 +220,4 @@ fn too_long(path: &str) -> io::Error {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -6,7 +6,6 @@
 //! start: a study whose instances here outnumber those that the mesh knows, or of which keys are pending.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -38,7 +37,9 @@ const RETRY: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 /// Before a study of which something is still to be coded is looked at again.
 const WHILE_CODED: Duration = Duration::from_millis(100);
-/// Studies read from the index at once when a start looks for unpublished ones.
+/// Before it is looked again for unpublished studies when that failed.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// Studies read from the index at once when it is looked for unpublished ones.
 const PAGE: usize = 256;
 
 /// Publishes studies that have become quiet, until `shutdown`.
@@ -51,8 +52,8 @@ pub(crate) async fn run(
 ) {
     let quiet = Duration::from_secs(node.config().dicom.quiet_seconds);
     let mut due: BTreeMap<String, Due> = BTreeMap::new();
-    let (mut events, mut recovery) = (node.store().events(), node.store().recovery());
-    look_for_unpublished(&node, &mut due).await;
+    let (mut events, mut mends) = (node.store().events(), node.store().mends());
+    let mut look = look_for_unpublished(&node, &mut due).await;
     loop {
         let next = due.values().map(|due| due.at).min();
         tokio::select! {
@@ -75,14 +76,15 @@ pub(crate) async fn run(
             },
             // A receiver that lags may have missed it; the store outlives this.
             _ = events.recv() => {
-                let now = node.store().recovery();
-                if !Arc::ptr_eq(&recovery, &now) {
+                let now = node.store().mends();
+                if now != mends {
                     // What was refused when the damage was met may be durable, listed by the new index alone, and a
                     // duplicate when it comes again, of which nobody tells.
-                    recovery = now;
-                    look_for_unpublished(&node, &mut due).await;
+                    mends = now;
+                    look = Some(Instant::now());
                 }
             },
+            () = reached(look) => look = look_for_unpublished(&node, &mut due).await,
             () = reached(next) => {
                 let now = Instant::now();
                 let ready: Vec<String> =
@@ -108,8 +110,8 @@ pub(crate) async fn run(
     }
 }
 
-/// Has studies published of which more is here than the mesh knows.
-async fn look_for_unpublished(node: &Node, due: &mut BTreeMap<String, Due>) {
+/// Has studies published of which more is here than the mesh knows. When it is to be looked again, if that failed.
+async fn look_for_unpublished(node: &Node, due: &mut BTreeMap<String, Due>) -> Option<Instant> {
     match unpublished(node).await {
         Ok(studies) => {
             // A key that is pending has images that the mesh does not know, or is to be forgotten.
@@ -117,12 +119,16 @@ async fn look_for_unpublished(node: &Node, due: &mut BTreeMap<String, Due>) {
             for study in studies.into_iter().chain(pending) {
                 due.entry(study).or_insert_with(Due::now);
             }
+            None
         }
-        Err(error) => tracing::error!(error = format!("{error:#}"), "look for unpublished studies"),
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "look for unpublished studies");
+            Some(Instant::now() + LOOK_AGAIN)
+        }
     }
 }
 
-/// Waits for the moment at which the first study is due; for ever while there is none.
+/// Waits for a moment; for ever while there is none.
 async fn reached(moment: Option<Instant>) {
     match moment {
         Some(moment) => tokio::time::sleep_until(moment).await,
@@ -334,3 +340,6 @@ pub(crate) fn request_of(attributes: &Attributes) -> Request {
 fn said(text: &Option<Redacted<String>>) -> &str {
     text.as_ref().map_or("", |text| text.expose())
 }
+
+#[cfg(test)]
+mod tests;

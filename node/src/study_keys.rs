@@ -62,14 +62,13 @@ impl Closing {
         if pending.is_empty() {
             return Ok(Self { before, used: pending, unused: BTreeSet::new() });
         }
-        let (store, recovery) = (node.store(), node.store().recovery());
+        let (store, mends) = (node.store(), node.store().mends());
         // Listed behind the rotation: whatever was sealed under these keys is durable by now.
         let (named, is_all) = node.store().keys_of_study(study).await?;
         let (used, unused): (Vec<_>, Vec<_>) =
             pending.into_iter().partition(|key| !is_all || named.contains(&key.id()));
         // What a failed write left may be found when the index is made anew, though the one of before lists nothing of it.
-        let is_doubtful =
-            store.has_stopped_writing() || store.is_mending() || !Arc::ptr_eq(&recovery, &store.recovery());
+        let is_doubtful = store.has_stopped_writing() || store.is_mending() || store.mends() != mends;
         if is_doubtful || store.landing().size().1 > 0 {
             // What cannot be read or coded may be sealed under any of them, and may be mended.
             return Ok(Self { before, used, unused: BTreeSet::new() });
@@ -149,4 +148,4 @@ fn keep_id(key: KeyId, sequence: u64) -> CommandId {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -5,10 +5,9 @@
 //! under another one.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::Duration;
 
-use maillage_store::{KeyId, Recovery, StoreError};
+use maillage_store::{KeyId, StoreError};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -37,12 +36,13 @@ impl Gateway {
     /// The studies are looked at again by the next call.
     pub(super) async fn forget_keys(&self) -> Result<(), StoreError> {
         let studies = std::mem::take(&mut *self.dropped());
-        let recovery = self.store().recovery();
+        // In this order: the account of an index that is made anew in between is not that of the one that is asked.
+        let (mends, recovery) = (self.store().mends(), self.store().recovery());
         // Nobody knows under which keys that is sealed that is damaged or not there; it may be put back.
         if !recovery.damage.is_empty() || !recovery.missing.is_empty() {
             return Ok(());
         }
-        match self.forget_keys_of(&studies, &recovery).await {
+        match self.forget_keys_of(&studies, mends).await {
             Ok(later) => {
                 self.dropped().extend(later);
                 Ok(())
@@ -54,12 +54,8 @@ impl Gateway {
         }
     }
 
-    /// The studies that are to be looked at later.
-    async fn forget_keys_of(
-        &self,
-        studies: &BTreeSet<String>,
-        recovery: &Arc<Recovery>,
-    ) -> Result<BTreeSet<String>, StoreError> {
+    /// The studies that are to be looked at later: all, once the index was made anew more often than `mends`.
+    async fn forget_keys_of(&self, studies: &BTreeSet<String>, mends: u64) -> Result<BTreeSet<String>, StoreError> {
         let (mut unused, mut later) = (BTreeSet::new(), BTreeSet::new());
         for study in studies {
             match self.unused_keys(study).await? {
@@ -69,7 +65,7 @@ impl Gateway {
         }
         // What a failed write left may be found when the index is made anew, though it lists nothing of it.
         let stats = self.store().stats().await?;
-        if stats.is_mending || !Arc::ptr_eq(recovery, &self.store().recovery()) {
+        if stats.is_mending || self.store().mends() != mends {
             return Ok(studies.clone());
         }
         if !stats.is_failed {

@@ -6,7 +6,6 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
 use maillage_store::{Claimed, Hash, Instance, InstanceEntry, Publication, StoreError, StudyManifest};
@@ -213,19 +212,19 @@ pub(super) async fn run(
     shutdown: CancellationToken,
 ) {
     let mut look = tokio::time::interval(LOOK);
-    let mut recovery = gateway.store().recovery();
+    let mut mends = gateway.store().mends();
     // What could not be looked at is durable and owed, and nothing else may come of it.
     let mut missed = BTreeSet::new();
     loop {
         let first = tokio::select! {
             () = shutdown.cancelled() => return,
             _ = look.tick() => {
-                let now = gateway.store().recovery();
-                if !Arc::ptr_eq(&recovery, &now) {
+                let now = gateway.store().mends();
+                if now != mends {
                     // What was refused when the damage was met may be durable, listed by the new index alone, and a
                     // duplicate when it comes again, of which nobody tells.
                     match gateway.take_up().await {
-                        Ok(()) => recovery = now,
+                        Ok(()) => mends = now,
                         Err(error) => tracing::error!(%error, "take up what the new index lists"),
                     }
                 }

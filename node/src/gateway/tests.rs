@@ -191,8 +191,8 @@ fn has_all(asked: &Ask, safety: Safety) -> Reply {
 
 /// An index on a machine that has no descriptor left, now and then.
 #[derive(Default)]
-struct FlakyHome {
-    home: MemoryHome,
+pub(crate) struct FlakyHome {
+    pub(crate) home: MemoryHome,
     fails: Arc<AtomicBool>,
 }
 
@@ -202,7 +202,7 @@ struct FlakyEngine {
 }
 
 impl FlakyHome {
-    fn set_fails(&self, fails: bool) {
+    pub(crate) fn set_fails(&self, fails: bool) {
         self.fails.store(fails, Ordering::SeqCst);
     }
 

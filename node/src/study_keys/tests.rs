@@ -12,7 +12,7 @@ use maillage_consensus::ids::{ExamId, Line};
 use maillage_dicom::Uid;
 use maillage_dicom::phantom::CtPhantom;
 use maillage_host::engine::MemoryHome;
-use maillage_host::{Clock, Disk};
+use maillage_host::{Clock, Disk, EngineHome};
 use maillage_store::{StoreConfig, StoreError};
 use maillage_transport::{Endpoint, EndpointConfig, Identity, Membership, Socket};
 use tokio_util::sync::CancellationToken;
@@ -27,15 +27,15 @@ use crate::outbox::{Local, images_of};
 use crate::site::{Host, Member, Site};
 
 /// The disk and the engines of a site, whose processes come and go.
-struct Machine {
+pub(crate) struct Machine {
     directory: tempfile::TempDir,
     state: Arc<MemoryHome>,
-    index: Arc<MemoryHome>,
+    index: Arc<dyn EngineHome>,
     identity: Identity,
 }
 
 /// One process.
-struct Running {
+pub(crate) struct Running {
     site: Site,
     endpoint: Endpoint,
     shutdown: CancellationToken,
@@ -43,9 +43,12 @@ struct Running {
 
 impl Machine {
     fn new() -> Self {
-        let (state, index) = (Arc::default(), Arc::default());
+        Self::with_index(Arc::<MemoryHome>::default())
+    }
+
+    pub(crate) fn with_index(index: Arc<dyn EngineHome>) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        Self { directory, state, index, identity: Identity::generate() }
+        Self { directory, state: Arc::default(), index, identity: Identity::generate() }
     }
 
     fn disk(&self) -> Disk {
@@ -53,7 +56,7 @@ impl Machine {
     }
 
     /// Opens the site, and starts none of what it does unasked: the tests take each step.
-    async fn run(&self) -> Running {
+    pub(crate) async fn run(&self) -> Running {
         let settings = Settings::from_toml(
             "[node]\nname = \"paris\"\nzone = \"paris\"\ndata_dir = \"/nowhere\"\n[storage]\nreserve_mib = 1\n\
              [dicom]\nany_caller = true\n",
@@ -69,7 +72,7 @@ impl Machine {
         let host = Host {
             disk: self.disk(),
             state: Arc::<MemoryHome>::clone(&self.state),
-            index: Arc::<MemoryHome>::clone(&self.index),
+            index: Arc::clone(&self.index),
             clock,
             images: StoreConfig::default(),
             queue: Arc::new(Queue),
@@ -92,16 +95,16 @@ impl Machine {
 }
 
 impl Running {
-    fn node(&self) -> &Node {
+    pub(crate) fn node(&self) -> &Node {
         self.site.node()
     }
 
-    async fn end(self) {
+    pub(crate) async fn end(self) {
         self.shutdown.cancel();
         self.site.stop(self.endpoint.close()).await;
     }
 
-    async fn receive(&self, slice: &Slice) -> ReceivedAs {
+    pub(crate) async fn receive(&self, slice: &Slice) -> ReceivedAs {
         let announced = Announced {
             sop_class: Uid::parse("1.2.840.10008.5.1.4.1.1.2").expect("a UID"),
             sop_instance: Uid::parse(&slice.uid).expect("a UID"),
@@ -137,7 +140,7 @@ impl Running {
         publish(self.node(), study).await
     }
 
-    fn exam(&self, study: &str) -> Option<ExamId> {
+    pub(crate) fn exam(&self, study: &str) -> Option<ExamId> {
         let study = self.node().read(|view| view.study(study)).expect("read");
         study.map(|study| study.parts[0].exam)
     }
@@ -158,13 +161,13 @@ impl Running {
 }
 
 #[derive(Clone)]
-struct Slice {
-    uid: String,
+pub(crate) struct Slice {
+    pub(crate) uid: String,
     dataset: Bytes,
 }
 
 /// A study of three slices.
-fn study() -> (String, [Slice; 3]) {
+pub(crate) fn study() -> (String, [Slice; 3]) {
     study_of(1)
 }
 

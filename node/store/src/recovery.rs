@@ -16,17 +16,20 @@ pub struct Recovery {
     pub damage: Vec<Damage>,
     /// Packs that the index wants something of and the directory lacks.
     pub missing: Vec<PackId>,
+    /// How often the index was made anew since the store was opened.
+    pub(crate) mends: u64,
 }
 
 impl Recovery {
-    /// The account of this and of what came later.
-    pub(crate) fn and(&self, later: &Self) -> Self {
+    /// This account, with what was found when the index was made anew once more.
+    pub(crate) fn with_mend(&self, found: &Self) -> Self {
         Self {
-            index_rebuilt: self.index_rebuilt || later.index_rebuilt,
-            records_replayed: self.records_replayed + later.records_replayed,
-            torn: later.torn.or(self.torn),
-            damage: [&self.damage[..], &later.damage].concat(),
-            missing: [&self.missing[..], &later.missing].concat(),
+            index_rebuilt: true,
+            records_replayed: self.records_replayed + found.records_replayed,
+            torn: found.torn.or(self.torn),
+            damage: [&self.damage[..], &found.damage].concat(),
+            missing: [&self.missing[..], &found.missing].concat(),
+            mends: self.mends + 1,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -172,7 +172,12 @@ impl Store {
 
     /// What opening, and making the index anew since, found and did.
     pub fn recovery(&self) -> Arc<Recovery> {
-        Arc::clone(&self.shared.recovery.lock().unwrap_or_else(PoisonError::into_inner))
+        self.shared.recovery()
+    }
+
+    /// How often its index was made anew since it was opened: one more from the moment at which the new one answers.
+    pub fn mends(&self) -> u64 {
+        self.shared.recovery().mends
     }
 
     /// The keys under which its images are sealed.

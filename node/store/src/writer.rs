@@ -15,25 +15,26 @@ use std::time::Duration;
 
 use maillage_host::{Clock, EngineHome, offload, spawn};
 use tokio::sync::{Notify, OwnedSemaphorePermit, broadcast, mpsc, oneshot};
-use tokio::task::{JoinError, JoinHandle};
+use tokio::task::JoinHandle;
 
 use crate::config::StoreConfig;
-use crate::error::{OpenError, Refusal, StoreError};
+use crate::error::{Refusal, StoreError};
 use crate::event::StoreEvent;
 use crate::index::{Index, Mark};
 use crate::library::Stored;
-use crate::mend::mend;
+use crate::mend::{Mending, ended};
 use crate::pack::PackFiles;
 use crate::purge::{self, Intents, PurgeWhat, Step};
 use crate::recovery::Recovery;
-use crate::replay::{Replayed, Tail};
+use crate::replay::Tail;
 
 mod group;
 mod open_pack;
 mod plan;
 
 pub(crate) use group::{Closing, Content, Move, Moved};
-use open_pack::{OpenPack, RoomError, room_error};
+pub(crate) use open_pack::OpenPack;
+use open_pack::{RoomError, room_error};
 use plan::{Plan, Target, plan};
 
 /// How long the index may lag on disk behind the packs: what is replayed after a power cut.
@@ -48,8 +49,6 @@ const OPEN_PACKS_MAX: usize = 16;
 /// How long a pack was not written to before it is sealed for one of another day: no more than [`OPEN_PACKS_MAX`] small
 /// packs are made in so long, in whatever order days come.
 const IDLE_BEFORE_SEALING: Duration = Duration::from_secs(24 * 3600);
-/// How often a damaged index is made anew: one that is damaged again and again is not what is to be mended.
-const MENDS_MAX: u32 = 3;
 /// When the retention of what comes without a day is expected to end, in days: the mesh's default of 90.
 pub(crate) const RETENTION_DAYS: u64 = 90;
 
@@ -85,16 +84,9 @@ impl Shared {
         Arc::clone(&self.index.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Has another index be used from now on; gives back the one of before.
-    pub(crate) fn replace_index(&self, index: Arc<Index>) -> Arc<Index> {
-        std::mem::replace(&mut *self.index.write().unwrap_or_else(PoisonError::into_inner), index)
-    }
-
-    /// Adds to the account of what was found in the packs.
-    fn account(&self, later: &Recovery) {
-        later.log();
-        let mut account = self.recovery.lock().unwrap_or_else(PoisonError::into_inner);
-        *account = Arc::new(account.and(later));
+    /// What was found so far.
+    pub(crate) fn recovery(&self) -> Arc<Recovery> {
+        Arc::clone(&self.recovery.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Tells whoever listens; nobody need.
@@ -136,18 +128,14 @@ enum WriteError {
     Fatal(String),
 }
 
-type Mending = JoinHandle<Result<Replayed, OpenError>>;
-
 pub(crate) struct Writer {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     /// Most recently used last.
-    open: Vec<OpenPack>,
-    next_number: u64,
-    failed: Option<Arc<str>>,
+    pub(crate) open: Vec<OpenPack>,
+    pub(crate) next_number: u64,
+    pub(crate) failed: Option<Arc<str>>,
     /// A damaged index is being made anew; no pack is open meanwhile.
-    mending: Option<Mending>,
-    /// How often one was.
-    mends: u32,
+    pub(crate) mending: Option<Mending>,
     is_full: bool,
     checkpoint: mpsc::Sender<()>,
     checkpoints: JoinHandle<()>,
@@ -159,17 +147,8 @@ impl Writer {
         let (checkpoint, due) = mpsc::channel(1);
         let checkpoints = spawn(checkpoints(Arc::clone(&shared), due));
         let open = tails.into_iter().map(OpenPack::resume).collect();
-        let writer = Self {
-            shared,
-            open,
-            next_number,
-            failed: None,
-            mending: None,
-            mends: 0,
-            is_full: false,
-            checkpoint,
-            checkpoints,
-        };
+        let writer =
+            Self { shared, open, next_number, failed: None, mending: None, is_full: false, checkpoint, checkpoints };
         drop(spawn(writer.run(queue)));
     }
 
@@ -258,48 +237,6 @@ impl Writer {
                 mended = ended(&mut self.mending) => self.mended(mended).await,
                 () = self.shared.damage.notified() => self.look_at_index().await,
                 request = queue.recv() => return request,
-            }
-        }
-    }
-
-    /// Has the index made anew if it is damaged, unless writing has ended, or that was done too often.
-    async fn look_at_index(&mut self) {
-        if self.mending.is_some() || !self.shared.index().is_damaged() {
-            return;
-        }
-        if self.failed.is_some() {
-            return self.shared.mark.condemn().await;
-        }
-        if self.mends == MENDS_MAX {
-            return self.fail("the index was damaged once more".to_owned(), Vec::new()).await;
-        }
-        tracing::error!("the index is damaged: it is made anew from the packs, and no image is taken meanwhile");
-        self.mends += 1;
-        // None is written to before what is in it was replayed.
-        self.open.clear();
-        self.shared.is_mending.store(true, Ordering::Relaxed);
-        self.mending = Some(spawn(mend(Arc::clone(&self.shared))));
-    }
-
-    /// Goes on with an index that was made anew.
-    async fn mended(&mut self, mended: Result<Result<Replayed, OpenError>, JoinError>) {
-        self.mending = None;
-        let mended = mended.map_err(|error| error.to_string()).and_then(|mended| mended.map_err(|e| e.to_string()));
-        match mended {
-            Ok(Replayed { recovery, tails, next_number }) => {
-                tracing::info!(records = recovery.records_replayed, "the index was made anew");
-                self.shared.account(&Recovery { index_rebuilt: true, ..recovery });
-                if self.failed.is_none() {
-                    self.open = tails.into_iter().map(OpenPack::resume).collect();
-                }
-                // No number comes again while its pack may still be remembered.
-                self.next_number = self.next_number.max(next_number);
-                self.shared.is_mending.store(false, Ordering::Relaxed);
-                self.shared.emit(StoreEvent::Mended);
-            }
-            Err(error) => {
-                self.fail(format!("make the index anew: {error}"), Vec::new()).await;
-                self.shared.is_mending.store(false, Ordering::Relaxed);
             }
         }
     }
@@ -503,7 +440,7 @@ impl Writer {
         }
     }
 
-    async fn fail(&mut self, error: String, waiting: Vec<Waiting>) {
+    pub(crate) async fn fail(&mut self, error: String, waiting: Vec<Waiting>) {
         tracing::error!(%error, "the store stops writing: restart the node once the disk is sound");
         self.shared.is_failed.store(true, Ordering::Relaxed);
         self.shared.emit(StoreEvent::WriterFailed(error.clone()));
@@ -540,14 +477,6 @@ impl From<RoomError> for WriteError {
 
 fn of_index(what: &str, error: &io::Error) -> WriteError {
     WriteError::Index(format!("{what}: {error}"))
-}
-
-/// What became of an index that is being made anew; while there is none, never.
-async fn ended(mending: &mut Option<Mending>) -> Result<Result<Replayed, OpenError>, JoinError> {
-    match mending {
-        Some(mending) => mending.await,
-        None => std::future::pending().await,
-    }
 }
 
 /// Answers each; who has gone away in the meantime misses nothing that is not durable.

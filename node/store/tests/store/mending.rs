@@ -207,11 +207,14 @@ async fn nothing_is_written_while_the_index_is_made_anew_and_what_can_be_read_is
         assert_eq!(read_back(&store, instance).await.expect("read meanwhile"), instance.dataset);
     }
     assert!(store.instances(STUDY).await.is_err(), "damage is met again");
+    assert_eq!(store.mends(), 0);
     drop((steps, go));
+    while store.instances(STUDY).await.is_err() {}
+    assert_eq!((store.mends(), store.recovery().index_rebuilt), (1, true), "told as soon as the new one answers");
     mended(&mut events).await;
 
     assert!(!store.is_mending());
-    assert!(store.recovery().index_rebuilt);
+    assert_eq!(store.mends(), 1);
     assert_eq!((&store.recovery().damage, &store.recovery().missing), (&vec![], &vec![]));
     assert_eq!(read_all(&store, &instances).await.expect("index"), listed);
     assert!(matches!(commit(&store, &instances[0]).await, Ok(Stored::Duplicate { .. })));
@@ -383,12 +386,14 @@ async fn writing_ends_when_the_index_is_damaged_again_and_again_or_cannot_be_mad
         rotting.rot(0, Rot::Reads);
         assert!(matches!(store.instances(STUDY).await, Err(StoreError::Index(_))));
         while !matches!(events.recv().await.expect("an event"), StoreEvent::WriterFailed(_)) {}
+        assert_eq!(store.mends(), if is_full { 0 } else { 3 });
         assert!(matches!(commit(&store, &instance(60, 60, 2_000)).await, Err(StoreError::Failed(_))));
         assert!(store.has_stopped_writing());
         let _ = store.close().await;
         drop(store);
         let store = open_with(&disk, home(&root), config()).await;
         assert!(store.recovery().index_rebuilt, "the next start was told");
+        assert_eq!(store.mends(), 0, "none since");
         for instance in &instances {
             assert_whole(&store, instance).await;
         }
