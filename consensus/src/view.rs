@@ -178,6 +178,20 @@ impl<'a> View<'a> {
         Ok(at.and_then(|bytes| keys::trailing_number(&bytes)).map(UnixMillisField))
     }
 
+    /// The same, if the mesh has nothing more of what it knew of the study then, whatever it may have got of it since.
+    pub fn purged_whole_at(&self, study: &str) -> Result<Option<UnixMillisField>, ApplyError> {
+        let Some(purged_at) = self.purged_at(study)? else { return Ok(None) };
+        for held in self.study(study)?.iter().flat_map(|study| &study.parts) {
+            // A part may have gone from exam to exam, and its keys are no younger than it. What is not sealed has none.
+            let keys = self.study_keys_of(study, held.origin)?;
+            let is_later = self.exam(held.exam)?.is_some_and(|exam| exam.added_at > purged_at);
+            if !is_later || keys.is_empty() || keys.iter().any(|key| key.kept_at <= purged_at) {
+                return Ok(None);
+            }
+        }
+        Ok(Some(purged_at))
+    }
+
     /// When an exam's images are to go by the rules of today, if nothing holds them.
     pub fn retained_until(&self, exam: &Exam) -> Result<UnixMillisField, ApplyError> {
         let hospital = self.hospital(exam.request.hospital.as_str())?;

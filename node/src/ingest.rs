@@ -28,7 +28,7 @@ use maillage_dicom::dimse::status::StoreStatus;
 use maillage_dicom::part10::{self, PreambleKind};
 use maillage_dicom::prescan::{self, NativePixels};
 use maillage_dicom::{Redacted, Rejection, Uid};
-use maillage_host::{Clock, offload};
+use maillage_host::{Clock, UnixMillis, offload};
 use maillage_store::{
     Claimed, Hash, InstanceEntry, InstanceIdentity, ManifestFlags, PixelPart, Store, StoreError, Stored,
 };
@@ -237,6 +237,8 @@ type Turn = Arc<tokio::sync::Mutex<Option<PatientKey>>>;
 pub(crate) type MaySeal = Box<dyn Fn() -> bool + Send + Sync>;
 /// Whether there is room for so many bytes more, beyond what the store itself looks at.
 pub(crate) type Room = Box<dyn Fn(u64) -> Result<(), StoreError> + Send + Sync>;
+/// Whether what came then is to be told from the same when it comes again.
+pub(crate) type IsPast = Box<dyn Fn(UnixMillis) -> bool + Send + Sync>;
 /// The patient of a study as the mesh knows it.
 pub(crate) type MeshPatient = Box<dyn Fn(&str) -> Option<PatientKey> + Send + Sync>;
 
@@ -255,6 +257,7 @@ struct Shared {
     may_seal: MaySeal,
     room: OnceLock<Room>,
     pack_day: OnceLock<PackDay>,
+    is_past: OnceLock<IsPast>,
 }
 
 struct Prepared {
@@ -288,6 +291,7 @@ impl Ingest {
             may_seal,
             room: OnceLock::new(),
             pack_day: OnceLock::new(),
+            is_past: OnceLock::new(),
         }))
     }
 
@@ -299,6 +303,12 @@ impl Ingest {
     /// Lays down images with others that go on the day that `pack_day` says, from now on. A second call changes nothing.
     pub(crate) fn laid_down_by(&self, pack_day: PackDay) {
         let _ = self.0.pack_day.set(pack_day);
+    }
+
+    /// Notes of what `is_past` that it came again when it does, from now on, instead of passing over it. A second call changes
+    /// nothing.
+    pub(crate) fn noting_again(&self, is_past: IsPast) {
+        let _ = self.0.is_past.set(is_past);
     }
 
     /// Hints that whoever sent this study is done.
@@ -430,6 +440,7 @@ impl Ingest {
         };
         let listed = self.listed(&identity, prepared.dataset_hash).await?;
         if let Some(Listed::Readable(stored)) = listed {
+            self.note_again(&identity, stored).await?;
             return Ok(Received { outcome: stored.into(), ..received });
         }
         if let Some(sender) = source.sender()
@@ -505,6 +516,17 @@ impl Ingest {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Notes durably that an instance that is listed came again, if what came before is past. The caller has its claim.
+    async fn note_again(&self, identity: &InstanceIdentity, stored: Stored) -> Result<(), IngestError> {
+        let (Some(is_past), Stored::Duplicate { .. }) = (self.0.is_past.get(), stored) else { return Ok(()) };
+        let listed = self.0.store.instance(&identity.sop_instance).await?;
+        if let Some(listed) = listed.filter(|listed| is_past(listed.received_at)) {
+            self.0.store.note_again(listed, self.0.clock.now()).await?;
+            self.tell(Arrival::Instance { study: identity.study_uid.clone() });
+        }
+        Ok(())
     }
 
     /// One study, one patient: an instance of another patient under a known study's UID is refused,

@@ -10,10 +10,8 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use maillage_consensus::View;
 use maillage_consensus::command::UnixMillisField;
 use maillage_consensus::ids::{Line, Name, SiteId};
-use maillage_consensus::machine::ApplyError;
 use maillage_consensus::raft::Duplex;
 use maillage_transport::frame;
 use maillage_transport::{Accepted, Incoming};
@@ -165,20 +163,6 @@ impl Door {
             maillage_consensus::mesh::SiteRole::Centre => None,
         }))
     }
-}
-
-/// When something of a study was last purged, if the mesh has nothing more of what it knew of it then. What a gateway has had
-/// since before is left of it, and must not come back, though more of the study may have come later.
-fn purged_at(view: &View<'_>, study: &str) -> Result<Option<UnixMillisField>, ApplyError> {
-    let Some(purged_at) = view.purged_at(study)? else { return Ok(None) };
-    let known = view.study(study)?;
-    for held in known.iter().flat_map(|study| &study.parts) {
-        let is_later = view.exam(held.exam)?.is_some_and(|exam| exam.added_at > purged_at);
-        if !is_later {
-            return Ok(None);
-        }
-    }
-    Ok(Some(purged_at))
 }
 
 /// Whether what was [here by](super::wire::Offer::here_by) some time was so before a purge. Of equal times either may be first.

@@ -67,18 +67,23 @@ impl Stamps {
 pub(super) struct Marks(Vec<(u64, u64)>);
 
 impl Marks {
-    /// What the last process kept. What cannot be read is as good as nothing.
-    pub(super) async fn open(disk: &Disk) -> Self {
-        let read = match disk.read(FILE).await {
-            Ok(bytes) => checked::decode(MAGIC, VERSION, &bytes).map_err(|error| error.to_string()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-            Err(error) => Err(error.to_string()),
+    /// What the last process kept. What is damaged is as good as nothing, and done away with: what comes now could be stamped
+    /// as if it had been here by then.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub(super) async fn open(disk: &Disk) -> io::Result<Self> {
+        let bytes = match disk.read(FILE).await {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            read => read?,
         };
-        match read {
-            Ok(marks) => Self(marks),
+        match checked::decode(MAGIC, VERSION, &bytes) {
+            Ok(marks) => Ok(Self(marks)),
             Err(error) => {
-                tracing::warn!(error, "when the spool came is not known: what was purged since may come back");
-                Self::default()
+                tracing::warn!(%error, FILE, "when the spool came is not known: what was purged since may come back");
+                let none = Self::default();
+                Self::save(disk, none.file()?).await?;
+                Ok(none)
             }
         }
     }
@@ -204,20 +209,21 @@ mod tests {
     async fn a_restart_forgets_none_and_damage_tells_nothing() {
         let directory = tempfile::tempdir().expect("a directory");
         let disk = Disk::real(directory.path());
-        assert_eq!(Marks::open(&disk).await, Marks::default());
+        assert_eq!(Marks::open(&disk).await.expect("none"), Marks::default());
         let marks = marks(&[5, 15]);
         let file = marks.file().expect("a file");
         let body = file.get(5 + checked::HASH_LEN..).expect("a body");
         expect_test::expect!["030ae80714f207288608"].assert_eq(&data_encoding::HEXLOWER.encode(body));
         Marks::save(&disk, file).await.expect("saved");
-        assert_eq!(Marks::open(&disk).await, marks);
+        assert_eq!(Marks::open(&disk).await.expect("read"), marks);
         let whole = disk.read(FILE).await.expect("a file").to_vec();
         for at in 0..whole.len() {
             let mut damaged = whole.clone();
             damaged[at] ^= 1;
             for damaged in [&damaged[..], &whole[..at]] {
                 disk.replace(FILE, Bytes::copy_from_slice(damaged)).await.expect("replaced");
-                assert_eq!(Marks::open(&disk).await, Marks::default(), "{at}");
+                assert_eq!(Marks::open(&disk).await.expect("none"), Marks::default(), "{at}");
+                assert_ne!(disk.read(FILE).await.expect("a file")[..], *damaged, "nobody reads it later, either");
             }
         }
     }

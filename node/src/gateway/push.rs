@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use maillage_consensus::ids::{Name, UidText};
+use maillage_host::UnixMillis;
 use maillage_store::{InstanceManifest, StoreError};
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::mpsc;
@@ -31,8 +32,8 @@ enum Sent {
     Rejected(String),
     /// Not now.
     NotNow(String),
-    /// It was purged since it came here.
-    Purged,
+    /// It was purged since it came here, which was then.
+    Purged(UnixMillis),
     /// Nothing is known.
     Lost(AskError),
     /// It cannot be read here, and is for whoever can mend it.
@@ -80,7 +81,7 @@ pub(super) async fn run(gateway: Gateway, mut done: mpsc::UnboundedReceiver<Stri
                 let spooled = gateway.schedule().get(&key).map(|(spooled, _)| spooled.clone());
                 let sent = match spooled {
                     Some(spooled) => push(gateway, &key, &spooled, centre).await,
-                    None => Sent::Purged,
+                    None => Sent::Purged(UnixMillis::default()),
                 };
                 (key, centre, sent)
             }));
@@ -132,7 +133,7 @@ impl Gateway {
             Sent::Stored(Kept::Duplicate) => "duplicate",
             Sent::Stored(Kept::Conflict) | Sent::Rejected(_) => "rejected",
             Sent::NotNow(_) => "not-now",
-            Sent::Purged => "purged",
+            Sent::Purged(_) => "purged",
             Sent::Lost(_) => "lost",
             Sent::Damaged(_) => "damaged",
             Sent::Unread(_) => "unread",
@@ -158,10 +159,12 @@ impl Gateway {
                 tracing::warn!(%error, "an instance of the spool cannot be read just now");
                 self.schedule().unread(key, now);
             }
-            Sent::Purged => {
+            Sent::Purged(received_at) => {
                 // Set apart first: whatever happens to the disk, it is not sent.
-                self.schedule().rejected(key, Some(centre), "purged");
-                if let Err(error) = self.drop_instances(std::slice::from_ref(key), true).await {
+                if !self.schedule().purged(key, received_at) {
+                    return self.schedule().came_again(key, centre, now);
+                }
+                if let Err(error) = self.drop_instances(std::slice::from_ref(key)).await {
                     tracing::error!(%error, "what was purged is still in the spool");
                 }
             }
@@ -198,7 +201,7 @@ async fn push(gateway: &Gateway, key: &Key, spooled: &Spooled, centre: u64) -> S
     };
     match answer(&mut line.reader).await {
         Ok(Reply::Send) => {}
-        Ok(reply) => return of_reply(reply),
+        Ok(reply) => return of_reply(reply, spooled),
         Err(error) => return error.into(),
     }
     let (mut writer, mut reader) = (line.writer, line.reader);
@@ -211,7 +214,7 @@ async fn push(gateway: &Gateway, key: &Key, spooled: &Spooled, centre: u64) -> S
         tokio::select! {
             biased;
             reply = answering.as_mut() => return match reply {
-                Ok(reply) => of_reply(reply),
+                Ok(reply) => of_reply(reply, spooled),
                 Err(error) => error.into(),
             },
             result = writing.as_mut(), if !written => match result {
@@ -223,13 +226,13 @@ async fn push(gateway: &Gateway, key: &Key, spooled: &Spooled, centre: u64) -> S
     }
 }
 
-fn of_reply(reply: Reply) -> Sent {
+fn of_reply(reply: Reply, spooled: &Spooled) -> Sent {
     match reply {
         Reply::Have => Sent::Stored(Kept::Duplicate),
         Reply::Stored(kept) => Sent::Stored(kept),
         Reply::Rejected { reason } => Sent::Rejected(reason.to_string()),
         Reply::NotNow { why } => Sent::NotNow(why.to_string()),
-        Reply::Purged => Sent::Purged,
+        Reply::Purged => Sent::Purged(spooled.received_at),
         _ => Sent::Lost(AskError::Unexpected),
     }
 }

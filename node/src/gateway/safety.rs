@@ -15,6 +15,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::ask::{AskError, ask};
 use super::marks::Marks;
+use maillage_host::UnixMillis;
+
 use super::schedule::{Key, State};
 use super::wire::{Ask, Held, ITEMS_MAX, Item, Referenced, Reply, Safety};
 use super::{Complaints, Gateway};
@@ -50,6 +52,14 @@ impl Known {
     fn now() -> Self {
         Self { since: Instant::now(), asked_at: None }
     }
+}
+
+/// What a centre said of an instance that came then.
+#[derive(Debug)]
+struct Judged {
+    key: Key,
+    received_at: UnixMillis,
+    safety: Safety,
 }
 
 /// Why it is not known what is safe.
@@ -99,6 +109,7 @@ impl Gateway {
         if self.marks().cover(latest) {
             return Ok(());
         }
+        self.stamps().reach(latest);
         // Before the question: what comes meanwhile may be behind the answer.
         let stamp = self.stamps().now();
         let at = self.mesh_time().await?;
@@ -165,13 +176,13 @@ impl Gateway {
         let says = self.says(self.any_centre()?, &due).await?;
         {
             let (now, mut schedule) = (Instant::now(), self.schedule());
-            says.iter().for_each(|(key, _)| schedule.asked_again(key, now));
+            says.iter().for_each(|judged| schedule.asked_again(&judged.key, now));
         }
         self.drop_purged(says).await
     }
 
     /// What a centre says of those instances that are in the spool, or, while it cannot, another that hears a quorum.
-    async fn says(&self, centre: u64, keys: &[Key]) -> Result<Vec<(Key, Safety)>, SafetyError> {
+    async fn says(&self, centre: u64, keys: &[Key]) -> Result<Vec<Judged>, SafetyError> {
         let (mut known, mut items) = (Vec::new(), Vec::new());
         for key in keys {
             let Some(spooled) = self.schedule().get(key).map(|(spooled, _)| spooled.clone()) else { continue };
@@ -181,7 +192,7 @@ impl Gateway {
                 dataset: key.dataset.0,
                 here_by: self.marks().here_by(spooled.received_at),
             });
-            known.push(key.clone());
+            known.push((key.clone(), spooled.received_at));
         }
         let mut others = self.schedule().answering();
         others.retain(|other| *other != centre && self.schedule().is_in_touch(*other));
@@ -191,7 +202,8 @@ impl Gateway {
             tracing::debug!(centre, other, %error, "another centre is asked what is safe");
             says = self.safety_of(other, &items).await;
         }
-        Ok(known.into_iter().zip(says?).collect())
+        let judged = known.into_iter().zip(says?);
+        Ok(judged.map(|((key, received_at), safety)| Judged { key, received_at, safety }).collect())
     }
 
     async fn safety_of(&self, centre: u64, items: &[Item]) -> Result<Vec<Safety>, AskError> {
@@ -207,7 +219,7 @@ impl Gateway {
         {
             let (now, mut schedule) = (Instant::now(), self.schedule());
             schedule.judged(now);
-            for (key, safety) in &says {
+            for Judged { key, safety, .. } in &says {
                 match safety {
                     Safety::Safe => schedule.safe(key, now),
                     Safety::Pending => schedule.not_safe(key, now),
@@ -215,25 +227,24 @@ impl Gateway {
                 }
             }
         }
-        let are_safe = says.len() == keys.len() && says.iter().all(|(_, safety)| *safety == Safety::Safe);
+        let are_safe = says.len() == keys.len() && says.iter().all(|judged| judged.safety == Safety::Safe);
         self.drop_purged(says).await?;
         Ok(are_safe)
     }
 
     /// Drops what has been purged, by what a centre said.
-    async fn drop_purged(&self, says: Vec<(Key, Safety)>) -> Result<(), SafetyError> {
-        let purged = says.into_iter().filter(|(_, safety)| *safety == Safety::Purged);
-        let purged: Vec<Key> = purged.map(|(key, _)| key).collect();
+    async fn drop_purged(&self, says: Vec<Judged>) -> Result<(), SafetyError> {
+        // Set apart first: whatever happens to the disk, none is sent.
+        let purged: Vec<Key> = {
+            let mut schedule = self.schedule();
+            let purged = says.into_iter().filter(|judged| judged.safety == Safety::Purged);
+            purged.filter(|judged| schedule.purged(&judged.key, judged.received_at)).map(|judged| judged.key).collect()
+        };
         if purged.is_empty() {
             return Ok(());
         }
         tracing::info!(instances = purged.len(), "the mesh has purged what is in the spool: it goes");
-        {
-            // Set apart first: whatever happens to the disk, none is sent.
-            let mut schedule = self.schedule();
-            purged.iter().for_each(|key| schedule.purged(key));
-        }
-        Ok(self.drop_instances(&purged, true).await?)
+        Ok(self.drop_instances(&purged).await?)
     }
 
     /// Drops what is safe and has been kept for long enough, or is in the way.
@@ -248,7 +259,7 @@ impl Gateway {
         if going.is_empty() {
             return Ok(());
         }
-        self.drop_instances(&going, false).await?;
+        self.drop_instances(&going).await?;
         tracing::debug!(instances = going.len(), "dropped from the spool: the mesh has made them safe");
         Ok(())
     }
@@ -334,7 +345,9 @@ impl Gateway {
                 Err(error) => Err(error),
             };
             let safe: Vec<Key> = match says {
-                Ok(says) => says.into_iter().filter(|(_, one)| *one == Safety::Safe).map(|(key, _)| key).collect(),
+                Ok(says) => {
+                    says.into_iter().filter(|judged| judged.safety == Safety::Safe).map(|judged| judged.key).collect()
+                }
                 Err(_) if over => Vec::new(),
                 Err(error) => return Err(error),
             };

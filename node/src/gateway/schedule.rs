@@ -39,6 +39,9 @@ const AGAIN_MAX: Duration = Duration::from_secs(60);
 /// The centre of what the last process left: any may have it, or none.
 const UNKNOWN: u64 = 0;
 
+/// Why that is rejected which the mesh has purged.
+const PURGED: &str = "purged";
+
 /// An instance by its UID and the bytes of its data set: another data set under the UID is another instance.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Key {
@@ -178,10 +181,19 @@ impl Schedule {
         self.only = only;
     }
 
-    /// A new instance in the spool; false when it is known.
+    /// An instance in the spool; false when it is known. One that came again is as good as new: the mesh may have purged what
+    /// came before, and have it no more.
     pub(crate) fn add(&mut self, key: Key, spooled: Spooled, now: Instant) -> bool {
-        if self.entries.contains_key(&key) {
-            return false;
+        if let Some(known) = self.entries.get_mut(&key) {
+            if spooled.received_at <= known.spooled.received_at {
+                return false;
+            }
+            if matches!(known.state, State::InFlight(_)) {
+                self.latest = self.latest.max(Some(spooled.received_at));
+                known.spooled = spooled;
+                return false;
+            }
+            self.remove(&key);
         }
         let order = self.next_order;
         self.next_order += 1;
@@ -316,6 +328,12 @@ impl Schedule {
         self.wait(key, now, later);
     }
 
+    /// A centre said of what came before that it was purged, and it came again meanwhile.
+    pub(crate) fn came_again(&mut self, key: &Key, centre: u64, now: Instant) {
+        self.answered(centre);
+        self.wait(key, now, |_| Duration::ZERO);
+    }
+
     /// A centre did not answer for an instance, which may or may not be there.
     pub(crate) fn lost(&mut self, key: &Key, centre: u64, now: Instant) {
         if let Some(known) = self.centres.get_mut(&centre) {
@@ -399,6 +417,16 @@ impl Schedule {
     /// When the latest came of all that has been here.
     pub(crate) fn latest(&self) -> Option<UnixMillis> {
         self.latest
+    }
+
+    /// Whether an instance is to be dropped: `Some(true)` since it was purged, `Some(false)` since it is safe.
+    pub(crate) fn goes(&self, key: &Key) -> Option<bool> {
+        let entry = self.entries.get(key)?;
+        match entry.state {
+            State::Safe(_) => Some(false),
+            State::Rejected if entry.reason == PURGED => Some(true),
+            _ => None,
+        }
     }
 
     /// When each came that is here.

@@ -230,7 +230,8 @@ impl Opened {
         let (gather, arrivals) = mpsc::unbounded_channel();
         // The mesh's patient is the centres' to compare. What is coded is decoded again before it is sent.
         let (mesh_patient, may_code) = (Box::new(|_: &str| None), Box::new(|| true));
-        let (stamps, marks) = (Arc::new(Stamps::new(clock.clone())), Marks::open(&disk).await);
+        let (stamps, marks) =
+            (Arc::new(Stamps::new(clock.clone())), Marks::open(&disk).await.context("read spool-marks")?);
         marks.last().into_iter().for_each(|last| stamps.reach(last));
         let stamping = Arc::clone(&stamps);
         let stamping = Clock::from_fn(move || stamping.now());
@@ -269,6 +270,7 @@ impl Opened {
             tracing::info!(instances = owed.waiting, bytes = owed.bytes, "the spool holds what is offered again");
         }
         ingest.within(gateway.room());
+        ingest.noting_again(gateway.is_past());
         gateway.introduce();
         Ok(Self { gateway, arrivals, inbox })
     }

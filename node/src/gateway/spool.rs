@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Gateway;
 use super::schedule::{Key, Spooled, State};
-use crate::ingest::{Arrival, Room};
+use crate::ingest::{Arrival, IsPast, Room};
 
 /// Studies read from the store at once.
 const STUDIES_PAGE: usize = 1_000;
@@ -96,9 +96,15 @@ impl Gateway {
 
     async fn take_up_study(&self, study: &str) -> Result<(), StoreError> {
         let instances = self.store().instances(study).await?;
+        let stamp = self.stamps().now();
         let (now, mut schedule) = (Instant::now(), self.schedule());
-        for instance in instances {
-            schedule.add(Key::of(&instance), Spooled::of(instance, false), now);
+        for mut instance in instances {
+            let key = Key::of(&instance);
+            if schedule.get(&key).is_none() && self.marks().cover(instance.received_at) {
+                // It took its time to become durable: when it was asked what came by then, its sender had not been told.
+                instance.received_at = stamp;
+            }
+            schedule.add(key, Spooled::of(instance, false), now);
         }
         Ok(())
     }
@@ -120,27 +126,34 @@ impl Gateway {
         }
     }
 
-    /// Drops instances, which the mesh has made safe or has purged, from the disk. One under whose UID other
-    /// bytes are kept apart stays, unless it was purged: they go with it, and it waits until they may.
+    /// Drops of these instances those from the disk that the mesh has made safe or has purged, and that did not come again
+    /// since. One under whose UID other bytes are kept apart stays, unless it was purged: they go with it, and it waits
+    /// until they may.
     ///
     /// # Errors
     /// What was not dropped then is by the next call.
-    pub(super) async fn drop_instances(&self, keys: &[Key], purged: bool) -> Result<(), StoreError> {
-        let mut these: Vec<(&Key, Spooled)> = {
+    pub(super) async fn drop_instances(&self, keys: &[Key]) -> Result<(), StoreError> {
+        let mut these: Vec<(&Key, Spooled, bool)> = {
             let schedule = self.schedule();
-            keys.iter().filter_map(|key| Some((key, schedule.get(key)?.0.clone()))).collect()
+            let of = |key| Some((key, schedule.get(key)?.0.clone(), schedule.goes(key)?));
+            keys.iter().filter_map(of).collect()
         };
-        these.sort_by_key(|(_, spooled)| spooled.apart);
+        these.sort_by_key(|(_, spooled, _)| spooled.apart);
         let (mut claims, mut with_another) = (BTreeMap::<&str, Claimed>::new(), BTreeSet::<Key>::new());
         // By study, and each that is apart by itself: a list names a UID once.
         let mut lists: BTreeMap<(String, Option<Hash>), Leaving> = BTreeMap::new();
-        for (key, spooled) in these {
+        for (key, spooled, purged) in these {
             // Nothing comes in under its UID meanwhile: it would be acknowledged, and go along.
             if let Entry::Vacant(vacant) = claims.entry(&key.sop_instance) {
                 let Some(claimed) = self.store().landing().claim(&spooled.study, &key.sop_instance) else { continue };
                 vacant.insert(claimed);
             }
-            let seconds = self.store().seconds(&key.sop_instance).await?;
+            let (first, seconds) =
+                (self.store().instance(&key.sop_instance).await?, self.store().seconds(&key.sop_instance).await?);
+            let came_again = |listed: &Instance| Key::of(listed) == *key && listed.received_at > spooled.received_at;
+            if first.iter().chain(&seconds).any(came_again) {
+                continue;
+            }
             if !purged && !seconds.is_empty() {
                 self.schedule().contested(key);
                 continue;
@@ -184,6 +197,12 @@ impl Gateway {
         let schedule = self.schedule();
         let is_safe = |key: &Key| schedule.get(key).is_some_and(|(_, state)| matches!(state, State::Safe(_)));
         these.iter().all(|key| purged.contains(key) || is_safe(key))
+    }
+
+    /// What the ingest asks of an instance that comes again: whether the mesh may have purged what came before.
+    pub(super) fn is_past(&self) -> IsPast {
+        let gateway = self.clone();
+        Box::new(move |stamp| gateway.marks().cover(stamp))
     }
 
     /// What the ingest asks before it takes an instance: whether the spool and the disk have room.

@@ -541,7 +541,8 @@ async fn a_full_spool_refuses_with_room_to_come_and_takes_again_when_there_is() 
         let (key, spooled, _) = schedule.named(taken[0].as_str()).expect("spooled");
         (key.clone(), spooled.manifest)
     };
-    running.gateway.drop_instances(std::slice::from_ref(&first), false).await.expect("dropped");
+    running.gateway.schedule().safe(&first, Instant::now());
+    running.gateway.drop_instances(std::slice::from_ref(&first)).await.expect("dropped");
     assert!(running.gateway.store().instance(taken[0].as_str()).await.expect("a look").is_none());
     assert!(running.gateway.store().instance_manifest(manifest).await.expect("a look").is_none());
     let (uid, dataset) = phantom.slice(9);

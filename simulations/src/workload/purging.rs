@@ -181,7 +181,6 @@ impl Archive {
         let (exam, mut kept) = self.published(of.study).await?;
         if self.is_behind_a_gateway() {
             self.is_within_reach(&kept).await?;
-            kept.is_from_a_gateway = true;
         }
         kept.marks.append(&mut sent);
         self.sender.cluster.watch.purges.keeps(exam, kept);
@@ -235,6 +234,9 @@ impl Archive {
                     break;
                 }
                 exams.insert(held.exam);
+                if self.is_behind_a_gateway() {
+                    kept.through_a_gateway_to.insert(running.site);
+                }
                 kept.objects.push(Hash(held.part.manifest));
                 for instance in stored {
                     kept.instances.insert(instance.entry.sop_instance.clone());

@@ -58,6 +58,48 @@ fn recorded(outcome: Outcome) -> ExamId {
 }
 
 #[test]
+fn a_study_is_purged_whole_if_all_that_is_known_of_it_came_later() {
+    let mut bench = Bench::founded();
+    let lyon = bench.join("lyon");
+    let whole = |bench: &Bench| bench.view(|view| view.purged_whole_at("1.2"));
+    bench.keep(PARIS, "1.2", 1, 1);
+    let first = recorded(bench.record(PARIS, "1.2", "A1", 1));
+    assert_eq!(whole(&bench), None);
+    assert_eq!(bench.purge_now(first), Outcome::Done);
+    let purged_at = bench.view(|view| view.purged_at("1.2"));
+    assert!(purged_at.is_some());
+    assert_eq!(whole(&bench), purged_at);
+    [PARIS, lyon].map(|site| bench.confirmed(site, first));
+    bench.now += 1_000;
+    bench.keep(PARIS, "1.2", 2, 2);
+    recorded(bench.record(PARIS, "1.2", "A1", 2));
+    assert_eq!(whole(&bench), purged_at, "what came later");
+    bench.now += 1_000;
+    recorded(bench.record(lyon, "1.2", "A1", 1));
+    assert_eq!(whole(&bench), None, "it is not sealed, and may be as old as it likes");
+}
+
+#[test]
+fn a_study_of_which_a_part_is_older_than_the_purge_is_not_purged_whole_wherever_that_went() {
+    let mut bench = Bench::founded();
+    let lyon = bench.join("lyon");
+    bench.keep(PARIS, "1.2", 1, 1);
+    let first = recorded(bench.record(PARIS, "1.2", "A1", 1));
+    bench.keep(lyon, "1.2", 2, 1);
+    let theirs = part("1.2", request("A7", "P9"), 1);
+    let unsolicited = recorded(bench.run(lyon, Command::RecordStudy(theirs)));
+    assert_ne!(first, unsolicited);
+    bench.now += 1_000;
+    assert_eq!(bench.purge_now(first), Outcome::Done);
+    bench.now += 1_000;
+    assert_eq!(bench.view(|view| view.purged_whole_at("1.2")), None);
+    let into = bench.add(request("A9", "P9"));
+    assert_eq!(bench.run(PARIS, Command::Reconcile { unsolicited, into }), Outcome::Done);
+    assert_eq!(bench.view(|view| view.study("1.2")).expect("known").parts[0].exam, into);
+    assert_eq!(bench.view(|view| view.purged_whole_at("1.2")), None);
+}
+
+#[test]
 fn a_purge_destroys_the_keys_of_what_was_published_and_its_tombstone_names_them() {
     let mut bench = Bench::founded();
     let lyon = bench.join("lyon");

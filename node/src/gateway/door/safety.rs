@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use maillage_dicom::Uid;
 use maillage_store::Hash;
 
-use super::{is_left_over, not_now, purged_at};
+use super::{is_left_over, not_now};
 use crate::commitment::{Coverage, Reference, Verdict, reason, verdicts};
 use crate::gateway::wire::{Held, ITEMS_MAX, Item, Referenced, Reply, Safety};
 use crate::node::Node;
@@ -74,7 +74,7 @@ async fn safety(node: &Node, items: &[Item]) -> anyhow::Result<Vec<Safety>> {
     let studies: BTreeMap<&str, _> = node.read(|view| {
         let mut studies = BTreeMap::new();
         for uid in &uids {
-            studies.insert(*uid, (view.study(uid)?, purged_at(view, uid)?));
+            studies.insert(*uid, (view.study(uid)?, view.purged_whole_at(uid)?));
         }
         Ok(studies)
     })?;

@@ -9,7 +9,7 @@ use maillage_store::{Hash, StoreError};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::time::timeout;
 
-use super::{Door, DoorError, RECEIVED_UNIT, RECEIVED_UNITS, is_left_over, not_now, purged_at, say, telling};
+use super::{Door, DoorError, RECEIVED_UNIT, RECEIVED_UNITS, is_left_over, not_now, say, telling};
 use crate::gateway::wire::{Kept, Offer, Reply};
 use crate::ingest::{Announced, IngestError, ReceivedAs, Source};
 use crate::node::Node;
@@ -75,7 +75,7 @@ pub(super) async fn take(
 /// The answer to an offer of what is here already, or was purged, or cannot be taken whatever it is.
 async fn known(node: &Node, offer: &Offer) -> Option<Reply> {
     let study = offer.study.as_str();
-    match node.read(|view| purged_at(view, study)) {
+    match node.read(|view| view.purged_whole_at(study)) {
         Ok(purged_at) if is_left_over(purged_at, offer.here_by) => return Some(Reply::Purged),
         Ok(_) => {}
         Err(error) => return Some(not_now(&error)),

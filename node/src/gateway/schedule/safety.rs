@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use maillage_host::UnixMillis;
 use tokio::time::Instant;
 
-use super::{Key, Schedule, State, UNKNOWN};
+use super::{Key, PURGED, Schedule, State, UNKNOWN};
 
 /// What was sent to a centre that is gone since, and is not safe, is sent to another after this long: a reader
 /// waits for it. A restart is shorter.
@@ -55,13 +56,18 @@ impl Schedule {
         }
     }
 
-    /// The mesh has purged an instance. It is not sent any more, whatever still keeps it here.
-    pub(crate) fn purged(&mut self, key: &Key) {
+    /// The mesh has purged an instance that came then; false if it came again since. It is not sent any more, whatever still
+    /// keeps it here.
+    pub(crate) fn purged(&mut self, key: &Key, received_at: UnixMillis) -> bool {
+        if self.entries.get(key).is_none_or(|entry| entry.spooled.received_at > received_at) {
+            return false;
+        }
         self.stand_aside(key);
         if let Some(entry) = self.entries.get_mut(key) {
             entry.state = State::Rejected;
-            "purged".clone_into(&mut entry.reason);
+            PURGED.clone_into(&mut entry.reason);
         }
+        true
     }
 
     /// Other bytes lie under an instance's UID: it is not offered to be dropped, until something under the UID is gone.

@@ -334,7 +334,7 @@ async fn what_was_purged_is_not_sent_wherever_it_stood() {
     }
     assert_eq!(schedule.next(now), Some((key(3), 3)));
     for n in [0, 1, 3, 4] {
-        schedule.purged(&key(n));
+        assert!(schedule.purged(&key(n), UnixMillis(5)));
     }
     // An answer that comes late.
     schedule.stored(&key(3), 3, now);

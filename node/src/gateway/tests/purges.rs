@@ -34,6 +34,15 @@ impl Centre {
     }
 }
 
+impl Gateway {
+    /// Drops what a centre says has been purged.
+    async fn purge(&self, keys: &[Key]) -> Result<(), StoreError> {
+        let latest = UnixMillis(u64::MAX);
+        keys.iter().for_each(|key| assert!(self.schedule().purged(key, latest)));
+        self.drop_instances(keys).await
+    }
+}
+
 /// Other bytes that say the same of themselves.
 fn changed(dataset: &Bytes) -> Bytes {
     let mut changed = dataset.to_vec();
@@ -106,19 +115,19 @@ async fn what_is_purged_takes_nothing_along_that_nobody_else_has() {
         (first.is_some(), store.seconds(uid.as_str()).await.expect("a look").len())
     };
     take_both().await;
-    gateway.drop_instances(std::slice::from_ref(&one), true).await.expect("no error");
+    gateway.purge(std::slice::from_ref(&one)).await.expect("no error");
     assert_eq!(here().await, (true, 1), "it waits for the other, which is neither purged nor safe");
-    gateway.drop_instances(std::slice::from_ref(&other), true).await.expect("dropped");
+    gateway.purge(std::slice::from_ref(&other)).await.expect("dropped");
     assert_eq!(here().await, (true, 0), "which goes alone");
     assert!(gateway.schedule().get(&one).is_some() && gateway.schedule().get(&other).is_none());
 
     take_both().await;
     // Another image is coming in under the UID: it would be gone with them.
     let claimed = store.landing().claim("1.2", uid.as_str()).expect("nothing is");
-    gateway.drop_instances(&[other.clone(), one.clone()], true).await.expect("no error");
+    gateway.purge(&[other.clone(), one.clone()]).await.expect("no error");
     assert_eq!(here().await, (true, 1));
     drop(claimed);
-    gateway.drop_instances(&[other.clone(), one.clone()], true).await.expect("dropped");
+    gateway.purge(&[other.clone(), one.clone()]).await.expect("dropped");
     assert_eq!(here().await, (false, 0), "both go where both are purged");
     assert_eq!(gateway.schedule().counts(), Counts::default());
     running.kill().await;
@@ -143,7 +152,7 @@ async fn what_is_contested_is_not_dropped_for_being_safe_nor_offered_again() {
     let first = usize::from(to_drop() == [keys[1].clone()]);
     running.take(&slices[first].0, changed(&slices[first].1)).await.expect("kept apart");
     assert_eq!(to_drop(), [keys[first].clone()]);
-    gateway.drop_instances(&to_drop(), false).await.expect("no error");
+    gateway.drop_instances(&to_drop()).await.expect("no error");
     assert!(gateway.store().instance(slices[first].0.as_str()).await.expect("a look").is_some());
     assert_eq!(to_drop(), [keys[1 - first].clone()], "the next round goes past it");
     running.kill().await;
@@ -165,7 +174,7 @@ async fn a_key_is_forgotten_once_nothing_is_sealed_under_it_nor_will_be() {
         sleep(Duration::from_secs(1)).await;
         key(uid, dataset)
     };
-    let purge = async |key: &Key| gateway.drop_instances(std::slice::from_ref(key), true).await.expect("dropped");
+    let purge = async |key: &Key| gateway.purge(std::slice::from_ref(key)).await.expect("dropped");
     let forget = async || {
         gateway.forget_keys().await.expect("no error");
         store.keys().pending(&study)
@@ -213,7 +222,7 @@ async fn keys_that_a_process_left_behind_are_forgotten_by_the_next() {
         running.take(uid, dataset.clone()).await.expect("taken");
     }
     sleep(Duration::from_secs(1)).await;
-    running.gateway.drop_instances(&[key(&slices[0].0, &slices[0].1)], true).await.expect("dropped");
+    running.gateway.purge(&[key(&slices[0].0, &slices[0].1)]).await.expect("dropped");
     running.kill().await;
     running = Running::start(&disk, &cable, 1 << 30).await;
     sleep(Duration::from_secs(10)).await;
@@ -329,6 +338,68 @@ async fn what_was_purged_does_not_come_back_with_what_came_later_of_its_study() 
     sleep(Duration::from_secs(600)).await;
     assert_eq!(centre.instances(&study).await, [later.sop_instance.to_string()]);
     assert_eq!(running.gateway.schedule().counts(), Counts::default());
+    running.kill().await;
+    centre.end().await;
+}
+
+/// An image comes again after its purge, of which the gateway cannot know, and goes to the mesh again.
+async fn comes_again(is_restarted: bool) {
+    let (centre, directory) = (centre().await, tempfile::tempdir().expect("a directory"));
+    let (cable, disk) = (Cable::to(&centre), Disk::real(directory.path()));
+    let mut running = Running::start(&disk, &cable, 1 << 30).await;
+    let (phantom, study) = (phantom(1), phantom(1).study_uid().to_string());
+    let (uid, dataset) = phantom.slice(0);
+    running.take(&uid, dataset.clone()).await.expect("taken");
+    running.is_through(1).await;
+    let exam = centre.published(&study).await;
+    let written = running.gateway.store().stats().await.expect("stats").bytes;
+    cable.up.store(false, Ordering::SeqCst);
+    centre.purge(exam).await;
+    sleep(Duration::from_secs(60)).await;
+    assert!(centre.known(&study).is_none());
+    running.take(&uid, dataset).await.expect("taken again");
+    assert_eq!(running.gateway.store().stats().await.expect("stats").bytes, written, "its bytes are not written twice");
+    if is_restarted {
+        running.kill().await;
+        running = Running::start(&disk, &cable, 1 << 30).await;
+    }
+    cable.up.store(true, Ordering::SeqCst);
+    assert_ne!(centre.published(&study).await, exam);
+    assert_eq!(centre.instances(&study).await, [uid.to_string()]);
+    sleep(Duration::from_secs(600)).await;
+    assert!(running.gateway.store().instance(uid.as_str()).await.expect("a look").is_some());
+    running.kill().await;
+    centre.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_again_after_its_purge_goes_to_the_mesh_again() {
+    comes_again(false).await;
+    comes_again(true).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_again_while_it_is_judged_is_not_dropped_for_what_was_said_before() {
+    let (centre, directory) = (centre().await, tempfile::tempdir().expect("a directory"));
+    let (cable, disk) = (Cable::to(&centre), Disk::real(directory.path()));
+    let running = Running::start(&disk, &cable, 1 << 30).await;
+    let (gateway, store) = (&running.gateway, running.gateway.store());
+    let (uid, dataset) = phantom(1).slice(0);
+    running.take(&uid, dataset.clone()).await.expect("taken");
+    running.is_through(1).await;
+    sleep(Duration::from_secs(5)).await;
+    let key = key(&uid, &dataset);
+    let came = store.instance(uid.as_str()).await.expect("a look").expect("listed").received_at;
+    // Judged, then again here, and the schedule does not know yet.
+    assert!(gateway.schedule().purged(&key, came));
+    running.take(&uid, dataset).await.expect("taken again");
+    assert!(store.instance(uid.as_str()).await.expect("a look").expect("listed").received_at > came);
+    gateway.drop_instances(std::slice::from_ref(&key)).await.expect("no error");
+    assert!(store.instance(uid.as_str()).await.expect("a look").is_some());
+    // … and once it does, what was said of the first is as good as nothing.
+    sleep(Duration::from_secs(1)).await;
+    assert!(!gateway.schedule().purged(&key, came));
+    assert_eq!(gateway.schedule().counts().rejected, 0);
     running.kill().await;
     centre.end().await;
 }

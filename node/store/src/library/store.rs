@@ -68,6 +68,16 @@ impl Store {
         self.commit(cut, manifest, received_at, source, Content { is_anew: true, day, ..Content::default() }).await
     }
 
+    /// Notes durably that a listed data set came again, at `received_at`.
+    ///
+    /// # Errors
+    /// As [`Store::put`]; `Refused` when it is here no more.
+    pub async fn note_again(&self, listed: Instance, received_at: UnixMillis) -> Result<(), StoreError> {
+        let commit = InstanceCommit { received_at: received_at.0, ..listed.into() };
+        let closing = Some(Closing::Instance(commit));
+        self.submit(Content { closing, is_anew: true, ..Content::default() }).await.map(drop)
+    }
+
     async fn commit(
         &self,
         cut: CutInstance,
@@ -284,6 +294,15 @@ impl From<InstanceCommit> for Instance {
             commit;
         let entry = InstanceEntry { sop_instance, series_uid, manifest, bytes, dataset_hash };
         Self { entry, study_uid, received_at: UnixMillis(received_at), source }
+    }
+}
+
+impl From<Instance> for InstanceCommit {
+    fn from(instance: Instance) -> Self {
+        let Instance { entry, study_uid, received_at, source } = instance;
+        let InstanceEntry { sop_instance, series_uid, manifest, bytes, dataset_hash } = entry;
+        let received_at = received_at.0;
+        Self { study_uid, series_uid, sop_instance, manifest, dataset_hash, bytes, received_at, source }
     }
 }
 
