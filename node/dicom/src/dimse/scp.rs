@@ -7,7 +7,8 @@
 //! Every transfer syntax is accepted as it comes; nothing is transcoded, nothing is stored here.
 //!
 //! Memory is bounded by one budget for all associations: an instance that finds none left is not
-//! read on until there is, and the sender waits in TCP.
+//! read on until there is, and the sender waits in TCP. Within it instances take turns, so that it
+//! grows no further than it must.
 
 mod admission;
 mod association;
@@ -18,6 +19,7 @@ mod handler;
 mod negotiate;
 mod reject;
 mod service;
+mod turns;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -31,6 +33,7 @@ use tokio_util::task::TaskTracker;
 
 use self::admission::Admission;
 use self::budget::Budget;
+use self::turns::Turns;
 
 pub use association::SERVICE_LEN_MAX;
 pub use config::{AddressRange, AddressRangeError, CalledPolicy, CallingPolicy, KnownPeer, ScpConfig};
@@ -54,6 +57,7 @@ struct Shared {
     events: Arc<dyn ScpEvents>,
     admission: Arc<Admission>,
     budget: Budget,
+    turns: Turns,
     /// No new associations or messages.
     shutdown: CancellationToken,
     /// The grace is over.
@@ -80,6 +84,7 @@ pub async fn serve(
     let shared = Arc::new(Shared {
         admission: Admission::new(&config),
         budget: Budget::new(config.in_flight_len_max),
+        turns: Turns::new(),
         config,
         handler,
         services,

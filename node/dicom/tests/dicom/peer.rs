@@ -34,6 +34,8 @@ pub(crate) struct Recorder {
     pub(crate) refuse: Mutex<Option<StoreStatus>>,
     /// One permit a store that may finish; plenty unless a test takes them.
     pub(crate) gate: Semaphore,
+    /// Stores that were begun.
+    pub(crate) begun: Mutex<usize>,
     pub(crate) echoes: Mutex<usize>,
     /// Bytes of data sets that it was told of and never given.
     pub(crate) passed_over: Mutex<u64>,
@@ -50,6 +52,7 @@ impl StoreHandler for Recorder {
 
     fn store(&self, request: StoreRequest, dataset: Bytes) -> BoxFuture<'_, StoreStatus> {
         Box::pin(async move {
+            *lock(&self.begun) += 1;
             self.gate.acquire().await.expect("an open gate").forget();
             if let Some(status) = lock(&self.refuse).clone() {
                 return status;
@@ -144,6 +147,7 @@ impl Scp {
             stored: Mutex::default(),
             refuse: Mutex::default(),
             gate: Semaphore::new(1_000_000),
+            begun: Mutex::default(),
             echoes: Mutex::default(),
             passed_over: Mutex::default(),
         });

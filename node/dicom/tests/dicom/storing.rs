@@ -132,6 +132,52 @@ async fn a_spent_budget_stops_reading_until_the_handler_is_done() {
     }
 }
 
+/// Slices of half a mebibyte that come in at once.
+const AT_ONCE: usize = 32;
+
+#[tokio::test]
+async fn only_so_much_comes_in_at_once_unless_the_handler_takes_long() {
+    let scp = Scp::start(|_| {}).await;
+    scp.handler.gate.acquire_many(1_000_000).await.expect("the gate").forget();
+    let mut stores = Vec::new();
+    for n in 0..AT_ONCE + 8 {
+        let mut association = scp.sender().await;
+        stores.push(maillage_host::spawn(async move {
+            association.store(&Uid::CT_IMAGE_STORAGE, &uid(n), &Uid::EXPLICIT_LE, bytes(1 << 19)).await
+        }));
+    }
+    sleep(Duration::from_millis(600)).await;
+    assert_eq!(*lock(&scp.handler.begun), AT_ONCE);
+    sleep(Duration::from_millis(1_200)).await;
+    assert_eq!(*lock(&scp.handler.begun), AT_ONCE + 8, "nobody waits for long");
+    scp.handler.gate.add_permits(stores.len());
+    for store in stores {
+        assert_eq!(store.await.expect("no panic").expect("an answer"), StoreStatus::SUCCESS);
+    }
+}
+
+#[tokio::test]
+async fn senders_that_pause_in_a_data_set_keep_nobody_waiting() {
+    let scp = Scp::start(|_| {}).await;
+    let mut pausing = Vec::new();
+    for n in 0..AT_ONCE + 8 {
+        let mut raw = scp.raw_associated().await;
+        raw.send(&store_command(&format!("1.2.3.{n}"))).await;
+        raw.send(&data(1, false, false, &bytes(1_000))).await;
+        pausing.push(raw);
+    }
+    sleep(Duration::from_millis(200)).await;
+    let mut association = scp.sender().await;
+    let (class, instance, syntax) = (Uid::CT_IMAGE_STORAGE, uid(100), Uid::EXPLICIT_LE);
+    let storing = association.store(&class, &instance, &syntax, bytes(1 << 19));
+    let status = timeout(Duration::from_millis(500), storing).await.expect("at once");
+    assert_eq!(status.expect("an answer"), StoreStatus::SUCCESS);
+    for mut raw in pausing {
+        raw.send(&data(1, false, true, &bytes(1_000))).await;
+        assert_eq!(raw.response().await.status, Some(0));
+    }
+}
+
 #[tokio::test]
 async fn a_sender_that_finds_no_memory_in_time_hears_it() {
     let scp = Scp::start(|config| {

@@ -16,6 +16,7 @@ use super::admission::{Place, Stranger};
 use super::budget::Share;
 use super::event::{EventLine, ServiceEvent};
 use super::negotiate::{self, Accepted, Context};
+use super::turns::Turn;
 use super::{AssociationEnd, AssociationInfo, AssociationSummary, RejectReason, Shared, StoreRequest};
 use crate::dimse::command::{C_CANCEL_RQ, C_ECHO_RQ, C_STORE_RQ, COMMAND_LEN_MAX, Command, RESPONSE};
 use crate::dimse::operation::Operation;
@@ -214,7 +215,7 @@ struct Association<'a> {
 
 /// What became of a data set.
 enum Received {
-    Whole(Bytes, Share),
+    Whole(Bytes, Share, Turn),
     Refused(StoreStatus),
 }
 
@@ -303,12 +304,12 @@ impl Association<'_> {
             }
             Ok(request) => match self.data_set(context, self.shared.config.instance_len_max, self.guess).await? {
                 Received::Refused(status) => status,
-                Received::Whole(dataset, share) => {
+                Received::Whole(dataset, share, turn) => {
                     self.summary.bytes += dataset.len() as u64;
                     // A little more than last time: slices of a series differ by a few bytes.
                     self.guess = (dataset.len() + dataset.len() / 64 + 64).min(GUESS_LEN_MAX);
                     let status = self.shared.handler.store(request, dataset).await;
-                    drop(share);
+                    drop((share, turn));
                     self.shared.handler.pace(&self.info).await;
                     status
                 }
@@ -350,26 +351,27 @@ impl Association<'_> {
     /// Reads a data set of at most `len_max` bytes into one contiguous buffer, paying for its memory as it
     /// grows; `guess` is how long it likely is.
     async fn data_set(&mut self, context: &Context, len_max: usize, guess: usize) -> Result<Received, WireError> {
-        let mut share = self.shared.budget.share();
+        let (mut share, mut turn) = (self.shared.budget.share(), self.shared.turns.turn(guess));
         let mut bytes = BytesMut::new();
         let mut capacity_wanted = guess;
         loop {
-            let pdv = self.wire.pdv().await?;
+            let pdv = turn.during(self.wire.pdv()).await?;
             check_data(pdv.is_command, pdv.context_id, context)?;
             let needed = bytes.len() + pdv.len;
             if needed > len_max {
                 self.reject(RejectReason::InstanceTooLong);
                 let taken = bytes.len();
-                drop((bytes, share));
+                drop((bytes, share, turn));
                 self.pass_over_rest(context, taken, pdv.len, pdv.is_last).await?;
                 return Ok(Received::Refused(StoreStatus::out_of_resources("instance is too long")));
             }
+            self.wire.excuse(turn.come().await);
             if needed > bytes.capacity() {
                 let capacity = capacity_wanted.max(needed);
                 if !self.pay(&mut share, capacity).await {
                     self.reject(RejectReason::Busy);
                     let taken = bytes.len();
-                    drop((bytes, share));
+                    drop((bytes, share, turn));
                     self.pass_over_rest(context, taken, pdv.len, pdv.is_last).await?;
                     return Ok(Received::Refused(StoreStatus::out_of_resources("busy, try again later")));
                 }
@@ -379,10 +381,10 @@ impl Association<'_> {
                 bytes = longer;
                 capacity_wanted = capacity + capacity / 2;
             }
-            self.wire.take(&mut bytes, pdv.len).await?;
+            turn.during(self.wire.take(&mut bytes, pdv.len)).await?;
             debug_assert!(share.covers(bytes.capacity()), "more is taken than was paid for");
             if pdv.is_last {
-                return Ok(Received::Whole(bytes.freeze(), share));
+                return Ok(Received::Whole(bytes.freeze(), share, turn));
             }
         }
     }

@@ -62,7 +62,7 @@ impl Association<'_> {
                     let status = Status::from_code(code, status.comment().to_owned());
                     return self.respond(context, command, &status).await;
                 }
-                Received::Whole(dataset, share) => {
+                Received::Whole(dataset, share, _) => {
                     self.summary.bytes += dataset.len() as u64;
                     if let Err(rejection) = prescan::scan(&dataset, &context.transfer_syntax) {
                         self.reject(RejectReason::BadRequest);
