@@ -20,6 +20,8 @@ use super::wire::{Ask, Kept, Offer, Reply};
 
 /// With nothing to do, the schedule is looked at again after this long at the latest.
 const IDLE: Duration = Duration::from_secs(1);
+/// All of the spool is looked at no more often than this: there may be an outage's images in it.
+const LOOK: Duration = Duration::from_millis(250);
 /// Studies whose sender is done and that are not through yet; the hint is worth no more memory.
 const DONE_MAX: usize = 10_000;
 
@@ -69,11 +71,18 @@ pub(super) async fn run(gateway: Gateway, mut done: mpsc::UnboundedReceiver<Stri
     let mut sending: FuturesUnordered<BoxFuture<'_, (Key, u64, Sent)>> = FuturesUnordered::new();
     let mut over: BTreeSet<String> = BTreeSet::new();
     let mut hints: FuturesUnordered<BoxFuture<'_, ()>> = FuturesUnordered::new();
+    let mut look_at = Instant::now();
     loop {
         let now = Instant::now();
-        let again = gateway.schedule().resend(now);
-        if again > 0 {
-            tracing::warn!(instances = again, "sent again: who took them is gone, or has not made them safe");
+        if now >= look_at {
+            look_at = now + LOOK;
+            let again = gateway.schedule().resend(now);
+            if again > 0 {
+                tracing::warn!(instances = again, "sent again: who took them is gone, or has not made them safe");
+            }
+            for study in through(&gateway, &mut over) {
+                hints.push(Box::pin(hint(&gateway, study)));
+            }
         }
         while let Some((key, centre)) = gateway.take_next() {
             let gateway = &gateway;
@@ -86,10 +95,8 @@ pub(super) async fn run(gateway: Gateway, mut done: mpsc::UnboundedReceiver<Stri
                 (key, centre, sent)
             }));
         }
-        for study in through(&gateway, &mut over) {
-            hints.push(Box::pin(hint(&gateway, study)));
-        }
         let wake = gateway.schedule().wake_at(now).unwrap_or(now + IDLE).min(now + IDLE);
+        let wake = if over.is_empty() { wake } else { wake.min(look_at) };
         tokio::select! {
             () = shutdown.cancelled() => return,
             Some((key, centre, sent)) = sending.next() => gateway.sent(&key, centre, sent).await,
@@ -109,7 +116,8 @@ fn through(gateway: &Gateway, over: &mut BTreeSet<String>) -> Vec<String> {
     if schedule.current().is_none() {
         return Vec::new();
     }
-    over.extract_if(.., |study| !schedule.is_open(study)).collect()
+    let open = schedule.open_of(over);
+    over.extract_if(.., |study| !open.contains(study)).collect()
 }
 
 /// Passes on that a study's sender is done. Nothing depends on it but how soon the study is published.

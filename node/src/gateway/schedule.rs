@@ -381,11 +381,14 @@ impl Schedule {
         again
     }
 
-    /// Whether something of a study is still to be sent.
-    pub(crate) fn is_open(&self, study: &str) -> bool {
-        let mut entries = self.entries.values();
-        entries
-            .any(|entry| matches!(entry.state, State::Waiting(_) | State::InFlight(_)) && entry.spooled.study == study)
+    /// Those of some studies of which something is still to be sent.
+    pub(crate) fn open_of(&self, studies: &BTreeSet<String>) -> BTreeSet<String> {
+        if studies.is_empty() {
+            return BTreeSet::new();
+        }
+        let open = self.entries.values().filter(|entry| matches!(entry.state, State::Waiting(_) | State::InFlight(_)));
+        let open: BTreeSet<&String> = open.filter_map(|entry| studies.get(&entry.spooled.study)).collect();
+        open.into_iter().cloned().collect()
     }
 
     /// Bytes of all data sets here.

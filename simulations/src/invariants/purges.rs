@@ -43,9 +43,9 @@ pub(crate) struct Kept {
     pub(crate) study: String,
     /// SOP Instance UIDs.
     pub(crate) instances: BTreeSet<String>,
-    /// Of what came through a hospital's gateway, which knew the mesh's time since, the sites that had received it. Another may
-    /// have been sent the same, and publish it later: that is none of the purged exam's.
-    pub(crate) through_a_gateway_to: BTreeSet<u64>,
+    /// Of what came through a hospital's gateway, which knew the mesh's time since, the sites that had received it, with each
+    /// instance. Another may have been sent the same, and publish it later: that is none of the purged exam's.
+    pub(crate) through_a_gateway_to: BTreeSet<(u64, String)>,
     /// Chunks and manifests.
     pub(crate) objects: Vec<Hash>,
     /// Bytes that are stored of them and nowhere else, as they are in packs and as they came.
@@ -271,22 +271,22 @@ async fn gone_from_a_gateway(cluster: &Cluster) -> BTreeSet<String> {
         instances.extend(kept.instances.into_iter().map(|instance| (instance, kept.through_a_gateway_to.clone())));
     }
     let mut left = BTreeSet::new();
-    for (instance, sites) in instances {
-        if !is_anothers(cluster, &sites, &instance).await {
+    for (instance, received) in instances {
+        if !is_anothers(cluster, &received, &instance).await {
             left.insert(instance);
         }
     }
     left
 }
 
-/// Whether a site has received an instance that is none of these, to which a gateway is known to have sent it.
-async fn is_anothers(cluster: &Cluster, sites: &BTreeSet<u64>, sop_instance: &str) -> bool {
-    if sites.is_empty() {
+/// Whether a site has received an instance that is none of those of which it is known, if of any.
+async fn is_anothers(cluster: &Cluster, received: &BTreeSet<(u64, String)>, sop_instance: &str) -> bool {
+    if received.is_empty() {
         return false;
     }
     for running in cluster.all_running() {
         let is_here = running.store.instance(sop_instance).await.is_ok_and(|listed| listed.is_some());
-        if is_here && !sites.contains(&running.site) {
+        if is_here && !received.contains(&(running.site, sop_instance.to_owned())) {
             cluster.world.sometimes("another centre published later what a gateway had sent it, too");
             return true;
         }

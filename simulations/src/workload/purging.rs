@@ -234,12 +234,12 @@ impl Archive {
                     break;
                 }
                 exams.insert(held.exam);
-                if self.is_behind_a_gateway() {
-                    kept.through_a_gateway_to.insert(running.site);
-                }
                 kept.objects.push(Hash(held.part.manifest));
                 for instance in stored {
                     kept.instances.insert(instance.entry.sop_instance.clone());
+                    if self.is_behind_a_gateway() {
+                        kept.through_a_gateway_to.insert((running.site, instance.entry.sop_instance.clone()));
+                    }
                     kept.objects.push(instance.entry.manifest);
                     let manifest = running.store.instance_manifest(instance.entry.manifest).await.ok()??;
                     kept.keys.extend(manifest.key.map(|key| KeyId(key.0)));
