@@ -4,7 +4,7 @@
 //! at once, and not with their bytes, shows as a peak that is not flat.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
@@ -31,6 +31,8 @@ const SEED: u64 = 5000;
 struct Peaks {
     /// Of a node that takes them in by C-STORE, an association each.
     taking: f64,
+    /// How fast it does, in MB/s: memory that is flat since senders wait for nothing would be no gain.
+    taking_mb_s: f64,
     /// Of a node that brings them from another.
     bringing: f64,
     /// Of that other, which took them in before.
@@ -47,13 +49,12 @@ pub(crate) async fn run(lab: &Lab, slices: u32) -> anyhow::Result<Section> {
             let peaks = measure(lab, at_once, (slices / at_once).max(1)).await;
             rounds.push(peaks.with_context(|| format!("{at_once} at once"))?);
         }
-        let mut push = |what: &str, note, value: fn(&Peaks) -> f64| {
-            let figures = vec![Figure::less_is_better("MiB", rounds.iter().map(value).collect())];
-            section.push(Row { name: row(what, at_once), note, figures });
-        };
-        push("taken in", "an association each", |peaks| peaks.taking);
-        push("brought", "study fetch, all at once", |peaks| peaks.bringing);
-        push("given", "after they were taken in", |peaks| peaks.giving);
+        let mib = |value: fn(&Peaks) -> f64| Figure::less_is_better("MiB", rounds.iter().map(value).collect());
+        let mut push = |what: &str, note, figures| section.push(Row { name: row(what, at_once), note, figures });
+        let speed = Figure::more_is_better("MB/s", rounds.iter().map(|peaks| peaks.taking_mb_s).collect());
+        push("taken in", "an association each", vec![mib(|peaks| peaks.taking), speed]);
+        push("brought", "study fetch, all at once", vec![mib(|peaks| peaks.bringing)]);
+        push("given", "after they were taken in", vec![mib(|peaks| peaks.giving)]);
     }
     for what in ["taken in", "brought", "given"] {
         let [least, .., most] = AT_ONCE;
@@ -79,7 +80,10 @@ async fn measure(lab: &Lab, at_once: u32, slices: u32) -> anyhow::Result<Peaks> 
         associations.push(Study::associate(holder.dicom).await.context("associate")?);
     }
     let sending = studies.iter().zip(associations).map(|(study, association)| study.send_over(association));
+    let started = Instant::now();
     try_join_all(sending).await.context("send")?;
+    let bytes: u64 = studies.iter().map(|study| study.bytes).sum();
+    let taking_mb_s = bytes as f64 / 1e6 / started.elapsed().as_secs_f64();
     let taking = holder.memory_peak_mib()?;
     for study in &studies {
         empty.published(&study.uid, study.slices.len()).await?;
@@ -101,5 +105,5 @@ async fn measure(lab: &Lab, at_once: u32, slices: u32) -> anyhow::Result<Peaks> 
         Ok(())
     });
     try_join_all(brought).await.context("fetch")?;
-    Ok(Peaks { taking, bringing: empty.memory_peak_mib()?, giving: holder.memory_peak_mib()? })
+    Ok(Peaks { taking, taking_mb_s, bringing: empty.memory_peak_mib()?, giving: holder.memory_peak_mib()? })
 }

@@ -9,14 +9,13 @@ use std::time::Duration;
 
 use maillage_consensus::ids::UidText;
 use maillage_dicom::Uid;
+use maillage_host::UnixMillis;
 use maillage_store::StoreError;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::ask::{AskError, ask};
 use super::marks::Marks;
-use maillage_host::UnixMillis;
-
 use super::schedule::{Key, State};
 use super::wire::{Ask, Held, ITEMS_MAX, Item, Referenced, Reply, Safety};
 use super::{Complaints, Gateway};

@@ -322,6 +322,55 @@ async fn of_what_is_safe_or_rejected_it_is_asked_each_hour_whether_it_was_purged
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_comes_again_is_sent_again_wherever_it_stood() {
+    let now = Instant::now();
+    let mut schedule = schedule(5, &[3], now);
+    for n in 0..4 {
+        let (key, centre) = schedule.next(now).expect("one to send");
+        if n < 3 {
+            schedule.stored(&key, centre, now);
+        }
+    }
+    schedule.safe(&key(0), now);
+    assert!(schedule.purged(&key(1), UnixMillis(5)));
+    let again = || Spooled { received_at: UnixMillis(9), ..spooled(1) };
+    for n in 0..5 {
+        assert_eq!(schedule.add(key(n), again(), now), n != 3, "{n}");
+        assert!(!schedule.add(key(n), spooled(1), now), "what came before is known");
+        assert_eq!(schedule.goes(&key(n)), None);
+    }
+    assert_eq!(schedule.latest(), Some(UnixMillis(9)));
+    assert_eq!(schedule.get(&key(3)), Some((&again(), State::InFlight(3))), "it is under way");
+    assert!(!schedule.purged(&key(3), UnixMillis(5)));
+    schedule.came_again(&key(3), 3, now);
+    let counts = schedule.counts();
+    assert_eq!((counts.waiting, counts.bytes), (5, 5), "{counts:?}");
+    let mut sent: Vec<_> = std::iter::from_fn(|| schedule.next(now)).map(|(key, _)| key).collect();
+    sent.sort();
+    assert_eq!(sent, (0..5).map(key).collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_study_is_open_until_all_of_it_is_sent() {
+    let now = Instant::now();
+    let mut schedule = schedule(0, &[3], now);
+    let of = |study: &str| Spooled { study: study.to_owned(), ..spooled(1) };
+    for (n, study) in [(0, "1.2"), (1, "1.2"), (2, "1.4"), (3, "1.6")] {
+        schedule.add(key(n), of(study), now);
+    }
+    let asked: BTreeSet<String> = ["1.2", "1.4", "1.9"].map(str::to_owned).into();
+    for n in [0, 2, 1] {
+        let open = schedule.open_of(&asked);
+        assert_eq!(open.into_iter().collect::<Vec<_>>(), if n == 1 { vec!["1.2"] } else { vec!["1.2", "1.4"] });
+        while let Some((_, centre)) = schedule.next(now) {
+            assert_eq!(centre, 3);
+        }
+        schedule.stored(&key(n), 3, now);
+    }
+    assert_eq!(schedule.open_of(&asked), BTreeSet::new());
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_was_purged_is_not_sent_wherever_it_stood() {
     let now = Instant::now();
     let mut schedule = schedule(3, &[3], now);
