@@ -52,7 +52,7 @@ pub(crate) use schedule::Counts;
 pub(crate) use serve::{Doors, run};
 pub use serve::{Host, Node, mesh_lines};
 
-use centres::Known;
+use centres::{Known, Saved};
 use inbox::Seen;
 use marks::{Marks, Stamps};
 use schedule::Schedule;
@@ -72,6 +72,8 @@ struct Parts {
     commitments: Commitments,
     lines: Arc<dyn Lines>,
     mesh: Mutex<MeshFile>,
+    /// Held while the file is written.
+    saved: tokio::sync::Mutex<Saved>,
     schedule: Mutex<Schedule>,
     marks: Mutex<Marks>,
     /// Told when there may be something to send, or somebody to send it to.

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::ask::{AskError, ask};
 use super::wire::{Ask, Centre, Hello, Reply, Welcome};
 use super::{Complaints, Gateway};
-use crate::data_dir::MeshFileMember;
+use crate::data_dir::{MeshFile, MeshFileMember};
 
 /// Between two greetings of a centre.
 const GREETING: Duration = Duration::from_secs(1);
@@ -30,6 +30,21 @@ pub(super) struct Known {
     pub(super) heard: Option<Instant>,
     pub(super) round_trip: Option<Duration>,
     pub(super) in_touch: bool,
+}
+
+/// What `mesh.json` says, and what became of writing it.
+#[derive(Debug)]
+pub(super) struct Saved {
+    /// None while it may be either of two.
+    mesh: Option<MeshFile>,
+    complaints: Complaints,
+}
+
+impl Saved {
+    /// The file as it was read.
+    pub(super) fn found(mesh: MeshFile) -> Self {
+        Self { mesh: Some(mesh), complaints: Complaints::default() }
+    }
 }
 
 /// The centres that `mesh.json` remembers.
@@ -112,25 +127,32 @@ impl Gateway {
         };
         if changed {
             self.introduce();
-            let mesh = {
-                let members = self
-                    .centres()
-                    .iter()
-                    .map(|(site, known)| MeshFileMember {
-                        peer_id: known.peer.to_string(),
-                        site_id: *site,
-                        name: known.name.clone(),
-                        addresses: known.addresses.clone(),
-                    })
-                    .collect();
-                let mut mesh = self.mesh();
-                mesh.members = members;
-                mesh.clone()
-            };
-            if let Err(error) = mesh.save(self.disk()).await {
-                tracing::error!(%error, "save the members");
-            }
+            let members = self
+                .centres()
+                .iter()
+                .map(|(site, known)| MeshFileMember {
+                    peer_id: known.peer.to_string(),
+                    site_id: *site,
+                    name: known.name.clone(),
+                    addresses: known.addresses.clone(),
+                })
+                .collect();
+            self.mesh().members = members;
         }
+        self.save().await;
+    }
+
+    /// Writes the members down, unless the file has them. What cannot be is tried again after the next greeting.
+    async fn save(&self) {
+        // One at a time: what is learnt while another writes is seen after the next greeting, too.
+        let Ok(mut saved) = self.0.saved.try_lock() else { return };
+        let mesh = self.mesh().clone();
+        if saved.mesh.as_ref() == Some(&mesh) {
+            return;
+        }
+        saved.mesh = None;
+        let written = mesh.save(self.disk()).await;
+        saved.mesh = saved.complaints.hear("save the members", written).map(|()| mesh);
     }
 
     fn hello(&self) -> Hello {

@@ -19,6 +19,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::centres::Saved;
 use super::inbox::Inbox;
 use super::lines::{Lines, MeshLines};
 use super::marks::{Marks, Stamps};
@@ -249,6 +250,7 @@ impl Opened {
             metrics,
             commitments,
             lines,
+            saved: tokio::sync::Mutex::new(Saved::found(mesh.clone())),
             mesh: Mutex::new(mesh),
             schedule: Mutex::new(Schedule::default()),
             marks: Mutex::new(marks),

@@ -505,6 +505,35 @@ async fn a_centre_that_cannot_say_what_is_safe_holds_up_nothing_while_another_ca
 }
 
 #[tokio::test(start_paused = true)]
+async fn where_centres_are_is_written_down_once_it_can_be_and_only_once() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let disk = Disk::real(directory.path());
+    let says = |_: u64, asked: &Ask| match asked {
+        Ask::Hello(_) => {
+            let peer = Identity::from_secret(&[3; 32]).peer_id().to_bytes();
+            let addresses = vec![SocketAddr::from(([192, 0, 2, 1], 7400))];
+            let centres = vec![wire::Centre { site: 1, name: Name::fitted("paris"), peer, addresses }];
+            Some(Reply::Welcome(Welcome { in_touch: true, centres }))
+        }
+        _ => Some(has_all(asked, Safety::Safe)),
+    };
+    // Nothing can be put in the file's place.
+    disk.create_dir("mesh.json.new").await.expect("a directory");
+    let running = Running::start_among(&["paris"], SiteId(9), host(&disk, Arc::new(Scripted(says))), "").await;
+    sleep(Duration::from_secs(5)).await;
+    let learnt = running.gateway.mesh().members.clone();
+    assert_eq!(learnt[0].addresses, [SocketAddr::from(([192, 0, 2, 1], 7400))]);
+    assert!(MeshFile::load(&disk).await.is_err());
+    disk.remove_dir("mesh.json.new").await.expect("removed");
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(MeshFile::load(&disk).await.expect("it is there").members, learnt);
+    disk.remove("mesh.json").await.expect("removed");
+    sleep(Duration::from_secs(60)).await;
+    assert!(MeshFile::load(&disk).await.is_err(), "it is not written while nothing changes");
+    running.kill().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_centre_that_only_ever_says_that_it_is_at_it_is_waited_for_no_longer_than_it_may_take() {
     let (lines, started) = (Scripted(|_, _| None), Instant::now());
     let asked = ask::ask(&lines, 1, &Ask::Safe { items: Vec::new() }).await;
