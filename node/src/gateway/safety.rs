@@ -381,7 +381,7 @@ impl Gateway {
         known.asked_at = Some(Instant::now());
         for chunk in gone.chunks(ITEMS_MAX) {
             let references: Vec<Reference> = chunk.iter().map(|(_, reference)| (*reference).clone()).collect();
-            for ((place, _), found) in chunk.iter().zip(self.held(&references).await?) {
+            for ((place, _), found) in chunk.iter().zip(self.held(&references).await) {
                 match found {
                     Some(Held::Safe) => {}
                     Some(Held::No) => failed.push((*place, reason::NO_SUCH_INSTANCE)),
@@ -398,7 +398,7 @@ impl Gateway {
 
     /// What the centres have of instances that are in the spool no more, or never were: what those that answer say
     /// together. None of one that they do not have, as long as others may that do not answer.
-    async fn held(&self, references: &[Reference]) -> Result<Vec<Option<Held>>, SafetyError> {
+    async fn held(&self, references: &[Reference]) -> Vec<Option<Held>> {
         let named = |one: &Reference| Referenced {
             sop_class: UidText::fitted(one.sop_class.as_str()),
             sop_instance: UidText::fitted(one.sop_instance.as_str()),
@@ -412,17 +412,19 @@ impl Gateway {
         // None known yet: somebody has to be asked first.
         let mut silent = known.max(1).saturating_sub(answering.len());
         for centre in answering {
-            match ask(self.lines(), centre, &Ask::Held { references: asked.clone() }).await {
-                Ok(Reply::Held(says)) if says.len() == all.len() => {
-                    all.iter_mut().zip(says).for_each(|(known, says)| *known = (*known).max(says));
-                }
-                Ok(_) => return Err(AskError::Unexpected.into()),
+            let said = match ask(self.lines(), centre, &Ask::Held { references: asked.clone() }).await {
+                Ok(Reply::Held(says)) if says.len() == all.len() => Ok(says),
+                Ok(_) => Err(AskError::Unexpected),
+                Err(error) => Err(error),
+            };
+            match said {
+                Ok(says) => all.iter_mut().zip(says).for_each(|(known, says)| *known = (*known).max(says)),
                 Err(error) => {
                     tracing::debug!(centre, %error, "it does not say what it has");
                     silent += 1;
                 }
             }
         }
-        Ok(all.into_iter().map(|held| (held != Held::No || silent == 0).then_some(held)).collect())
+        all.into_iter().map(|held| (held != Held::No || silent == 0).then_some(held)).collect()
     }
 }

@@ -101,3 +101,30 @@ async fn a_damaged_image_at_a_centre_holds_up_no_other_request_for_commitment() 
     }
     centre.end().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_centre_that_answers_something_else_holds_up_no_request_and_makes_nothing_known_to_be_nowhere() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let says = |centre: u64, asked: &Ask| match (centre, asked) {
+        (1, Ask::Held { .. }) => Some(Reply::Held(Vec::new())),
+        (2, Ask::Held { .. }) => Some(Reply::Done),
+        (_, Ask::Held { references }) if references[0].sop_instance.as_str() == "1.2.4" => {
+            Some(Reply::Held(vec![Held::No]))
+        }
+        _ => Some(has_all(asked, Safety::Safe)),
+    };
+    let host = host(&Disk::real(directory.path()), Arc::new(Scripted(says)));
+    let running = Running::start_among(&["paris", "lyon", "brest"], SiteId(9), host, "").await;
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(running.gateway.schedule().answering(), [1, 2, 3]);
+    let commitments = running.gateway.commitments();
+    let uid = |text: &str| Uid::parse(text).expect("a UID");
+    let unknown = request_commitment(commitments, 1, &uid("1.2.4")).await;
+    let known = request_commitment(commitments, 2, &uid("1.2.3")).await;
+    sleep(Duration::from_secs(30)).await;
+    assert_eq!(settled(commitments, &known), Some(Vec::new()));
+    assert_eq!(settled(commitments, &unknown), None, "those that did not say may have it");
+    sleep(Duration::from_secs(600)).await;
+    assert_eq!(settled(commitments, &unknown), Some(vec![(0, reason::PROCESSING)]));
+    running.kill().await;
+}
