@@ -299,17 +299,27 @@ async fn tail(gateway: &Gateway, inbox: &mut Inbox, centre: u64) -> Result<(), F
         }
     }
     gateway.seen().at = Some(Instant::now());
-    let acknowledge = inbox.state.unacknowledged.clone();
-    for (exam, report) in &acknowledge {
-        match ask(gateway.lines(), centre, &Ask::Acknowledge { exam: *exam, report: *report }).await? {
-            Reply::Done => inbox.acknowledged(*exam, *report),
-            _ => return Err(AskError::Unexpected.into()),
-        }
-    }
-    if !acknowledge.is_empty() {
+    let owed = inbox.state.unacknowledged.len();
+    let told = acknowledge(gateway, inbox, centre).await;
+    if inbox.state.unacknowledged.len() < owed {
         inbox.save().await?;
     }
-    Ok(())
+    Ok(told?)
+}
+
+/// Tells a centre of each report that was delivered: one that it does not take now holds up no other.
+async fn acknowledge(gateway: &Gateway, inbox: &mut Inbox, centre: u64) -> Result<(), AskError> {
+    let mut refused = None;
+    for (exam, report) in inbox.state.unacknowledged.clone() {
+        match ask(gateway.lines(), centre, &Ask::Acknowledge { exam, report }).await {
+            Ok(Reply::Done) => inbox.acknowledged(exam, report),
+            Ok(_) => refused = Some(AskError::Unexpected),
+            // One that hears no quorum takes none of them, and is long about each.
+            Err(error @ AskError::NotNow(_)) if gateway.schedule().is_in_touch(centre) => refused = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    refused.map_or(Ok(()), Err)
 }
 
 #[cfg(test)]

@@ -505,6 +505,28 @@ async fn a_centre_that_cannot_say_what_is_safe_holds_up_nothing_while_another_ca
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_report_whose_delivery_is_not_noted_now_holds_up_no_other() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let says = |centre: u64, asked: &Ask| match asked {
+        // The second hears no quorum.
+        Ask::Hello(_) => Some(Reply::Welcome(Welcome { in_touch: centre == 1, centres: Vec::new() })),
+        Ask::Feed { .. } => {
+            let reports = [4, 5, 6].map(|exam| wire::tests::delivery(exam, 1)).into();
+            Some(Reply::Page(Page { reports, next: Position::Event { index: 1, place: 0 }, more: false }))
+        }
+        Ask::Acknowledge { exam: 4, .. } => Some(Reply::NotNow { why: Line::fitted("in a moment") }),
+        Ask::Acknowledge { exam: 5, .. } if centre == 1 => Some(Reply::Have),
+        _ => Some(has_all(asked, Safety::Safe)),
+    };
+    let host = host(&Disk::real(directory.path()), Arc::new(Scripted(says)));
+    let running = Running::start_among(&["paris", "lyon"], SiteId(9), host, "").await;
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(running.gateway.seen().delivered, 3);
+    assert_eq!(running.gateway.seen().unacknowledged, 2, "the second is asked no more after its first refusal");
+    running.kill().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn where_centres_are_is_written_down_once_it_can_be_and_only_once() {
     let directory = tempfile::tempdir().expect("a directory");
     let disk = Disk::real(directory.path());
