@@ -294,17 +294,20 @@ pub(crate) async fn run(node: Node, shutdown: CancellationToken) {
             Some(Ok(false)) | None => return,
         }
         let Some(left) = shutdown.run_until_cancelled(round(&node)).await else { return };
-        node.scrub().set_unrepaired(left);
-        if left > 0 && left != told {
-            tracing::error!(chunks = left, "ALARM: damaged chunks are on no site that can be asked");
+        // While that cannot be told, it is as it was.
+        if let Some(left) = left {
+            node.scrub().set_unrepaired(left);
+            if left > 0 && left != told {
+                tracing::error!(chunks = left, "ALARM: damaged chunks are on no site that can be asked");
+            }
+            told = left;
         }
-        told = left;
-        wait = if left == 0 { RETRY_MIN } else { (wait * 2).min(RETRY_MAX) };
+        wait = if left == Some(0) { RETRY_MIN } else { (wait * 2).min(RETRY_MAX) };
     }
 }
 
-/// Tries once. Returns how many damaged chunks are left.
-async fn round(node: &Node) -> u64 {
+/// Tries once. Returns how many damaged chunks are left, if that can be told.
+async fn round(node: &Node) -> Option<u64> {
     match damaged(node).await {
         Ok(done) => {
             for (study, error) in &done.failed {
@@ -313,18 +316,54 @@ async fn round(node: &Node) -> u64 {
         }
         Err(error) => tracing::warn!(error = format!("{error:#}"), "damage was not repaired; it is tried again"),
     }
-    node.store().bad_chunks(BAD_AT_ONCE).await.map_or(0, |bad| bad.len() as u64)
+    match node.store().bad_chunks(BAD_AT_ONCE).await {
+        Ok(bad) => Some(bad.len() as u64),
+        Err(error) => {
+            tracing::warn!(%error, "it cannot be told what is damaged");
+            None
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use maillage_consensus::command::UnixMillisField;
     use maillage_consensus::ids::{Line, Name};
     use maillage_consensus::order::Place;
     use maillage_consensus::placement::{self, Contract, Draining, Holders, Layout, Origin};
 
     use super::*;
+    use crate::gateway::tests::FlakyHome;
+    use crate::ingest::tests::rot;
     use crate::roster::testing::site;
+    use crate::study_keys::tests::{Machine, study as slices};
+
+    #[tokio::test(start_paused = true)]
+    async fn damage_that_cannot_be_counted_is_not_taken_for_repaired() {
+        let index = Arc::<FlakyHome>::default();
+        let machine = Machine::with_index(Arc::<FlakyHome>::clone(&index));
+        let running = machine.run().await;
+        let (node, (_, [one, ..])) = (running.node(), slices());
+        running.receive(&one).await;
+        let manifest = node.store().instance(&one.uid).await.expect("read").expect("listed").entry.manifest;
+        rot(&machine.disk(), &node.store().get_manifest(manifest).await.expect("read").expect("stored")).await;
+        node.store().instance_manifest(manifest).await.expect_err("it is damaged");
+        let shutdown = CancellationToken::new();
+        let repairing = maillage_host::spawn(run(node.clone(), shutdown.clone()));
+        let unrepaired = || node.scrub().status().unrepaired;
+        sleep(RETRY_MIN + Duration::from_secs(1)).await;
+        assert_eq!(unrepaired(), 1, "nobody else has it");
+
+        index.set_fails(true);
+        sleep(RETRY_MIN * 4).await;
+        assert_eq!(unrepaired(), 1, "it is still damaged");
+        index.set_fails(false);
+        shutdown.cancel();
+        repairing.await.expect("it ends");
+        running.end().await;
+    }
 
     #[test]
     fn only_what_was_a_copy_is_one_again_and_never_where_it_must_not_lie() {

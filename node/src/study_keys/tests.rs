@@ -51,7 +51,7 @@ impl Machine {
         Self { directory, state: Arc::default(), index, identity: Identity::generate() }
     }
 
-    fn disk(&self) -> Disk {
+    pub(crate) fn disk(&self) -> Disk {
         Disk::real(self.directory.path())
     }
 
