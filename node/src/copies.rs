@@ -38,7 +38,7 @@ const STUDIES_PER_ROUND: usize = 512;
 const ALL_ROUND: Duration = Duration::from_secs(600);
 /// Studies pulled at once: one that waits for a slow holder does not hold up the others.
 const PULLS: usize = 4;
-/// Parts whose failure is remembered as said.
+/// Parts whose failure is remembered as said. Of those beyond them it is said how many there are.
 const WARNED_MAX: usize = 10_000;
 
 /// Pulls and reports copies until `shutdown`.
@@ -167,7 +167,7 @@ struct Sweep {
     /// When all were last looked at.
     all_at: Option<Instant>,
     seen: Option<Counts>,
-    warned: BTreeSet<[u8; 32]>,
+    failures: Failures,
 }
 
 impl Sweep {
@@ -191,6 +191,7 @@ impl Sweep {
         if all {
             self.all_at = Some(Instant::now());
         }
+        self.failures.begin_pass();
         let mut whole = true;
         let mut after: Option<String> = None;
         loop {
@@ -228,6 +229,9 @@ impl Sweep {
                 _ => break,
             }
         }
+        if let Some(parts) = self.failures.end_pass(all) {
+            tracing::warn!(parts, "copies of so many more parts are not made yet");
+        }
         // After a failure the next pass looks at all again: a study that counts a lost holder is in no list.
         if whole && !shutdown.is_cancelled() {
             self.looked_at_all = as_of;
@@ -239,13 +243,60 @@ impl Sweep {
     /// Says why a copy was not made, once for each part.
     fn tell(&mut self, held: &HeldPart, result: anyhow::Result<()>) {
         match result {
-            Ok(()) => drop(self.warned.remove(&held.part.manifest)),
+            Ok(()) => self.failures.mended(held.part.manifest),
             Err(error) => {
-                if self.warned.len() < WARNED_MAX && self.warned.insert(held.part.manifest) {
+                if self.failures.is_news(held.part.manifest) {
                     tracing::warn!(study = %held.part.study, error = format!("{error:#}"), "copy not made yet");
                 }
             }
         }
+    }
+}
+
+/// Parts of which copies fail, by their manifests: each is told once for as long as it does.
+#[derive(Debug, Default)]
+struct Failures {
+    /// Told. At most [`WARNED_MAX`].
+    told: BTreeSet<[u8; 32]>,
+    /// Those of them that failed in this pass.
+    again: BTreeSet<[u8; 32]>,
+    /// How many others failed in this pass …
+    more: usize,
+    /// … and in the last.
+    more_before: usize,
+}
+
+impl Failures {
+    fn begin_pass(&mut self) {
+        self.again.clear();
+        self.more = 0;
+    }
+
+    /// Takes in a failure. Whether it is to be told.
+    fn is_news(&mut self, manifest: [u8; 32]) -> bool {
+        let is_new = !self.told.contains(&manifest);
+        if is_new && self.told.len() >= WARNED_MAX {
+            self.more += 1;
+            return false;
+        }
+        self.told.insert(manifest);
+        self.again.insert(manifest);
+        is_new
+    }
+
+    fn mended(&mut self, manifest: [u8; 32]) {
+        self.told.remove(&manifest);
+    }
+
+    /// A pass has come to its end, over all studies or some. How many parts failed that are told in no other way, if
+    /// that is news.
+    fn end_pass(&mut self, all: bool) -> Option<usize> {
+        if all || self.told.len() >= WARNED_MAX {
+            // Parts that were purged meanwhile, or are another site's now, would be kept for ever.
+            self.told = std::mem::take(&mut self.again);
+        }
+        let before = std::mem::replace(&mut self.more_before, self.more);
+        (self.more > 0 && self.more != before).then_some(self.more)
     }
 }
 
@@ -276,4 +327,43 @@ async fn pull_one(node: &Node, held: &HeldPart) -> anyhow::Result<()> {
     let (bytes, seconds) = (held.part.bytes, started.elapsed().as_secs_f64());
     tracing::info!(study = %held.part.study, bytes, seconds, "copy made");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest(n: usize) -> [u8; 32] {
+        *blake3::hash(&n.to_le_bytes()).as_bytes()
+    }
+
+    /// The failures of one pass. How many were told, and how many it was said to be besides.
+    fn pass(failures: &mut Failures, all: bool, parts: impl Iterator<Item = usize>) -> (usize, Option<usize>) {
+        failures.begin_pass();
+        let told = parts.filter(|n| failures.is_news(manifest(*n))).count();
+        (told, failures.end_pass(all))
+    }
+
+    #[test]
+    fn failures_are_told_once_and_never_in_silence_however_many_there_are() {
+        let (mut failures, most) = (Failures::default(), WARNED_MAX);
+        assert_eq!(pass(&mut failures, true, 0..most), (most, None));
+        assert_eq!(pass(&mut failures, true, 0..most), (0, None));
+        assert_eq!(pass(&mut failures, true, 0..most + 7), (0, Some(7)), "there is no room to remember them");
+        assert_eq!(pass(&mut failures, true, 0..most + 7), (0, None), "it was said");
+        assert_eq!(pass(&mut failures, true, 0..most + 8), (0, Some(8)));
+        // Some are purged: nobody says of them that they were made.
+        assert_eq!(pass(&mut failures, true, 5..most + 8), (0, None));
+        assert_eq!(pass(&mut failures, true, 5..most + 8), (5, Some(3)));
+        assert_eq!(failures.told.len(), most);
+        // All of them are, and only some studies are looked at from now on.
+        assert_eq!(pass(&mut failures, false, 0..1), (0, Some(1)));
+        assert_eq!(pass(&mut failures, false, 0..1), (1, None));
+        assert_eq!(pass(&mut failures, false, 1..2), (1, None));
+        assert_eq!(pass(&mut failures, false, 0..1), (0, None), "it was said, and it is not known to be over");
+        assert_eq!(pass(&mut failures, true, 0..1), (0, None));
+        assert_eq!(pass(&mut failures, true, 0..2), (1, None), "it was over");
+        failures.mended(manifest(0));
+        assert_eq!(pass(&mut failures, true, 0..2), (1, None));
+    }
 }
