@@ -196,6 +196,11 @@ impl Keeper {
             return Ok(());
         }
         let records = self.book.borrow().records();
+        self.rewrite(records).await
+    }
+
+    /// Writes the journal anew, and says for all to see if that fails.
+    async fn rewrite(&mut self, records: Vec<Record>) -> Result<(), WriteError> {
         let written = self.journal.rewrite(records).await;
         if let Err(error) = &written {
             tracing::error!(%error, "the outbox's journal cannot be written: nothing is taken down");
@@ -204,7 +209,7 @@ impl Keeper {
         written
     }
 
-    /// Forgets what is old, and makes the journal small.
+    /// Forgets what is old. Writes the journal anew if that makes it small, or if it cannot be relied on.
     async fn forget(&mut self) {
         let mut book = (**self.book.borrow()).clone();
         let old = book.forgettable(self.clock.now().into());
@@ -214,14 +219,13 @@ impl Keeper {
         }
         let records = book.records();
         let said: usize = records.iter().map(|record| postcard::to_stdvec(record).map_or(0, |bytes| bytes.len())).sum();
-        if old.is_empty() && self.journal.len() <= said as u64 * 2 + SLACK_BYTES {
+        let is_small = self.journal.len() <= said as u64 * 2 + SLACK_BYTES;
+        if old.is_empty() && is_small && !self.journal.is_suspect() {
             return;
         }
-        if let Err(error) = self.journal.rewrite(records).await {
-            tracing::warn!(%error, "the outbox's journal is not compacted");
-            return;
+        if self.rewrite(records).await.is_ok() {
+            self.book.send_replace(Arc::new(book));
         }
-        self.book.send_replace(Arc::new(book));
     }
 }
 

@@ -219,6 +219,38 @@ async fn what_was_sent_is_shown_for_a_day_and_what_failed_until_a_person_says_so
     assert!(outbox.book().get(id(1)).is_none());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_journal_that_could_not_be_written_is_told_and_written_once_it_can_be() {
+    let bench = Bench::new();
+    let disk = Disk::real(bench.root.path());
+    let (outbox, stop) = bench.open().await;
+    let queued = outbox.queue(SiteId(7), id(1), name("dr-a"), complete("done")).await.expect("queued");
+    outbox.ask(settle(&queued, End::Accepted { number: 1 })).await.expect("settled");
+    let [moment, round] = [Duration::from_secs(1), FORGET_EVERY];
+    tokio::time::sleep(moment).await;
+    // Nothing can be put in its place.
+    disk.create_dir("outbox/journal.new").await.expect("a directory");
+    bench.now.fetch_add(book::KEPT_MS + 1, Ordering::Relaxed);
+    assert_eq!(outbox.failure(), None);
+    tokio::time::sleep(round).await;
+    assert!(outbox.failure().is_some(), "what is old could not be left out");
+    assert_eq!(outbox.book().counts().settled, 1);
+    disk.remove_dir("outbox/journal.new").await.expect("removed");
+    tokio::time::sleep(round).await;
+    assert_eq!((outbox.failure(), outbox.book().counts()), (None, Counts::default()));
+
+    outbox.ask(take(2, "dr-a")).await.expect("taken");
+    drop((outbox, stop));
+    disk.create_dir("outbox/journal.new").await.expect("a directory");
+    let (outbox, _stop) = bench.open().await;
+    tokio::time::sleep(moment).await;
+    assert!(outbox.failure().is_some(), "what was read need not be what is on the disk");
+    disk.remove_dir("outbox/journal.new").await.expect("removed");
+    tokio::time::sleep(round).await;
+    assert_eq!(outbox.failure(), None, "nothing is old, and nobody asked");
+    assert_eq!(outbox.book().counts(), Counts { waiting: 1, held: 1, ..Counts::default() });
+}
+
 async fn until(outbox: &Outbox, holds: impl Fn(Counts) -> bool) {
     let mut book = outbox.watch();
     let waited = tokio::time::timeout(Duration::from_secs(60), book.wait_for(|book| holds(book.counts()))).await;
