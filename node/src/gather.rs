@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::arriving::First;
+use crate::http::is_cut_off;
 use crate::ingest::{Arrival, decode_attributes};
 use crate::node::Node;
 use crate::pack_day;
@@ -33,8 +34,10 @@ const AFTER_SENDER: Duration = Duration::from_secs(1);
 const LATEST: Duration = Duration::from_secs(30);
 /// A study that could not be published is tried again after this long, twice as long each time …
 const RETRY: Duration = Duration::from_secs(1);
-/// … but no longer than this.
+/// … but no longer than this, and at once when a quorum is heard again.
 const RETRY_MAX: Duration = Duration::from_secs(30);
+/// Between two looks whether one is.
+const TOUCH: Duration = Duration::from_secs(1);
 /// Before a study of which something is still to be coded is looked at again.
 const WHILE_CODED: Duration = Duration::from_millis(100);
 /// Before it is looked again for unpublished studies when that failed.
@@ -54,6 +57,7 @@ pub(crate) async fn run(
     let mut due: BTreeMap<String, Due> = BTreeMap::new();
     let (mut events, mut mends) = (node.store().events(), node.store().mends());
     let mut look = look_for_unpublished(&node, &mut due).await;
+    let (mut touch, mut was_cut_off) = (tokio::time::interval(TOUCH), true);
     loop {
         let next = due.values().map(|due| due.at).min();
         tokio::select! {
@@ -84,6 +88,13 @@ pub(crate) async fn run(
                     look = Some(Instant::now());
                 }
             },
+            _ = touch.tick() => {
+                let is_cut_off = is_cut_off(node.age());
+                if std::mem::replace(&mut was_cut_off, is_cut_off) && !is_cut_off {
+                    // Readers wait for what came meanwhile.
+                    due.values_mut().for_each(Due::try_now);
+                }
+            }
             () = reached(look) => look = look_for_unpublished(&node, &mut due).await,
             () = reached(next) => {
                 let now = Instant::now();
@@ -154,6 +165,13 @@ impl Due {
     /// Something new came: later, but not for ever.
     fn arrived(&mut self, quiet: Duration) {
         self.at = (Instant::now() + quiet).min(self.since + LATEST.max(quiet));
+    }
+
+    /// What failed is tried again now.
+    fn try_now(&mut self) {
+        if self.failures > 0 {
+            self.at = self.at.min(Instant::now());
+        }
     }
 
     fn failed(&mut self) {

@@ -69,7 +69,9 @@ fn a_study_is_purged_whole_if_all_that_is_known_of_it_came_later() {
     let purged_at = bench.view(|view| view.purged_at("1.2"));
     assert!(purged_at.is_some());
     assert_eq!(whole(&bench), purged_at);
-    [PARIS, lyon].map(|site| bench.confirmed(site, first));
+    for site in [PARIS, lyon] {
+        bench.confirmed(site, first);
+    }
     bench.now += 1_000;
     bench.keep(PARIS, "1.2", 2, 2);
     recorded(bench.record(PARIS, "1.2", "A1", 2));
