@@ -49,16 +49,16 @@ impl Commitments {
         for sop_instance in instances {
             let excused = excused(cluster, study_of(sop_instance));
             let wanted = ZONES.saturating_sub(excused).max(1);
-            let mut found = zones_with(cluster, sop_instance, &zones).await;
+            let (mut found, mut is_sure) = surely_in(cluster, sop_instance, &zones).await;
             // A gateway tells of what lies at centres, which may be down; and whoever tells may have died of it.
             let until = cluster.world.now() + BACK;
             while found.is_none_or(|found| found < wanted)
                 && (found.is_none() || cluster.gateway_slot() == Some(owner.slot))
-                && !is_all_up(cluster).await
+                && !is_sure
                 && cluster.world.now() < until
             {
                 tokio::time::sleep(LOOK).await;
-                found = zones_with(cluster, sop_instance, &zones).await;
+                (found, is_sure) = surely_in(cluster, sop_instance, &zones).await;
             }
             let why = match found {
                 Some(found) if found >= wanted => continue,
@@ -81,9 +81,16 @@ impl Commitments {
 pub(crate) async fn is_safe(cluster: &Cluster, study: &str, sop_instance: &str) -> Option<bool> {
     let excused = excused(cluster, study) + usize::from(cluster.was_alone_with(study));
     let zones = cluster.slots().map(|slot| (slot, own_zone(slot))).collect();
-    let found = zones_with(cluster, sop_instance, &zones).await?;
-    let is_safe = found >= ZONES.saturating_sub(excused).max(1);
-    (is_safe || is_all_up(cluster).await).then_some(is_safe)
+    let (found, is_sure) = surely_in(cluster, sop_instance, &zones).await;
+    let is_safe = found? >= ZONES.saturating_sub(excused).max(1);
+    (is_safe || is_sure).then_some(is_safe)
+}
+
+/// As [`zones_with`], and whether every node could say how it has it: one that came up or went down meanwhile was not asked.
+async fn surely_in(cluster: &Cluster, sop_instance: &str, zones: &BTreeMap<u32, String>) -> (Option<usize>, bool) {
+    let were_up = is_all_up(cluster).await;
+    let found = zones_with(cluster, sop_instance, zones).await;
+    (found, were_up && is_all_up(cluster).await)
 }
 
 /// Copies of a study that may be no more, and nobody knows yet: of a machine that is lost, which is only silent to the
