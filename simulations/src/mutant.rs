@@ -180,7 +180,7 @@ impl Mutant {
             Self::ContractIgnored => (&["I5"], 10),
             Self::PrefetchUnbounded => (&["prefetch"], 10),
             Self::SafetyInvented => (&["I5"], 5),
-            Self::MeshTimePast => (&["I5", "I3"], 5),
+            Self::MeshTimePast => (&["I5", "I3"], 10),
             Self::InboxFsyncLies => (&["I3", "startup"], 5),
             Self::GuardOpen => (&["I10"], 2),
             Self::GatewayOverreaches => (&["I10", "I8"], 5),

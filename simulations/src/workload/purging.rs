@@ -45,6 +45,8 @@ const HELD: f64 = 0.2;
 const HOLD: &str = "the court asks for it";
 /// How often another image comes afterwards.
 const COMES_AFTER: f64 = 0.3;
+/// … and how often through a gateway, which has few studies in one run.
+const COMES_AFTER_TO_A_GATEWAY: f64 = 0.8;
 /// Bytes at the end of an image as it was sent by which a disk is searched for it; the smallest have 64 of pixels.
 const SENT_MARK_BYTES: usize = 48;
 /// Bytes at the end of a stored chunk by which a disk is searched for it. The head of an image ends with its shape, which
@@ -117,7 +119,8 @@ impl Archive {
         if self.sender.rng.chance(HELD) {
             self.hold_for_a_while(exam).await;
         }
-        if self.purge(exam).await && self.sender.rng.chance(COMES_AFTER) && !cluster.is_ending() {
+        let comes_after = if self.is_behind_a_gateway() { COMES_AFTER_TO_A_GATEWAY } else { COMES_AFTER };
+        if self.purge(exam).await && self.sender.rng.chance(comes_after) && !cluster.is_ending() {
             let late = Sample::new(&of, INSTANCES, self.sender.rng.next(), 200);
             if images::store(&cluster, self.images_to, &late, &mut self.sender.rng).await {
                 cluster.world.sometimes(match self.is_behind_a_gateway() {
