@@ -1,5 +1,5 @@
-//! Small files that are read whole, and tell whether they are: a magic of 4 bytes, a version, the BLAKE3 hash of the rest,
-//! and a body in postcard.
+//! Small files that are read whole, and tell whether they are: a magic, if any, a version, the BLAKE3 hash of the rest, and a
+//! body in postcard.
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -23,16 +23,16 @@ pub(crate) enum Unreadable {
 ///
 /// # Errors
 /// When `body` cannot be encoded.
-pub(crate) fn encode(magic: &[u8; 4], version: u8, body: &impl Serialize) -> postcard::Result<Bytes> {
+pub(crate) fn encode(magic: &[u8], version: u8, body: &impl Serialize) -> postcard::Result<Bytes> {
     let body = postcard::to_stdvec(body)?;
-    Ok([&magic[..], &[version], blake3::hash(&body).as_bytes(), &body].concat().into())
+    Ok([magic, &[version], blake3::hash(&body).as_bytes(), &body].concat().into())
 }
 
 /// Reads what [`encode`] wrote.
 ///
 /// # Errors
 /// [`Unreadable`].
-pub(crate) fn decode<T: DeserializeOwned>(magic: &[u8; 4], version: u8, bytes: &[u8]) -> Result<T, Unreadable> {
+pub(crate) fn decode<T: DeserializeOwned>(magic: &[u8], version: u8, bytes: &[u8]) -> Result<T, Unreadable> {
     let rest = bytes.strip_prefix(magic).ok_or(Unreadable::Damaged)?;
     let (found, rest) = rest.split_first().ok_or(Unreadable::Damaged)?;
     if *found != version {

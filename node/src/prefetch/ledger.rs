@@ -14,12 +14,15 @@ use maillage_store::Hash;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
+use crate::checked;
+
 /// The file, and where a damaged one goes.
 const FILE: &str = "prefetched";
 const DAMAGED: &str = "prefetched.damaged";
+/// What the file begins with: nothing.
+const MAGIC: &[u8] = b"";
 /// Of the file.
 const VERSION: u8 = 1;
-const CHECKSUM_LEN: usize = 32;
 
 /// The note could not be made or ended durably.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -111,17 +114,11 @@ impl Ledger {
 
 fn encode(notes: &BTreeMap<Hash, Note>) -> io::Result<Bytes> {
     let listed: Vec<([u8; 32], &Note)> = notes.iter().map(|(manifest, note)| (manifest.0, note)).collect();
-    let body = postcard::to_allocvec(&listed).map_err(io::Error::other)?;
-    Ok([&[VERSION][..], blake3::hash(&body).as_bytes(), &body].concat().into())
+    checked::encode(MAGIC, VERSION, &listed).map_err(io::Error::other)
 }
 
 fn decode(bytes: &[u8]) -> Option<BTreeMap<Hash, Note>> {
-    let (version, rest) = bytes.split_first()?;
-    let (checksum, body) = rest.split_at_checked(CHECKSUM_LEN)?;
-    if *version != VERSION || blake3::hash(body).as_bytes() != checksum {
-        return None;
-    }
-    let listed: Vec<([u8; 32], Note)> = postcard::from_bytes(body).ok()?;
+    let listed: Vec<([u8; 32], Note)> = checked::decode(MAGIC, VERSION, bytes).ok()?;
     Some(listed.into_iter().map(|(manifest, note)| (Hash(manifest), note)).collect())
 }
 

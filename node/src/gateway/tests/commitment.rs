@@ -8,6 +8,15 @@ async fn beside_a_centre(disk: &Disk, says: fn(u64, &Ask) -> Option<Reply>) -> R
     Running::start_among(&["paris"], SiteId(9), host(disk, Arc::new(Scripted(says))), "").await
 }
 
+/// The same, with one image in its spool that the centre has.
+async fn with_one_image(disk: &Disk, says: fn(u64, &Ask) -> Option<Reply>) -> (Running, Uid) {
+    let running = beside_a_centre(disk, says).await;
+    let (uid, dataset) = phantom(1).slice(0);
+    running.take(&uid, dataset).await.expect("taken");
+    running.is_through(1).await;
+    (running, uid)
+}
+
 async fn rot_manifest(store: &Store, directory: &tempfile::TempDir, uid: &Uid) {
     let listed = store.instance(uid.as_str()).await.expect("index").expect("listed");
     let manifest = store.get_manifest(listed.entry.manifest).await.expect("read").expect("stored");
@@ -54,10 +63,7 @@ async fn other_bytes_under_its_uid_do_not_make_a_damaged_image_safe() {
     let directory = tempfile::tempdir().expect("a directory");
     let disk = Disk::real(directory.path());
     // Something is safe under the UID, and not these bytes.
-    let running = beside_a_centre(&disk, |_, asked| Some(has_all(asked, Safety::Pending))).await;
-    let (uid, dataset) = phantom(1).slice(0);
-    running.take(&uid, dataset).await.expect("taken");
-    running.is_through(1).await;
+    let (running, uid) = with_one_image(&disk, |_, asked| Some(has_all(asked, Safety::Pending))).await;
     rot_manifest(running.gateway.store(), &directory, &uid).await;
     let commitments = running.gateway.commitments();
     let asked = request_commitment(commitments, 1, &uid).await;
@@ -70,10 +76,7 @@ async fn other_bytes_under_its_uid_do_not_make_a_damaged_image_safe() {
 async fn a_request_for_commitment_is_answered_in_time_though_the_wall_clock_stands() {
     let directory = tempfile::tempdir().expect("a directory");
     let disk = Disk::real(directory.path());
-    let running = beside_a_centre(&disk, |_, asked| Some(has_all(asked, Safety::Pending))).await;
-    let (uid, dataset) = phantom(1).slice(0);
-    running.take(&uid, dataset).await.expect("taken");
-    running.is_through(1).await;
+    let (running, uid) = with_one_image(&disk, |_, asked| Some(has_all(asked, Safety::Pending))).await;
     let commitments = running.gateway.commitments();
     // The machine's own clock knows nothing of the time that passes here.
     let asked = request_commitment(commitments, 1, &uid).await;
